@@ -1,0 +1,44 @@
+"""The exceptions pad_fast raises on purpose.
+
+Everything a user can cause derives from :class:`PadFastError`, so the command line can print the message
+without a traceback while a bug in the library still shows one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PadFastError(Exception):
+    """Base of every error with a message meant for the person at the keyboard."""
+
+
+class InputError(PadFastError, ValueError):
+    """A value passed in (data, option, tensor) cannot be used; the message names it and the way out."""
+
+
+class DatasetError(InputError):
+    """A data set is missing, malformed or too small for what was asked."""
+
+
+class ConfigError(InputError):
+    """A setting is unknown, of the wrong type or outside its range."""
+
+
+class StoreError(InputError):
+    """An expert store, order table, checkpoint or distilled set on disk cannot be used."""
+
+
+class BackendError(PadFastError, RuntimeError):
+    """A backend asked for by name cannot serve this problem; the message says why."""
+
+
+class DistillationStopped(PadFastError, RuntimeError):
+    """A run ended early (NaN loss, every iteration skipped); its checkpoint is on disk."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the closest known name, or an empty string when nothing is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,237 @@
+"""The compiled extension `pad_fast._C` on torch tensors: difficulty scores and orders.
+
+Every wrapper checks dtype, shape, memory layout, device and label range before an address crosses over. The
+extension is optional: :func:`available` says whether it is there, :func:`unavailable_reason` why it is not.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import BackendError, InputError
+
+FLOATS = (torch.float32, torch.float64)
+_BUILD_RECORD = Path(__file__).with_name("_build.json")
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        from . import _C
+    except ImportError as error:
+        return None, _explain(error, build_record())
+    return _C, ""
+
+
+def _explain(error: ImportError, record: dict[str, Any] | None) -> str:
+    """Why the extension cannot be imported, as far as the record of its build tells."""
+    if record is None:
+        return "pad_fast was never built here (no _build.json beside it); run: pip install -e ."
+    if not record["extension"]:
+        return f"it was not built when pad_fast was installed: {record['reason']}"
+    return f"it was built for Python {record['python']}, but cannot be loaded: {error}"
+
+
+def build_record() -> dict[str, Any] | None:
+    """What the installation noted about building the extension, None where nothing was installed.
+
+    Keys: `extension` (built or not), `reason` (why not), `python`, `compiler`, `cuda` (nvcc's version or
+    None) and `cuda_reason`.
+    """
+    try:
+        return dict(json.loads(_BUILD_RECORD.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+_module, _reason = _load()
+
+
+def available() -> bool:
+    """Whether the compiled extension is loaded."""
+    return _module is not None
+
+
+def unavailable_reason() -> str:
+    """Why the extension is not loaded; empty when it is."""
+    return _reason
+
+
+def build_info() -> dict[str, str | bool]:
+    """Compiler, C++ standard, instruction set in use on this machine and whether CUDA kernels are in.
+
+    Raises:
+        BackendError: the extension is not loaded.
+    """
+    return dict(_extension().build_info())
+
+
+def el2n(logits: Tensor, labels: Tensor, *, threads: int | None = None) -> Tensor:
+    """EL2N difficulty `||softmax(z) - onehot(y)||_2` of every sample (Paul et al. 2021, arXiv 2107.07075).
+
+    Sums run in double precision for either dtype. The entry `1 - p_y` is computed as the sum of the other
+    probabilities, so that samples classified with near certainty keep distinct scores. A NaN logit gives a
+    NaN score. Nothing is recorded for autograd.
+
+    Args:
+        logits: `[N, K]`, float32 or float64, contiguous; on the CPU, or on a GPU where CUDA kernels are built.
+        labels: `[N]`, int64, in `[0, K)`, on the same device.
+        threads: CPU threads; `torch.get_num_threads()` by default. The result does not depend on it.
+
+    Returns:
+        Scores `[N]` between 0 and sqrt(2), dtype and device of `logits`.
+
+    Raises:
+        InputError: a tensor that does not fit the description above.
+        BackendError: the extension is not loaded, or CUDA refuses.
+
+    Example:
+        >>> el2n(torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
+        tensor([0.7071, 1.2456])
+    """
+    rows, classes = _check_logits(logits, labels)
+    out = torch.empty(rows, dtype=logits.dtype, device=logits.device)
+    _run("el2n", out, logits, labels, rows, classes, threads=threads)
+    return out
+
+
+def grand(logits: Tensor, features: Tensor, labels: Tensor, *, threads: int | None = None) -> Tensor:
+    """Last-layer GraNd `EL2N * sqrt(1 + ||h||^2)` of every sample (Paul et al. 2021, arXiv 2107.07075).
+
+    It equals the norm of the sample's cross-entropy gradient in the weights and the bias of the last layer.
+
+    Args:
+        logits: `[N, K]` as in :func:`el2n`.
+        features: `[N, F]`, the last layer's inputs, contiguous; dtype and device of `logits`.
+        labels: `[N]`, int64, in `[0, K)`, on the same device.
+        threads: CPU threads; `torch.get_num_threads()` by default. The result does not depend on it.
+
+    Returns:
+        Scores `[N]`, dtype and device of `logits`.
+
+    Raises:
+        InputError: a tensor that does not fit the description above.
+        BackendError: the extension is not loaded, or CUDA refuses.
+
+    Example:
+        >>> grand(torch.zeros(1, 2), torch.tensor([[2.0, 2.0, 4.0]]), torch.tensor([1]))
+        tensor([3.5355])
+    """
+    rows, classes = _check_logits(logits, labels)
+    _check_tensor("features", features, (logits.dtype,), dims=2, device=logits.device)
+    if features.shape[0] != rows:
+        raise InputError(f"features has {features.shape[0]} rows, logits has {rows}; pass one row per sample")
+    out = torch.empty(rows, dtype=logits.dtype, device=logits.device)
+    _run("grand", out, logits, features, labels, rows, classes, features.shape[1], threads=threads)
+    return out
+
+
+def class_order(scores: Tensor, labels: Tensor, classes: int, *, threads: int | None = None) -> list[Tensor]:
+    """Sample indices of every class from easy (low score) to hard (high), ties by index.
+
+    Args:
+        scores: `[N]`, float32 or float64, free of NaN, contiguous, on the CPU.
+        labels: `[N]`, int64, in `[0, classes)`, on the CPU.
+        classes: number of classes; one without samples gets an empty tensor.
+        threads: CPU threads; `torch.get_num_threads()` by default. The result does not depend on it.
+
+    Returns:
+        One int64 index tensor per class.
+
+    Raises:
+        InputError: a tensor that does not fit the description above.
+        BackendError: the extension is not loaded.
+
+    Example:
+        >>> class_order(torch.tensor([0.5, 0.1, 0.5, 0.2]), torch.tensor([1, 0, 1, 1]), 2)
+        [tensor([1]), tensor([3, 0, 2])]
+    """
+    _extension()
+    _check_tensor("scores", scores, FLOATS, dims=1, device=torch.device("cpu"))
+    _check_labels(labels, scores.shape[0], classes, device=scores.device)
+    if scores.isnan().any():
+        first = int(scores.isnan().nonzero()[0])
+        raise InputError(f"scores[{first}] is NaN, which has no place in an order; drop or recompute it")
+    order = torch.empty(scores.shape[0], dtype=torch.int64)
+    offsets = torch.empty(classes + 1, dtype=torch.int64)
+    _run("class_order", order, offsets, scores, labels, scores.shape[0], classes, threads=threads)
+    return list(order.split(offsets.diff().tolist()))
+
+
+def _extension() -> Any:
+    if _module is None:
+        raise BackendError(f"the compiled extension pad_fast._C is not available: {_reason}")
+    return _module
+
+
+def _run(operation: str, *arguments: Tensor | int, threads: int | None) -> None:
+    """Call the extension's version of `operation` for the tensors' dtype and device; all have been checked."""
+    extension = _extension()
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    suffix = "f64" if any(tensor.dtype == torch.float64 for tensor in tensors) else "f32"
+    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    threads = _check_threads(threads)
+    device = tensors[0].device
+    if device.type == "cpu":
+        getattr(extension, f"{operation}_{suffix}")(*values, threads)
+        return
+    stream = torch.cuda.current_stream(device).cuda_stream
+    refusal = getattr(extension, f"{operation}_cuda_{suffix}")(*values, device.index, stream)
+    if refusal is not None:
+        raise BackendError(f"{operation} on {device}: {refusal}; the same tensors on the CPU would do")
+
+
+def _check_logits(logits: Tensor, labels: Tensor) -> tuple[int, int]:
+    """(rows, classes) of a valid pair on a device that the extension serves."""
+    extension = _extension()
+    device = logits.device
+    if device.type == "cuda" and not extension.build_info()["cuda"]:
+        reason = (build_record() or {}).get("cuda_reason")
+        raise InputError(
+            f"logits is on {device}, and pad_fast._C was built without CUDA kernels ({reason}); pass logits.cpu()"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"logits is on {device}; this runs on the CPU and on CUDA devices, pass logits.cpu()")
+    _check_tensor("logits", logits, FLOATS, dims=2, device=device)
+    rows, classes = logits.shape
+    _check_labels(labels, rows, classes, device=device)
+    return rows, classes
+
+
+def _check_labels(labels: Tensor, rows: int, classes: int, *, device: torch.device) -> None:
+    if classes < 1:
+        raise InputError(f"the number of classes is {classes}; there must be at least one")
+    _check_tensor("labels", labels, (torch.int64,), dims=1, device=device)
+    if labels.shape[0] != rows:
+        raise InputError(f"labels has {labels.shape[0]} entries for {rows} samples; pass one per sample")
+    if rows:
+        low, high = (int(end) for end in labels.aminmax())
+        if low < 0 or high >= classes:
+            raise InputError(f"labels reach from {low} to {high}; they must lie in [0, {classes})")
+
+
+def _check_tensor(
+    name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], *, dims: int, device: torch.device
+) -> None:
+    if tensor.dtype not in dtypes:
+        wanted = " or ".join(str(dtype) for dtype in dtypes)
+        raise InputError(f"{name} is {tensor.dtype}; convert it to {wanted}")
+    if tensor.dim() != dims:
+        raise InputError(f"{name} has shape {list(tensor.shape)}; {dims} dimensions are needed")
+    if tensor.device != device:
+        raise InputError(f"{name} is on {tensor.device}, but {device} is needed; pass {name}.to('{device}')")
+    if not tensor.is_contiguous():
+        raise InputError(f"{name} is not contiguous; pass {name}.contiguous()")
+
+
+def _check_threads(threads: int | None) -> int:
+    if threads is None:
+        return torch.get_num_threads()
+    if threads < 1:
+        raise InputError(f"threads is {threads}; at least 1 is needed")
+    return threads

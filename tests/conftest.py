@@ -1,0 +1,39 @@
+"""Shared fixtures: where the golden files are, and a scale-free comparator for gradients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def golden_folders() -> list[Path]:
+    """Folders searched for golden files, the complete set first, the committed selection last."""
+    named = os.environ.get("PAD_FAST_GOLDEN")
+    folders = [Path(named)] if named else []
+    folders += [ROOT.parent / "shared" / "golden", ROOT / "tests" / "golden"]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def golden_path(name: str) -> Path:
+    """The golden file of that name, or skip: only the small ones are committed."""
+    for folder in golden_folders():
+        if (folder / name).is_file():
+            return folder / name
+    pytest.skip(f"golden file {name} is not in the committed selection; set PAD_FAST_GOLDEN to the full set")
+
+
+@pytest.fixture
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """Load a golden `.npz` into a plain dict of arrays."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(golden_path(name)) as data:
+            return {key: data[key] for key in data.files}
+
+    return load

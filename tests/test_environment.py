@@ -1,0 +1,103 @@
+"""The report of `pad-fast env`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pad_fast import environment as module
+from pad_fast import native
+from pad_fast._version import __version__
+from pad_fast.environment import cpu_name, environment, format_environment
+
+
+def test_names_versions_and_hardware() -> None:
+    values = environment()
+    assert values["pad_fast"] == __version__
+    assert values["python"] == platform.python_version()
+    assert values["torch"] == torch.__version__
+    assert values["numpy"] == importlib.metadata.version("numpy")
+    assert values["threads"] == torch.get_num_threads()
+    assert values["cpu"]
+    assert values["extension"]["available"] == native.available()
+    assert values["cuda"]["available"] == torch.cuda.is_available()
+    assert json.loads(json.dumps(values)) == values
+
+
+def test_prints_one_aligned_line_per_entry() -> None:
+    values = environment()
+    lines = format_environment(values).splitlines()
+    assert len(lines) == len(values)
+    column = max(len(key) for key in values) + 2
+    assert all(line[column - 1] == " " and line[column] != " " for line in lines)
+    assert lines[0] == f"{'pad fast':<{column}}{__version__}"
+
+
+def test_does_not_import_triton() -> None:
+    program = (
+        "import sys; from pad_fast.environment import environment; environment(); sys.exit('triton' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "triton":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    values = environment()
+    assert values["triton"] is None
+    assert values["torchvision"] is not None
+    assert "not installed" in format_environment(values)
+
+
+def test_a_missing_extension_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_module", None)
+    monkeypatch.setattr(native, "_reason", "no C++ compiler found")
+    values = environment()
+    assert values["extension"] == {"available": False, "detail": "no C++ compiler found"}
+    assert "no: no C++ compiler found" in format_environment(values)
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_the_extension_is_described(monkeypatch: pytest.MonkeyPatch, cuda: bool) -> None:
+    info = {"compiler": "gcc 12.2.0", "standard": "C++17", "instructions": "avx2", "cuda": cuda}
+    monkeypatch.setattr(native, "available", lambda: True)
+    monkeypatch.setattr(native, "build_info", lambda: info)
+    monkeypatch.setattr(native, "build_record", lambda: {"cuda_reason": "nvcc not found"})
+    detail = environment()["extension"]["detail"]
+    ending = "with CUDA kernels" if cuda else "no CUDA kernels (nvcc not found)"
+    assert detail == f"gcc 12.2.0, C++17, avx2, {ending}"
+
+
+def test_cuda_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"card {index}")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert environment()["cuda"] == {"available": True, "detail": "CUDA 13.0, card 0, card 1"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert environment()["cuda"] == {"available": False, "detail": "no CUDA device found"}
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert environment()["cuda"] == {"available": False, "detail": "this torch was built without CUDA"}
+
+
+def test_cpu_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: Path, encoding: str | None = None) -> str:
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(module.Path, "read_text", missing)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert cpu_name() == "riscv64"
