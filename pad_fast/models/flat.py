@@ -1,0 +1,121 @@
+"""Any network as a function of one flat parameter vector."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+_NORMS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._NormBase,  # BatchNorm and InstanceNorm in every dimension
+)
+
+
+class FlatNetwork:
+    """A module called as `network(theta, images)` with `theta` in `parameters()` order.
+
+    Three kinds of model are understood: a :class:`pad_fast.ConvNet`, any other `nn.Module`, and the wrapper that
+    published trajectory-matching scripts use, whose `forward` takes `flat_param=`. The module's own parameters are
+    never written to. Its buffers (batch-norm statistics) are updated as an ordinary training step would.
+
+    Args:
+        module: the network; its training mode is respected.
+
+    Raises:
+        InputError: the module has no parameters.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.takes_flat_param = "flat_param" in inspect.signature(module.forward).parameters
+        parameters = dict(module.named_parameters())
+        if not parameters:
+            raise InputError(f"{type(module).__name__} has no parameters, so there is no trajectory to match")
+        if self.takes_flat_param:
+            # The wrapper keeps one vector; names and shapes of what it was made of are its private matter.
+            self.names: tuple[str, ...] = ("flat_param",)
+            self.shapes: tuple[torch.Size, ...] = (torch.Size([sum(p.numel() for p in parameters.values())]),)
+        else:
+            self.names = tuple(parameters)
+            self.shapes = tuple(parameter.shape for parameter in parameters.values())
+        self.sizes = tuple(shape.numel() for shape in self.shapes)
+        self.parameter_count = sum(self.sizes)
+
+    def __repr__(self) -> str:
+        return f"FlatNetwork({type(self.module).__name__}, {self.parameter_count:,} parameters)"
+
+    def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
+        """Logits `[B, classes]` of `images` `[B, C, H, W]` under parameters `theta` `[P]`."""
+        if self.takes_flat_param:
+            return self.module(images, flat_param=theta)
+        return torch.func.functional_call(self.module, self.unflatten(theta), (images,))
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Views of `theta` `[P]` under the module's parameter names."""
+        pieces = theta.split(self.sizes)
+        return {name: piece.view(shape) for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)}
+
+    def initial(self) -> Tensor:
+        """The module's current parameters as a new vector `[P]` that shares no memory with them."""
+        return torch.cat([parameter.detach().reshape(-1) for parameter in self.module.parameters()]).clone()
+
+    def load(self, theta: Tensor) -> nn.Module:
+        """Copy `theta` `[P]` into the module's own parameters and return the module."""
+        torch.nn.utils.vector_to_parameters(theta.detach(), self.module.parameters())
+        return self.module
+
+    def layer_starts(self) -> tuple[int, ...]:
+        """Flat offset at which each layer begins: a convolution or linear map with its bias and the norm after it.
+
+        Raises:
+            InputError: the model is a flat-parameter wrapper, which does not say where its layers begin.
+        """
+        if self.takes_flat_param:
+            raise InputError(
+                f"{type(self.module).__name__} holds one flat vector, so layers cannot be counted; "
+                "use ParameterMask.depth(ratio), or pass the network without its wrapper"
+            )
+        starts: list[int] = []
+        previous: str | None = None
+        offset = 0
+        for name, size in zip(self.names, self.sizes, strict=True):
+            owner = name.rpartition(".")[0]
+            if owner != previous and not (starts and isinstance(self.module.get_submodule(owner), _NORMS)):
+                starts.append(offset)
+            previous = owner
+            offset += size
+        return tuple(starts)
+
+    @contextmanager
+    def buffers_restored(self) -> Iterator[None]:
+        """Put the buffers back afterwards: a step evaluated a second time must not count twice in the statistics."""
+        saved = [(buffer, buffer.detach().clone()) for buffer in self.module.buffers()]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in saved:
+                    buffer.copy_(value)
+
+
+def embed(module: nn.Module, images: Tensor) -> Tensor:
+    """Penultimate features `[B, F]` of a network of ours.
+
+    Raises:
+        InputError: the module offers no `embed` method.
+    """
+    method: Callable[[Tensor], Any] | None = getattr(module, "embed", None)
+    if method is None:
+        raise InputError(
+            f"{type(module).__name__} has no embed(images) method that returns its penultimate features; "
+            "use a network from pad_fast.network, or add one"
+        )
+    return method(images)
