@@ -1,0 +1,32 @@
+"""Data sets, their normalisation and the augmentation of batches."""
+
+from __future__ import annotations
+
+from .arrays import stratified_split
+from .augment import DSA, DSADraw, SeededDSA
+from .datasets import ImageDataset, load_dataset
+from .normalize import (
+    ZCA,
+    MeanStd,
+    Normalization,
+    fit_mean_std,
+    fit_normalization,
+    fit_zca,
+    normalization_from_state,
+)
+
+__all__ = [
+    "DSA",
+    "DSADraw",
+    "ImageDataset",
+    "MeanStd",
+    "Normalization",
+    "SeededDSA",
+    "ZCA",
+    "fit_mean_std",
+    "fit_normalization",
+    "fit_zca",
+    "load_dataset",
+    "normalization_from_state",
+    "stratified_split",
+]

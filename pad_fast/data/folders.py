@@ -1,0 +1,215 @@
+"""Image files in class folders, on disk or inside a zip archive, decoded by a pool of threads."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import DatasetError
+from .arrays import Splits, pil_to_tensor, stack_images
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+# What the extensions stand for, most common first: PIL tries them in this order and no others, so a file named
+# .png never reaches the plugins that run programs (EPS).
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+Listing = dict[str, list[str]]  # class name -> image files, both in natural order
+
+_FILES_PER_TASK = 64  # a task per file would spend more time on queues than on small images
+
+
+class Tree(Protocol):
+    """A read-only folder; paths are relative to its root and use "/"."""
+
+    def folders(self, parent: str) -> list[str]:
+        """Names of the folders directly inside `parent`, natural order; empty if `parent` is missing."""
+
+    def images(self, parent: str) -> list[str]:
+        """Paths of all image files below `parent`, natural order."""
+
+    def read(self, path: str) -> bytes:
+        """The bytes of one file."""
+
+    def describe(self, path: str) -> str:
+        """The path as a person would find it."""
+
+
+class FolderTree:
+    """A folder on disk."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    def folders(self, parent: str) -> list[str]:
+        try:
+            entries = [entry.name for entry in os.scandir(self.root / parent) if entry.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise DatasetError(f"cannot list {self.root / parent}: {error.strerror or error}") from error
+        return sorted((name for name in entries if not name.startswith(".")), key=natural_key)
+
+    def images(self, parent: str) -> list[str]:
+        paths = []
+        for folder, _, names in os.walk(self.root / parent, followlinks=True):
+            relative = Path(folder).relative_to(self.root).as_posix()
+            paths += [f"{relative}/{name}" for name in names if _is_image(name)]
+        return sorted(paths, key=natural_key)
+
+    def read(self, path: str) -> bytes:
+        try:
+            with open(os.path.join(self.root, path), "rb") as file:  # pathlib costs as much as a small read
+                return file.read()
+        except OSError as error:
+            raise DatasetError(f"cannot read {self.root / path}: {error.strerror or error}") from error
+
+    def describe(self, path: str) -> str:
+        return str(self.root / path)
+
+
+class ZipTree:
+    """A folder inside a zip archive, read without extraction.
+
+    Raises:
+        DatasetError: the file is not a zip archive.
+    """
+
+    def __init__(self, archive: str | os.PathLike[str], root: str = "") -> None:
+        self.path = Path(archive)
+        self.prefix = f"{root}/" if root else ""
+        try:
+            self._archive = zipfile.ZipFile(self.path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DatasetError(f"cannot open {self.path} as a zip archive (truncated?): {error}") from error
+        self._files: dict[str, list[str]] = {}
+        self._folders: dict[str, set[str]] = {}
+        for name in self._archive.namelist():
+            if not name.startswith(self.prefix):
+                continue
+            relative = PurePosixPath(name[len(self.prefix) :])
+            for parent in relative.parents:
+                self._folders.setdefault(str(parent.parent), set()).add(parent.name)
+            if name.endswith("/"):
+                self._folders.setdefault(str(relative.parent), set()).add(relative.name)
+            elif _is_image(relative.name):
+                for parent in relative.parents:
+                    self._files.setdefault(str(parent), []).append(str(relative))
+
+    def folders(self, parent: str) -> list[str]:
+        names = self._folders.get(parent, set()) - {""}
+        return sorted((name for name in names if not name.startswith(".")), key=natural_key)
+
+    def images(self, parent: str) -> list[str]:
+        return sorted(self._files.get(parent, []), key=natural_key)
+
+    def read(self, path: str) -> bytes:
+        try:
+            return self._archive.read(self.prefix + path)
+        except (KeyError, OSError, zipfile.BadZipFile) as error:
+            raise DatasetError(f"cannot read {self.describe(path)}: {error}") from error
+
+    def describe(self, path: str) -> str:
+        return f"{self.path}:{self.prefix}{path}"
+
+
+def natural_key(text: str) -> tuple[list[str | int], str]:
+    """Sort key that counts: img2 before img10, class folders 0 to 10 in numeric order.
+
+    Example:
+        >>> sorted(["10", "9", "1"], key=natural_key)
+        ['1', '9', '10']
+    """
+    # The pieces alternate text, number, text, ..., so equal positions always compare equal types.
+    pieces = [int(piece) if odd else piece for piece, odd in _alternate(re.split(r"([0-9]+)", text))]
+    return pieces, text
+
+
+def class_listing(tree: Tree, split: str, classes: Iterable[str] | None = None) -> Listing:
+    """The image files of each class folder of `split`.
+
+    Raises:
+        DatasetError: no class folders, or one without images.
+    """
+    names = list(classes) if classes is not None else tree.folders(split)
+    if not names:
+        raise DatasetError(f"{tree.describe(split)} has no class folders; expected {split}/<class>/<image file>.")
+    listing = {name: tree.images(f"{split}/{name}") for name in names}
+    for name, paths in listing.items():
+        if not paths:
+            raise DatasetError(
+                f"class folder {tree.describe(f'{split}/{name}')} holds no images ({' '.join(EXTENSIONS)})."
+            )
+    return listing
+
+
+def load_listings(name: str, tree: Tree, train: Listing, test: Listing, resolution: int | None) -> Splits:
+    """Decode both splits; labels follow the order of the training classes.
+
+    Images become RGB unless every one of them is single-channel.
+
+    Raises:
+        DatasetError: the class sets differ, a file cannot be decoded, or sizes are mixed.
+    """
+    if set(train) != set(test):
+        only_train, only_test = sorted(set(train) - set(test)), sorted(set(test) - set(train))
+        raise DatasetError(
+            f"training and test set of {tree.describe('')} have different classes: only in training "
+            f"{only_train[:5]}, only in test {only_test[:5]}. Both need the same class folders."
+        )
+    classes = list(train)
+    paths = [path for split in (train, test) for label in classes for path in split[label]]
+    labels = [
+        torch.tensor([index for index, label in enumerate(classes) for _ in split[label]]) for split in (train, test)
+    ]
+    images = stack_images(decode(tree, paths, resolution), lambda index: tree.describe(paths[index]))
+    count = len(labels[0])
+    return Splits(name, images[:count], labels[0], images[count:], labels[1], tuple(classes))
+
+
+def decode(tree: Tree, paths: Sequence[str], resolution: int | None) -> list[Tensor]:
+    """Decode image files to uint8 `[1 or 3, H, W]` in the order of `paths`.
+
+    Raises:
+        DatasetError: a file cannot be decoded; the message names it.
+    """
+    from PIL import Image
+
+    def one(path: str) -> Tensor:
+        data = tree.read(path)
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                return pil_to_tensor(image, resolution)
+        except Exception as error:  # PIL's plugins raise almost anything for damaged files
+            raise DatasetError(
+                f"cannot decode image {tree.describe(path)}: {error}. Repair or remove the file."
+            ) from error
+
+    def several(chunk: Sequence[str]) -> list[Tensor]:
+        return [one(path) for path in chunk]
+
+    Image.init()  # load the format plugins once, not in every thread
+    chunks = [paths[start : start + _FILES_PER_TASK] for start in range(0, len(paths), _FILES_PER_TASK)]
+    # More threads than cores: some wait for the disk. Decoding itself releases the interpreter lock.
+    pool = ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1))
+    try:
+        return [image for images in pool.map(several, chunks) for image in images]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _alternate(pieces: list[str]) -> Iterable[tuple[str, bool]]:
+    return ((piece, index % 2 == 1) for index, piece in enumerate(pieces))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")

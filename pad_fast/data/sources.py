@@ -1,0 +1,165 @@
+"""Data sets known by name: scikit-learn's digits, torchvision's, ImageNet's, and any image folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DatasetError, nearest
+from .arrays import Splits, stratified_split
+from .folders import FolderTree, class_listing, load_listings
+from .imagenet import SUBSETS, load_subset, load_tiny
+from .vision import torchvision_datasets
+
+IMAGE_FOLDER = "imagefolder:"
+
+_RGB = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Per-channel mean and std of the published pipelines. CIFAR-100 uses CIFAR-10's on purpose: so do they.
+_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_STATISTICS = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashionmnist": ((0.2861,), (0.3530,)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+}
+# Name -> torchvision class and what it reads inside data_dir.
+_TORCHVISION = {
+    "mnist": ("MNIST", "MNIST/raw"),
+    "fashionmnist": ("FashionMNIST", "FashionMNIST/raw"),
+    "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": ("CIFAR100", "cifar-100-python"),
+}
+# "ImageNet" without a subset means Imagenette in the published scripts.
+_ALIASES = {"tiny": "tinyimagenet", "tinyimagenet200": "tinyimagenet", "imagenet": "imagenette"}
+
+NAMES = ("digits", *_TORCHVISION, "tinyimagenet", *SUBSETS)
+
+
+def canonical_name(name: str) -> str:
+    """The name in :data:`NAMES` meant by `name`; case, "-", "_" and blanks do not matter.
+
+    Raises:
+        DatasetError: unknown name.
+
+    Example:
+        >>> canonical_name("CIFAR-10"), canonical_name("Tiny")
+        ('cifar10', 'tinyimagenet')
+    """
+    key = "".join(character for character in name.lower() if character not in "-_ ")
+    key = _ALIASES.get(key, key)
+    if key not in NAMES:
+        raise DatasetError(
+            f"data set {name!r} is unknown; known are {', '.join(NAMES)} and {IMAGE_FOLDER}PATH."
+            f"{nearest(key, (*NAMES, *_ALIASES))}"
+        )
+    return key
+
+
+def load_named(name: str, *, data_dir: str | os.PathLike[str] | None, resolution: int | None, download: bool) -> Splits:
+    """Read the data set `name`; `data_dir` defaults to $PAD_FAST_DATA, then to ./data.
+
+    Raises:
+        DatasetError: unknown name, or files missing or damaged.
+    """
+    if name.lower().startswith(IMAGE_FOLDER):
+        return load_image_folder(Path(name[len(IMAGE_FOLDER) :]).expanduser(), resolution)
+    key = canonical_name(name)
+    folder = Path(data_dir if data_dir is not None else os.environ.get("PAD_FAST_DATA", "data")).expanduser()
+    if key == "digits":
+        return load_digits()
+    if key in _TORCHVISION:
+        return load_torchvision(key, folder, download=download)
+    splits = load_tiny(folder, resolution) if key == "tinyimagenet" else load_subset(key, folder, resolution)
+    return Splits(
+        splits.name,
+        splits.train_images,
+        splits.train_labels,
+        splits.test_images,
+        splits.test_labels,
+        splits.class_names,
+        _RGB,
+    )
+
+
+def load_digits() -> Splits:
+    """The 1797 handwritten digits that scikit-learn ships: 8x8 gray, 1437 for training and 360 for test."""
+    try:
+        from sklearn.datasets import load_digits as read
+    except ImportError as error:
+        raise DatasetError("the digits come with scikit-learn: pip install scikit-learn.") from error
+    bunch = read()
+    images = torch.from_numpy(bunch.images).float().div_(16)[:, None]  # [1797, 1, 8, 8]
+    labels = torch.from_numpy(bunch.target).long()
+    train, test = stratified_split(labels)
+    names = tuple(str(name) for name in bunch.target_names)
+    return Splits("digits", images[train], labels[train], images[test], labels[test], names)
+
+
+def load_torchvision(name: str, folder: Path, *, download: bool) -> Splits:
+    """MNIST, FashionMNIST, SVHN, CIFAR-10 or CIFAR-100 in torchvision's layout under `folder`.
+
+    Nothing is fetched unless `download`.
+
+    Raises:
+        DatasetError: the files are missing or damaged, or the download failed.
+    """
+    class_name, files = _TORCHVISION[name]
+    read = getattr(torchvision_datasets(), class_name)
+    parts = []
+    for train in (True, False):
+        which: dict[str, Any] = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
+        try:
+            parts.append(read(root=str(folder), download=download, **which))
+        except Exception as error:  # RuntimeError, OSError, pickle or network errors, by file and version
+            raise DatasetError(
+                f"{class_name} cannot be read from {folder.absolute()} (looked for {files}): {error} Put the official "
+                "files there, name another folder with data_dir=, or fetch them with download=True."
+            ) from error
+    names = getattr(parts[0], "classes", None) or [str(digit) for digit in range(10)]
+    return Splits(
+        name,
+        _stored_images(parts[0].data),
+        _stored_labels(parts[0]),
+        _stored_images(parts[1].data),
+        _stored_labels(parts[1]),
+        tuple(names),
+        _STATISTICS[name],
+    )
+
+
+def load_image_folder(folder: Path, resolution: int | None) -> Splits:
+    """`{train, test or val}/<class>/<image file>` under `folder`; classes and files in natural order.
+
+    Raises:
+        DatasetError: missing folders, classes without images, undecodable files, mixed sizes.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"image folder {folder.absolute()} does not exist.")
+    tree = FolderTree(folder)
+    splits = [split for split in ("train", "test", "val") if (folder / split).is_dir()]
+    if "train" not in splits or len(splits) < 2:
+        raise DatasetError(
+            f"image folder {folder.absolute()} needs train/<class>/ and test/<class>/ (or val/<class>/); "
+            f"found {splits or 'neither'}."
+        )
+    train, test = class_listing(tree, "train"), class_listing(tree, splits[1])
+    return load_listings("imagefolder", tree, train, test, resolution)
+
+
+def _stored_images(data: Any) -> Tensor:
+    """Arrays of torchvision as uint8 `[N, C, H, W]`: MNIST [N, H, W], CIFAR [N, H, W, C], SVHN [N, C, H, W]."""
+    images = data if isinstance(data, Tensor) else torch.from_numpy(np.ascontiguousarray(data))
+    if images.dim() == 3:
+        return images[:, None]
+    return images.permute(0, 3, 1, 2) if images.shape[3] == 3 else images
+
+
+def _stored_labels(part: Any) -> Tensor:
+    return torch.as_tensor(part.labels if hasattr(part, "labels") else part.targets).long()
