@@ -1,0 +1,218 @@
+r"""The gradient of an unrolled training run in constant activation memory.
+
+With `theta_{t+1} = theta_t - alpha g_t(theta_t, x_t, y_t)` and `v_T = dL/dtheta_T`, for t = T-1 .. 0:
+
+    phi_t = <v_{t+1}, g_t>                                                              (1)
+    dL/dx_t = -alpha dphi_t/dx_t,   dL/dy_t = -alpha dphi_t/dy_t,   dL/dalpha -= phi_t  (2)
+    v_t = v_{t+1} - alpha dphi_t/dtheta_t                                               (3)
+
+Only the T parameter vectors are kept. TESLA's approximation is the same loop without (3): every Hessian term is
+left out, and `v_t = v_T` throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..engines import Augment, Engine, Student, Task
+from ..errors import InputError
+from .distance import normalized_distance
+
+
+@dataclass(frozen=True, eq=False)
+class Unroll:
+    """Everything about a run but its tensors.
+
+    Attributes:
+        batches: T index tensors `[B_t]`.
+        propagate: True for the exact gradient, False for TESLA's.
+        first_kept, dropped: the mask, see :func:`normalized_distance`.
+    """
+
+    engine: Engine
+    task: Task
+    batches: Sequence[Tensor]
+    augment: Augment | None
+    propagate: bool
+    first_kept: int
+    dropped: int
+
+
+def constant_memory_loss(
+    unroll: Unroll, theta_start: Tensor, theta_target: Tensor, images: Tensor, labels: Tensor, lr: Tensor
+) -> Tensor:
+    """Matching loss `[K]` for stacked trajectories `[K, P]`, differentiable once in every floating tensor given."""
+    return _ConstantMemory.apply(unroll, theta_start, theta_target, images, labels, lr)
+
+
+class _ConstantMemory(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        unroll: Unroll,
+        theta_start: Tensor,  # [K, P]
+        theta_target: Tensor,  # [K, P]
+        images: Tensor,  # [N, C, H, W]
+        labels: Tensor,  # [N, classes] or [N]
+        lr: Tensor,  # []
+    ) -> Tensor:
+        student = unroll.engine.student(unroll.task)
+        draws = _Draws(images.device)
+        theta = theta_start
+        visited = []
+        for step, batch in enumerate(unroll.batches):
+            visited.append(theta)
+            draws.remember()
+            inputs = images[batch] if unroll.augment is None else unroll.augment(images[batch], step)
+            draws.note(inputs)
+            theta = theta - lr * student.gradient(step, theta, inputs, labels[batch])
+        ctx.unroll, ctx.student, ctx.draws, ctx.visited = unroll, student, draws, visited
+        ctx.save_for_backward(theta_start, theta_target, images, labels, lr, theta)
+        return normalized_distance(
+            theta, theta_start, theta_target, first_kept=unroll.first_kept, dropped=unroll.dropped
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        # Unpack.
+        unroll: Unroll = ctx.unroll
+        student: Student = ctx.student
+        draws: _Draws = ctx.draws
+        theta_start, theta_target, images, labels, lr, theta_end = ctx.saved_tensors
+        _, wants_start, wants_target, wants_images, wants_labels, wants_lr = ctx.needs_input_grad
+        wants_start = wants_start and unroll.propagate  # TESLA defines no gradient for the start
+
+        # Gradient of the distance itself: v_T, and the direct terms of start and target.
+        with torch.enable_grad():
+            ends = [vector.detach().requires_grad_() for vector in (theta_end, theta_start, theta_target)]
+            distance = normalized_distance(*ends, first_kept=unroll.first_kept, dropped=unroll.dropped)
+            v, grad_start, grad_target = torch.autograd.grad(distance, ends, grad_loss)
+
+        # Pull back through the steps, last first.
+        grad_images = torch.zeros_like(images) if wants_images else None
+        grad_labels = torch.zeros_like(labels) if wants_labels else None
+        grad_lr = torch.zeros((), dtype=v.dtype, device=v.device)
+        needs_steps = wants_images or wants_labels or wants_lr or wants_start
+        with unroll.task.network.buffers_restored(), draws.replayed():
+            for step in reversed(range(len(unroll.batches) if needs_steps else 0)):
+                batch = unroll.batches[step]
+                draws.restore(step)
+                with torch.set_grad_enabled(wants_images):
+                    pieces = images[batch].detach().requires_grad_(wants_images)
+                    inputs = pieces if unroll.augment is None else unroll.augment(pieces, step)
+                draws.check(step, inputs.detach())
+                pulled = student.adjoint(
+                    step,
+                    ctx.visited[step],
+                    v,
+                    inputs.detach(),
+                    labels[batch],
+                    wants_theta=unroll.propagate and (step > 0 or wants_start),
+                    wants_images=wants_images,
+                    wants_labels=wants_labels,
+                )
+                grad_lr -= pulled.phi.sum()  # (2)
+                if grad_images is not None and pulled.images is not None:
+                    piece = -lr * pulled.images
+                    if unroll.augment is not None:
+                        piece = _through_augment(inputs, pieces, piece)
+                    grad_images.index_add_(0, batch, piece)
+                if grad_labels is not None and pulled.labels is not None:
+                    grad_labels.index_add_(0, batch, -lr * pulled.labels)
+                if pulled.theta is not None:
+                    v = v - lr * pulled.theta  # (3)
+        draws.verify()
+
+        # `unroll` is not a tensor, hence the first None.
+        return (
+            None,
+            grad_start + v if wants_start else None,
+            grad_target if wants_target else None,
+            grad_images,
+            grad_labels,
+            grad_lr.to(lr.dtype).reshape(lr.shape) if wants_lr else None,
+        )
+
+
+def _through_augment(augmented: Tensor, images: Tensor, grad: Tensor) -> Tensor:
+    if not augmented.requires_grad:
+        raise InputError(
+            "augment returned images that do not depend on its input (detached, or computed without autograd); "
+            "it must be differentiable for gradients to reach the images"
+        )
+    return torch.autograd.grad(augmented, images, grad)[0]
+
+
+class _Draws:
+    """Random numbers and augmented images of every step, so that the reverse pass sees what the forward pass saw.
+
+    torch's default generators are put back before each step is evaluated again. A callable that draws from anywhere
+    else would silently give a wrong gradient; a weighted sum of every augmented batch exposes it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.states: list[list[Tensor]] = []
+        self.sums: list[Tensor] = []
+        self.differences: list[Tensor] = []
+        self.steps: list[int] = []
+
+    def _state(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        return states
+
+    def _set(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], self.device)
+
+    def remember(self) -> None:
+        self.states.append(self._state())
+
+    def restore(self, step: int) -> None:
+        self._set(self.states[step])
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """The caller's generators continue afterwards as if the reverse pass had drawn nothing."""
+        present = self._state()
+        self.differences, self.steps = [], []
+        try:
+            yield
+        finally:
+            self._set(present)
+
+    @staticmethod
+    def _weighted_sum(images: Tensor) -> Tensor:
+        values = images.detach().reshape(-1).double()
+        # Unequal weights, because a mirrored image has the same plain sum.
+        return values @ torch.linspace(0.5, 1.5, len(values), dtype=values.dtype, device=values.device)
+
+    def note(self, images: Tensor) -> None:
+        self.sums.append(self._weighted_sum(images))
+
+    def check(self, step: int, images: Tensor) -> None:
+        self.differences.append((self._weighted_sum(images) - self.sums[step]).abs() / (images.numel() + 1))
+        self.steps.append(step)
+
+    def verify(self) -> None:
+        """One comparison at the end, because looking at a value on a GPU waits for it."""
+        if not self.differences:
+            return
+        wrong = torch.stack(self.differences) > 1e-6
+        if bool(wrong.any()):
+            step = self.steps[int(wrong.nonzero()[0])]
+            raise InputError(
+                f"augment gave other images when step {step} was evaluated again for the gradient; it must be a pure "
+                "function of (images, step), or draw only from torch's default generators"
+            )

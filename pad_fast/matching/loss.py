@@ -1,0 +1,166 @@
+"""The public entry point: the inner loop of MTT, FTD, DATM, PAD and TESLA scripts in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..engines import Augment, Task, require_gradient, select
+from ..engines.autograd import unroll as autograd_unroll
+from ..errors import InputError
+from ..models.flat import FlatNetwork
+from .distance import normalized_distance
+from .exact import Unroll, constant_memory_loss
+from .masks import ParameterMask
+
+
+def trajectory_matching_loss(
+    model: nn.Module | FlatNetwork,
+    theta_start: Tensor,
+    theta_target: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: Tensor | float,
+    *,
+    batches: Sequence[Tensor],
+    mask: ParameterMask | None = None,
+    augment: Augment | None = None,
+    gradient: str = "exact",
+    backend: str = "auto",
+    precision: str = "auto",
+) -> Tensor:
+    r"""How far a student trained on synthetic images lands from an expert, relative to where it started.
+
+    The student starts at `theta_start` and takes `len(batches)` SGD steps
+    `theta <- theta - lr * grad CE(f(augment(images[b])), labels[b])`. The result is
+    `sum_m (theta_T - theta*)^2 / sum_m (theta_s - theta*)^2` over the entries `m` that the mask keeps
+    (MTT, arXiv 2203.11932; mask: PAD's FIEm). It back-propagates into `images`, `labels` and `lr`, and into
+    `theta_start` and `theta_target` where those require a gradient.
+
+    Args:
+        model: a ConvNet of ours, any `nn.Module` (flat parameters in `parameters()` order), or a flat-parameter
+            wrapper whose `forward` takes `flat_param=`. Training mode is respected; batch-norm statistics are
+            updated once per step.
+        theta_start: expert snapshot s, `[P]`, or `[K, P]` for K trajectories at once.
+        theta_target: expert snapshot s + M, same shape.
+        images: synthetic images `[N, C, H, W]`, same dtype and device as the parameters.
+        labels: label logits `[N, classes]` (floating: soft labels, softmaxed here) or classes `[N]` (int64: hard).
+        lr: the student's learning rate, a scalar tensor or a number.
+        batches: one int64 index tensor `[B_t]` per step, indices into `images`.
+        mask: which parameters are matched; None matches all of them.
+        augment: differentiable `(images [B, C, H, W], step) -> images`. It is evaluated twice per step and must give
+            the same result both times: torch's default generators are rewound for it, others are not.
+        gradient: "exact" (constant memory), "unroll" (autograd through the whole loop: the oracle, memory grows with
+            T), or "tesla" (TESLA's approximation, which leaves out all Hessian terms; for comparison).
+        backend: "auto", or an engine by name, see `pad_fast.engines.backends()`.
+        precision: "auto", or an arithmetic the engine knows.
+
+    Returns:
+        A scalar, or `[K]` for stacked parameters. "exact" and "tesla" can be differentiated once.
+
+    Raises:
+        InputError: shapes, dtypes, devices, indices or labels that do not fit together, or a mask that leaves nothing.
+        BackendError: the backend asked for by name cannot serve this.
+
+    Example:
+        >>> import torch, pad_fast
+        >>> _ = torch.manual_seed(0)
+        >>> net = pad_fast.ConvNet(channels=1, width=4, depth=1, resolution=8)
+        >>> start = torch.cat([p.detach().flatten() for p in net.parameters()])
+        >>> images = torch.randn(10, 1, 8, 8, requires_grad=True)
+        >>> labels, lr = torch.randn(10, 10, requires_grad=True), torch.tensor(0.02, requires_grad=True)
+        >>> loss = pad_fast.trajectory_matching_loss(
+        ...     net, start, start + 0.01, images, labels, lr, batches=[torch.arange(10)] * 3,
+        ...     mask=pad_fast.ParameterMask.depth(0.5))
+        >>> loss.backward()
+        >>> images.grad.shape
+        torch.Size([10, 1, 8, 8])
+    """
+    network = model if isinstance(model, FlatNetwork) else FlatNetwork(model)
+    mask = ParameterMask.none() if mask is None else mask
+    require_gradient(gradient)
+    lr = torch.as_tensor(lr, dtype=None if isinstance(lr, Tensor) else images.dtype, device=images.device)
+    indices = _check(network, theta_start, theta_target, images, labels, lr, batches)
+    first_kept = mask.first_kept(network)
+    dropped = mask.dropped_entries(network.parameter_count)
+
+    task = Task(network, images.device, images.dtype, gradient, precision)
+    engine = select(backend, task)
+    stacked = theta_start.dim() == 2
+    starts = theta_start if stacked else theta_start[None]
+    targets = theta_target if stacked else theta_target[None]
+    if gradient == "unroll":
+        ends = [
+            autograd_unroll(network, start, images, labels, lr.reshape(()), batches=indices, augment=augment)
+            for start in starts
+        ]
+        losses = normalized_distance(torch.stack(ends), starts, targets, first_kept=first_kept, dropped=dropped)
+    else:
+        unroll = Unroll(engine, task, indices, augment, gradient == "exact", first_kept, dropped)
+        losses = constant_memory_loss(unroll, starts, targets, images, labels, lr.reshape(()))
+    return losses if stacked else losses[0]
+
+
+def _check(
+    network: FlatNetwork,
+    theta_start: Tensor,
+    theta_target: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: Tensor,
+    batches: Sequence[Tensor],
+) -> list[Tensor]:
+    """Reject what cannot be meant before any work starts; returns the batches as index tensors on the right device."""
+    count = network.parameter_count
+    for name, theta in (("theta_start", theta_start), ("theta_target", theta_target)):
+        if theta.dim() not in (1, 2) or theta.shape[-1] != count:
+            raise InputError(
+                f"{name} has shape {list(theta.shape)}, but {type(network.module).__name__} has {count:,} parameters: "
+                f"pass [{count}], or [K, {count}] for K trajectories"
+            )
+        if theta.dtype != images.dtype or theta.device != images.device:
+            raise InputError(
+                f"{name} is {theta.dtype} on {theta.device}, images are {images.dtype} on {images.device}; "
+                "convert one with .to(...)"
+            )
+    if theta_start.shape != theta_target.shape:
+        raise InputError(
+            f"theta_start has shape {list(theta_start.shape)} and theta_target {list(theta_target.shape)}; "
+            "they must be equal"
+        )
+    if not images.is_floating_point() or images.dim() < 2:
+        raise InputError(f"images are {images.dtype} {list(images.shape)}; pass floating [N, C, H, W]")
+    if labels.shape[:1] != images.shape[:1]:
+        raise InputError(f"{labels.shape[0] if labels.dim() else 0} labels for {images.shape[0]} images")
+    if labels.is_floating_point():
+        if labels.dim() != 2 or labels.dtype != images.dtype:
+            raise InputError(
+                f"soft labels are {labels.dtype} {list(labels.shape)}; pass logits [N, classes] of {images.dtype}"
+            )
+    elif labels.dtype != torch.int64 or labels.dim() != 1:
+        raise InputError(f"hard labels are {labels.dtype} {list(labels.shape)}; pass int64 [N]")
+    if labels.device != images.device:
+        raise InputError(f"labels are on {labels.device}, images on {images.device}; move one with .to(...)")
+    if lr.numel() != 1 or not lr.is_floating_point():
+        raise InputError(f"lr has shape {list(lr.shape)} and dtype {lr.dtype}; pass one floating value")
+    # Reading a value on a GPU would wait for it, so there only the caller can check.
+    if lr.device.type == "cpu" and not float(lr.detach()) > 0:
+        raise InputError(f"lr is {float(lr.detach()):g}; the student's learning rate must be positive")
+    if len(batches) == 0:
+        raise InputError("batches is empty; pass one index tensor per student step")
+    indices = []
+    for step, batch in enumerate(batches):
+        batch = torch.as_tensor(batch)
+        if batch.dim() != 1 or batch.numel() == 0 or batch.is_floating_point() or batch.dtype == torch.bool:
+            raise InputError(
+                f"batches[{step}] is {batch.dtype} {list(batch.shape)}; pass a non-empty int64 index tensor [B]"
+            )
+        if batch.device.type == "cpu" and not 0 <= int(batch.min()) <= int(batch.max()) < images.shape[0]:
+            raise InputError(
+                f"batches[{step}] holds indices {int(batch.min())}..{int(batch.max())}, "
+                f"but there are {images.shape[0]} images"
+            )
+        indices.append(batch.to(images.device, torch.int64))
+    return indices
