@@ -1,0 +1,118 @@
+"""SGD against torch's, GSAM against the reference's own trajectory and against its formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pad_fast import ConvNet
+from pad_fast.engines import Task, backends, record_backends, select
+from pad_fast.errors import BackendError, ConfigError
+from pad_fast.models import FlatNetwork
+from pad_fast.optimizers import GSAM, SGD, make_optimizer
+
+from .compare import relative_error
+
+GSAM_TOLERANCE = 1e-9  # relative L2 of the parameters and of the change in each step, float64; worst seen 5e-15
+
+
+def problem(seed: int = 0, size: int = 40) -> tuple[Tensor, Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(seed)
+    features = torch.randn(24, size, generator=draws, dtype=torch.float64)
+    targets = torch.randn(24, generator=draws, dtype=torch.float64)
+    return features, targets, torch.randn(size, generator=draws, dtype=torch.float64)
+
+
+def least_squares(features: Tensor, targets: Tensor):
+    def loss_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = theta.detach().requires_grad_()
+        loss = (features @ leaf - targets).tanh().square().mean()
+        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+    return loss_and_grad
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.0, 5e-2), (0.9, 5e-2)])
+def test_sgd_is_torchs_sgd(momentum, weight_decay):
+    features, targets, theta = problem()
+    loss_and_grad = least_squares(features, targets)
+    leaf = theta.clone().requires_grad_()
+    theirs = torch.optim.SGD([leaf], lr=0.3, momentum=momentum, weight_decay=weight_decay)
+    ours = SGD(0.3, momentum=momentum, weight_decay=weight_decay)
+    start = theta.clone()
+    for _ in range(6):
+        before, given = theta, theta.clone()
+        theta, loss = ours.step(theta, loss_and_grad)
+        assert torch.equal(before, given), "the old parameters were written to"
+        assert float(loss) == pytest.approx(float(loss_and_grad(given)[0]), rel=1e-12)
+        theirs.zero_grad()
+        (features @ leaf - targets).tanh().square().mean().backward()
+        theirs.step()
+        assert relative_error(theta - start, leaf.detach() - start) < 1e-12
+
+
+def test_momentum_and_decay_change_the_result():
+    features, targets, theta = problem()
+    ends = []
+    for momentum, decay in ((0.0, 0.0), (0.9, 0.0), (0.0, 0.05)):
+        optimizer, now = SGD(0.1, momentum=momentum, weight_decay=decay), theta
+        for _ in range(3):
+            now, _ = optimizer.step(now, least_squares(features, targets))
+        ends.append(now - theta)
+    assert relative_error(ends[1], ends[0]) > 0.1
+    assert relative_error(ends[2], ends[0]) > 0.01
+
+
+@pytest.mark.parametrize("backend", [name for name in backends() if name != "auto"])
+def test_gsam_follows_the_reference(golden, backend):
+    case = golden("gsam.npz")
+    network = FlatNetwork(ConvNet(width=int(case["width"]), depth=int(case["depth"]), classes=10).double())
+    task = Task(network, torch.device("cpu"), torch.float64)
+    try:
+        with record_backends() as used:
+            engine = select(backend, task)
+    except BackendError as error:
+        pytest.skip(str(error))
+    assert used == [backend]
+    path = torch.from_numpy(case["theta"])
+    images, labels = torch.from_numpy(case["images"]), torch.from_numpy(case["labels"])
+    optimizer = GSAM(float(case["lr"]), rho=float(case["rho"]), alpha=float(case["alpha"]))
+    theta = path[0]
+    assert len(path) == 5
+    for step in range(4):
+        new, _ = optimizer.step(theta, lambda at, step=step: engine.loss_and_grad(task, at, images[step], labels[step]))
+        assert relative_error(new - theta, path[step + 1] - path[step]) < GSAM_TOLERANCE, f"step {step}"
+        assert relative_error(new, path[step + 1]) < GSAM_TOLERANCE, f"step {step}"
+        theta = new
+
+
+def test_gsam_is_its_formula_and_not_sgd():
+    features, targets, theta = problem(1)
+    loss_and_grad = least_squares(features, targets)
+    rho, alpha, lr = 0.7, 0.4, 0.2
+    new, loss = GSAM(lr, rho=rho, alpha=alpha).step(theta, loss_and_grad)
+    value, g1 = loss_and_grad(theta)
+    e = rho * theta**2 * g1 / ((theta.abs() * g1).norm() + 1e-12)
+    g2 = loss_and_grad(theta + e)[1]
+    c = (g1 @ g2) / (g1.norm() * g2.norm() + 1e-12)
+    g = g2 - alpha * (g1 - c * g1.norm() * g2 / (g2.norm() + 1e-12))
+    assert relative_error(new - theta, -lr * g) < 1e-12
+    assert float(loss) == float(value)
+    assert relative_error(new - theta, -lr * g1) > 0.05, "the perturbation does nothing here"
+    without_gap = GSAM(lr, rho=rho, alpha=0.0).step(theta, loss_and_grad)[0]
+    assert relative_error(new - theta, without_gap - theta) > 0.01, "alpha does nothing here"
+
+
+def test_gsam_at_a_stationary_point_stays():
+    theta = torch.randn(5, dtype=torch.float64)
+    new, _ = GSAM(0.1).step(theta, lambda at: (at.sum() * 0, torch.zeros_like(at)))
+    assert torch.equal(new, theta)
+
+
+def test_optimizer_by_name():
+    gsam, sgd = make_optimizer("gsam", 0.1, rho=0.02, alpha=0.4), make_optimizer("sgd", 0.1)
+    assert isinstance(gsam, GSAM) and (gsam.lr, gsam.rho, gsam.alpha) == (0.1, 0.02, 0.4)
+    assert isinstance(sgd, SGD) and (sgd.lr, sgd.momentum, sgd.weight_decay) == (0.1, 0.0, 0.0)
+    with pytest.raises(ConfigError, match="'gsma'.*Did you mean 'gsam'"):
+        make_optimizer("gsma", 0.1)

@@ -1,0 +1,343 @@
+"""Difficulty scores: formulas, golden numbers, the path without the extension, files, and the order they give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pad_fast import Difficulty, files, native, score, scoring
+from pad_fast.errors import ConfigError, InputError, StoreError
+from pad_fast.rng import generator
+from pad_fast.scoring import el2n, el2n_naive, grand, grand_naive
+from pad_fast.training import NetworkSpec, Trainer, shuffled_batches
+
+from .compare import relative_error
+from .small import MODEL, QUIET, SIZES, small_data
+
+TOLERANCE = 1e-9  # relative L2 in float64; worst seen 2e-16
+
+needs_extension = pytest.mark.skipif(not native.available(), reason=f"pad_fast._C: {native.unavailable_reason()}")
+
+
+@pytest.fixture
+def no_extension(monkeypatch):
+    """What an installation without a compiler has: any use of the extension raises."""
+    monkeypatch.setattr(native, "_module", None)
+    monkeypatch.setattr(native, "_reason", "left out by this test")
+
+
+@pytest.fixture
+def spied(monkeypatch):
+    """Names of the extension's functions in the order they were called."""
+    calls = []
+    for name in ("el2n", "grand", "class_order"):
+        original = getattr(native, name)
+        monkeypatch.setattr(native, name, lambda *a, name=name, original=original: calls.append(name) or original(*a))
+    return calls
+
+
+def case_of(golden) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in golden("scores.npz").items()}
+
+
+def check_golden(case, el2n_of, grand_of):
+    assert relative_error(el2n_of(case["logits"], case["labels"]), case["el2n"]) < TOLERANCE
+    assert relative_error(grand_of(case["logits"], case["embedding"], case["labels"]), case["grand"]) < TOLERANCE
+
+
+@needs_extension
+def test_golden_by_the_extension(golden, spied):
+    check_golden(case_of(golden), el2n, grand)
+    assert spied == ["el2n", "grand"]
+
+
+def test_golden_by_the_formula(golden):
+    case = case_of(golden)
+    check_golden(case, el2n_naive, grand_naive)
+    assert torch.equal(case["embedding"] @ case["weight"].T + case["bias"], case["logits"]) or (
+        relative_error(case["embedding"] @ case["weight"].T + case["bias"], case["logits"]) < 1e-12
+    )
+
+
+def test_golden_without_the_extension(golden, no_extension):
+    assert not native.available()
+    check_golden(case_of(golden), el2n, grand)
+
+
+@needs_extension
+def test_order_is_the_same_without_the_extension(monkeypatch):
+    draws = torch.Generator().manual_seed(0)
+    scores = torch.randint(6, (500,), generator=draws).float() / 6  # many ties
+    labels = torch.randint(5, (500,), generator=draws)
+    labels[labels == 3] = 2  # a class without images
+    compiled = scoring.class_order(scores, labels, 5)
+    monkeypatch.setattr(native, "_module", None)
+    fallback = scoring.class_order(scores, labels, 5)
+    assert [rows.tolist() for rows in compiled] == [rows.tolist() for rows in fallback]
+    assert len(fallback[3]) == 0
+    for label, rows in enumerate(fallback):
+        keys = [(float(scores[row]), row) for row in rows.tolist()]
+        assert keys == sorted(keys) and all(int(labels[row]) == label for row in rows.tolist())
+
+
+def test_float32_keeps_easy_images_apart(no_extension):
+    logits = torch.tensor([[20.0, 0.0], [21.0, 0.0], [30.0, 0.0]])
+    scores = el2n(logits, torch.zeros(3, dtype=torch.int64))
+    assert scores.dtype == torch.float32
+    assert scores[0] > scores[1] > scores[2] > 0
+    expected = 2**0.5 / (1 + logits[:, 0].double().exp())
+    assert torch.allclose(scores.double(), expected, rtol=1e-3, atol=0)
+
+
+@needs_extension
+def test_extension_is_used_only_where_it_can_serve(spied):
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(6) % 3
+    expected = el2n_naive(logits.double(), labels)
+    assert relative_error(el2n(logits.bfloat16(), labels).double(), expected) < 0.02
+    leaf = logits.clone().requires_grad_()
+    el2n(leaf, labels).sum().backward()
+    assert float(leaf.grad.norm()) > 0.1
+    assert spied == []
+    strided = torch.stack([logits, -logits], 2)[..., 0]
+    assert not strided.is_contiguous()
+    assert relative_error(el2n(strided, labels), expected) < 1e-6
+    features = torch.randn(6, 4, dtype=torch.float64)
+    assert relative_error(grand(logits.double(), features, labels), grand_naive(logits.double(), features, labels)) < (
+        TOLERANCE
+    )
+    assert spied == ["el2n", "grand"]
+
+
+@pytest.mark.parametrize("extension", [True, False])
+def test_tensors_that_do_not_fit(extension, monkeypatch):
+    if not extension:
+        monkeypatch.setattr(native, "_module", None)
+    logits, labels = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])
+    for bad_logits, bad_labels, named in (
+        (logits[0], labels, "logits are"),
+        (logits.long(), labels, "logits are torch.int64"),
+        (logits, labels[:3], r"labels are torch.int64 \[3\]"),
+        (logits, labels.int(), "labels are torch.int32"),
+        (logits, labels + 1, "from 1 to 3"),
+        (logits, labels - 1, "from -1 to 1"),
+    ):
+        with pytest.raises(InputError, match=named):
+            el2n(bad_logits, bad_labels)
+        with pytest.raises(InputError, match=named):
+            grand(bad_logits, torch.zeros(4, 2), bad_labels)
+    for features in (torch.zeros(3, 2), torch.zeros(4), torch.zeros(4, 2, dtype=torch.float64)):
+        with pytest.raises(InputError, match="one row per image"):
+            grand(logits, features, labels)
+
+
+def trained_by_hand(data, epochs, *, index=0, lr=0.05, batch=8):
+    """Score network `index` of seed 0, and which images it gets right after each epoch."""
+    from pad_fast.data import fit_normalization
+    from pad_fast.optimizers import SGD
+
+    images = fit_normalization(data, "mean-std").apply(data.train_images)
+    spec = NetworkSpec(MODEL, 1, data.classes, 8)
+    trainer = Trainer(spec.build(0, "score network", index), device=torch.device("cpu"), backend="auto")
+    draws, optimizer = generator(0, "score draws", index), SGD(lr)
+    correct = []
+    for _ in range(epochs):
+        batches = shuffled_batches(torch.arange(len(images)), batch, draws)
+        trainer.epoch(images, data.train_labels, batches, optimizer)
+        correct.append(trainer.logits(images).argmax(-1) == data.train_labels)
+    return trainer, images, torch.stack(correct)
+
+
+SETTINGS = {"model": MODEL, "epochs": 4, "batch": 8, "lr": 0.05, "progress": QUIET}
+
+
+@pytest.mark.parametrize("method", ["el2n", "grand"])
+def test_scores_are_averages_of_each_networks_scores(method):
+    data = small_data()
+    both = score(data, method=method, networks=2, **SETTINGS)
+    one = score(data, method=method, networks=1, **SETTINGS)
+    expected = []
+    for index in range(2):
+        trainer, images, _ = trained_by_hand(data, 4, index=index)
+        expected.append(el2n_naive(trainer.logits(images).double(), data.train_labels))
+        if method == "grand":
+            features = trainer.network.load(trainer.theta).embed(images).detach().double()
+            expected[index] *= (1 + features.square().sum(1)).sqrt()
+    assert relative_error(one.scores, expected[0]) < 1e-5
+    assert relative_error(both.scores, (expected[0] + expected[1]) / 2) < 1e-5
+    assert relative_error(expected[1], expected[0]) > 1e-3, "the second network is the first"
+    assert both.scores.shape == (sum(SIZES),) and both.method == method and both.fingerprint == data.fingerprint
+    both.require(data)
+    for label, rows in enumerate(both.order):
+        assert (data.train_labels[rows] == label).all() and len(rows) == SIZES[label]
+        assert (both.scores[rows].diff() >= 0).all() and float(both.scores[rows].std()) > 0
+
+
+def test_scores_do_not_need_the_extension(no_extension):
+    data = small_data()
+    without = score(data, method="grand", networks=1, **SETTINGS)
+    assert len(without.order) == 3
+
+
+@needs_extension
+def test_scores_are_the_same_without_the_extension(monkeypatch):
+    data = small_data()
+    compiled = [score(data, method=method, networks=1, **SETTINGS) for method in ("el2n", "grand")]
+    monkeypatch.setattr(native, "_module", None)
+    for one, method in zip(compiled, ("el2n", "grand"), strict=True):
+        other = score(data, method=method, networks=1, **SETTINGS)
+        assert relative_error(other.scores, one.scores) < 1e-6
+        assert [rows.tolist() for rows in other.order] == [rows.tolist() for rows in one.order]
+
+
+def test_forgetting_counts_flips_and_the_never_learnt():
+    data = small_data(noise=1.2)
+    epochs = 12
+    _, _, correct = trained_by_hand(data, epochs, lr=0.3)
+    flips = (correct[:-1] & ~correct[1:]).sum(0).float()
+    expected = torch.where(correct.any(0), flips, float(epochs))
+    assert float(flips.max()) >= 1, "nothing was forgotten"
+    found = score(data, method="forgetting", networks=1, **{**SETTINGS, "epochs": epochs, "lr": 0.3})
+    assert found.scores.tolist() == expected.tolist()
+
+
+def test_forgetting_by_hand():
+    counter = scoring._Forgetting(9)
+    #           always, learnt late, forgotten twice, never
+    for row in ([1, 0, 1, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]):
+        counter.observe(torch.tensor(row, dtype=torch.bool))
+    assert counter.counts().tolist() == [0, 0, 2, 9]
+
+
+def test_seed_decides():
+    data = small_data()
+    first, second, other = (score(data, networks=1, seed=seed, **SETTINGS).scores for seed in (3, 3, 4))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_augmentation_and_momentum_are_used():
+    data = small_data()
+    plain = score(data, networks=1, **SETTINGS).scores
+    assert not torch.equal(plain, score(data, networks=1, dsa="color_crop", **SETTINGS).scores)
+    assert not torch.equal(plain, score(data, networks=1, momentum=0.9, **SETTINGS).scores)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"method": "el2m"}, "'el2m'.*Did you mean 'el2n'"),
+        ({"networks": 0}, "networks is 0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch": -1}, "batch is -1"),
+        ({"lr": 0.0}, "learning rate is 0.0"),
+    ],
+)
+def test_settings_that_cannot_be_used(settings, named):
+    with pytest.raises(ConfigError, match=named):
+        score(small_data(), progress=QUIET, **{"model": MODEL, **settings})
+
+
+def test_divergence_is_named():
+    with pytest.raises(InputError, match=r"diverged with learning rate 1e\+30"):
+        score(small_data(), networks=1, **{**SETTINGS, "lr": 1e30})
+
+
+def difficulty_of(data) -> Difficulty:
+    scores = torch.rand(len(data.train_labels), generator=torch.Generator().manual_seed(2))
+    return Difficulty(scores, scoring.class_order(scores, data.train_labels, 3), "el2n", data.fingerprint)
+
+
+def same_order(one: Difficulty, other: Difficulty) -> bool:
+    return [rows.tolist() for rows in one.order] == [rows.tolist() for rows in other.order]
+
+
+def test_files_of_ours_round_trip(tmp_path):
+    data = small_data()
+    written = difficulty_of(data)
+    path = written.save(tmp_path / "scores.safetensors")
+    read = Difficulty.load(path)
+    assert torch.equal(read.scores, written.scores) and same_order(read, written)
+    assert (read.method, read.fingerprint) == ("el2n", data.fingerprint)
+    assert path.read_bytes() == written.save(tmp_path / "again.safetensors").read_bytes()
+    assert "38 images, 3 classes" in repr(read)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "list of tensors", "list of lists", "int32", "ragged"])
+def test_order_tables_of_the_reference(tmp_path, kind):
+    order = list(torch.randperm(12, generator=torch.Generator().manual_seed(0)).view(3, 4))
+    if kind == "ragged":
+        order = list(torch.cat(order).split([3, 4, 5]))
+    table = {
+        "tensor": torch.stack(order) if kind != "ragged" else None,
+        "list of tensors": order,
+        "list of lists": [rows.tolist() for rows in order],
+        "int32": torch.stack(order).int() if kind != "ragged" else None,
+        "ragged": order,
+    }[kind]
+    path = files.write_torch(tmp_path / "table.pt", table)
+    read = Difficulty.load(path)
+    assert [rows.tolist() for rows in read.order] == [rows.tolist() for rows in order]
+    assert all(rows.dtype == torch.int64 for rows in read.order) and read.method == "order"
+    for rows in read.order:
+        assert read.scores[rows].tolist() == pytest.approx([i / len(rows) for i in range(len(rows))])
+    if kind != "ragged":
+        again = read.save(tmp_path / "again.pt")
+        assert torch.equal(torch.load(again, weights_only=True), torch.stack(order))
+    else:
+        with pytest.raises(StoreError, match=r"class sizes are \[3, 4, 5\]; save as \.safetensors"):
+            read.save(tmp_path / "again.pt")
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [
+        (torch.tensor([[0, 1], [1, 2]]), "not a permutation of 0..3"),
+        (torch.tensor([[1, 2], [3, 4]]), "not a permutation"),
+        (torch.rand(2, 3), "not an index table"),
+        (torch.zeros(2, 3, dtype=torch.bool), "not an index table"),
+        (torch.tensor(3), "not an index table"),
+        ([], "not an index table"),
+        ({"order": torch.arange(3)}, "not an index table"),
+        ("words", "not an index table"),
+    ],
+)
+def test_tables_that_are_no_order(tmp_path, table, named):
+    path = files.write_torch(tmp_path / "table.pt", table)
+    with pytest.raises(StoreError, match=named):
+        Difficulty.load(path)
+
+
+def test_damaged_and_foreign_files(tmp_path):
+    from safetensors.torch import save
+
+    good = difficulty_of(small_data()).save(tmp_path / "good.safetensors")
+    (tmp_path / "short.safetensors").write_bytes(good.read_bytes()[:-40])
+    (tmp_path / "foreign.safetensors").write_bytes(save({"weight": torch.zeros(3)}))
+    (tmp_path / "words.safetensors").write_bytes(b"words")
+    (tmp_path / "other.safetensors").write_bytes(save({"scores": torch.zeros(3)}, {"pad_fast": "[1, 2]"}))
+    twice = Difficulty(torch.zeros(4), [torch.tensor([0, 1]), torch.tensor([1, 2])], "el2n")
+    twice.save(tmp_path / "twice.safetensors")
+    for name in ("short", "foreign", "words", "other"):
+        with pytest.raises(StoreError, match=rf"{name}\.safetensors does not hold difficulty scores"):
+            Difficulty.load(tmp_path / f"{name}.safetensors")
+    with pytest.raises(StoreError, match="not a permutation"):
+        Difficulty.load(tmp_path / "twice.safetensors")
+    with pytest.raises(StoreError, match="No such file"):
+        Difficulty.load(tmp_path / "missing.safetensors")
+    with pytest.raises(StoreError, match="No such file"):
+        Difficulty.load(tmp_path / "missing.pt")
+
+
+def test_order_of_another_data_set():
+    data, other = small_data(), small_data(seed=1)
+    difficulty = difficulty_of(data)
+    with pytest.raises(StoreError, match="another data set"):
+        difficulty.require(other)
+    unnamed = Difficulty(difficulty.scores, difficulty.order, "order")
+    unnamed.require(data)
+    with pytest.raises(StoreError, match="images of other classes under class 0"):
+        unnamed.require(other)  # the same sizes, other labels
+    with pytest.raises(StoreError, match="38 images in 2 classes"):
+        Difficulty(difficulty.scores, difficulty.order[:2], "order").require(data)
+    with pytest.raises(StoreError, match="covers 37 images"):
+        Difficulty(difficulty.scores[:-1], difficulty.order, "order").require(data)

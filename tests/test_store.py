@@ -1,0 +1,294 @@
+"""Expert stores: atomic appends, damaged and foreign files, and the reference's replay buffers."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+
+import pytest
+import torch
+
+from pad_fast import ConvNet, ExpertStore, files
+from pad_fast.errors import StoreError
+from pad_fast.experts import store as store_module
+from pad_fast.models import FlatNetwork
+
+from .conftest import golden_path
+
+P, EPOCHS = 11, 3
+METADATA = {"model": "ConvNetD1W8", "fingerprint": "abc", "curriculum": {"initial_ratio": 0.75}, "seed": 0}
+
+
+def expert(number: int) -> torch.Tensor:
+    return torch.randn(EPOCHS + 1, P, generator=torch.Generator().manual_seed(number))
+
+
+def make(folder, experts: int = 3, **changed) -> ExpertStore:
+    store = ExpertStore.create(folder, parameter_count=P, epochs=EPOCHS, metadata={**METADATA, **changed})
+    for number in range(len(store), experts):
+        assert store.append(expert(number)) == number
+    return store
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_round_trip_in_every_way_of_asking(tmp_path):
+    make(tmp_path)
+    store = ExpertStore.open(tmp_path)
+    assert (len(store), store.epochs, store.parameter_count) == (3, EPOCHS, P)
+    for number in range(3):
+        for epoch in range(EPOCHS + 1):
+            assert torch.equal(store.snapshot(number, epoch), expert(number)[epoch])
+    assert torch.equal(store.snapshot(1, -1), expert(1)[-1])
+    assert torch.equal(store.snapshot(1, -EPOCHS - 1), expert(1)[0])
+    assert "3 experts x 4 snapshots x 11 parameters" in repr(store)
+    assert names(tmp_path) == [*(f"expert_0000{i}.safetensors" for i in range(3)), "store.json"]
+
+
+def test_a_snapshot_is_the_callers_own(tmp_path):
+    store = make(tmp_path, 1)
+    store.snapshot(0, 1).zero_()
+    assert torch.equal(store.snapshot(0, 1), expert(0)[1])
+    loaded = ExpertStore.from_replay_buffers(written_buffer(tmp_path / "replay", store).parent)
+    loaded.snapshot(0, 1).zero_()
+    assert torch.equal(loaded.snapshot(0, 1), expert(0)[1])
+
+
+def written_buffer(folder, store, **arguments):
+    folder.mkdir(exist_ok=True)
+    return store.write_replay_buffer(folder / "replay_buffer_0.pt", [torch.Size([2, 5]), torch.Size([1])], **arguments)
+
+
+@pytest.mark.parametrize(("number", "epoch"), [(3, 0), (-1, 0), (0, EPOCHS + 1), (0, -EPOCHS - 2)])
+def test_snapshots_that_do_not_exist(tmp_path, number, epoch):
+    with pytest.raises(StoreError, match=r"does not exist; .* (holds 3|epochs 0\.\.3)"):
+        make(tmp_path).snapshot(number, epoch)
+
+
+def test_create_continues_what_is_there(tmp_path):
+    make(tmp_path, 2)
+    store = make(tmp_path, 4)
+    assert len(store) == 4 and torch.equal(store.snapshot(3, 2), expert(3)[2])
+    assert len(ExpertStore.open(tmp_path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"model": "ConvNetD2W8"}, "model = 'ConvNetD1W8', but 'ConvNetD2W8'"),
+        ({"curriculum": {"initial_ratio": 0.5}}, "curriculum = {'initial_ratio': 0.75}"),
+        ({"seed": 1}, "seed = 0, but 1"),
+        ({"fingerprint": "xyz"}, "fingerprint = 'abc'"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path, changed, named):
+    make(tmp_path, 1)
+    before = (tmp_path / "store.json").read_bytes()
+    with pytest.raises(StoreError, match=named):
+        make(tmp_path, 2, **changed)
+    assert names(tmp_path) == ["expert_00000.safetensors", "store.json"]
+    assert (tmp_path / "store.json").read_bytes() == before
+
+
+def test_another_shape_is_refused_and_another_version_is_not(tmp_path):
+    make(tmp_path, 1, pad_fast="0.0.1")
+    assert len(make(tmp_path, 2, pad_fast="0.0.2")) == 2
+    for shape in ({"parameter_count": P + 1, "epochs": EPOCHS}, {"parameter_count": P, "epochs": EPOCHS + 1}):
+        with pytest.raises(StoreError, match=r"(parameter_count = 11|epochs = 3), but"):
+            ExpertStore.create(tmp_path, metadata=METADATA, **shape)
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "named"),
+    [
+        (torch.zeros(EPOCHS, P), r"shape \[3, 11\]; this store takes \[4, 11\]"),
+        (torch.zeros(EPOCHS + 1, P + 1), "shape"),
+        (torch.full((EPOCHS + 1, P), float("nan")), "NaN or infinite.*learning rate"),
+        (torch.full((EPOCHS + 1, P), float("inf")), "NaN or infinite"),
+    ],
+)
+def test_unusable_experts_are_refused(tmp_path, snapshots, named):
+    store = make(tmp_path, 1)
+    with pytest.raises(StoreError, match=named):
+        store.append(snapshots)
+    assert len(store) == 1 and len(ExpertStore.open(tmp_path)) == 1
+    assert names(tmp_path) == ["expert_00000.safetensors", "store.json"]
+
+
+def test_one_nan_among_many_is_found(tmp_path):
+    bad = expert(5)
+    bad[2, 7] = float("nan")
+    with pytest.raises(StoreError, match="NaN"):
+        make(tmp_path, 1).append(bad)
+
+
+def test_append_is_atomic(tmp_path, monkeypatch):
+    store = make(tmp_path, 1)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(StoreError, match=r"expert_00001\.safetensors: No space left"):
+        store.append(expert(1))
+    monkeypatch.undo()
+    assert names(tmp_path) == ["expert_00000.safetensors", "store.json"]
+    assert len(store) == 1
+    assert store.append(expert(1)) == 1
+    assert torch.equal(ExpertStore.open(tmp_path).snapshot(1, 3), expert(1)[3])
+
+
+def test_leftovers_of_a_killed_run_are_not_experts(tmp_path):
+    make(tmp_path, 1)
+    (tmp_path / ".expert_00001.safetensors.x1.part").write_bytes(b"half")
+    assert len(ExpertStore.open(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("damage", ["short", "empty", "words", "foreign"])
+def test_damaged_experts_are_named(tmp_path, damage):
+    from safetensors.torch import save
+
+    make(tmp_path)
+    path = tmp_path / "expert_00001.safetensors"
+    content = {"short": path.read_bytes()[:-5], "empty": b"", "words": b"words" * 20, "foreign": None}[damage]
+    path.write_bytes(content if content is not None else save({"weight": torch.zeros(3)}))
+    with pytest.raises(StoreError, match=r"expert_00001\.safetensors is damaged .*delete it to train this expert"):
+        ExpertStore.open(tmp_path)
+
+
+def test_expert_of_another_shape_is_named(tmp_path):
+    from safetensors.torch import save
+
+    make(tmp_path)
+    (tmp_path / "expert_00002.safetensors").write_bytes(save({"snapshots": torch.zeros(2, P)}))
+    with pytest.raises(StoreError, match=r"expert_00002.* shape \[2, 11\].*\[4, 11\]"):
+        ExpertStore.open(tmp_path)
+
+
+def test_a_gap_is_named(tmp_path):
+    make(tmp_path)
+    (tmp_path / "expert_00001.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"expert_00001\.safetensors is missing while expert_00002"):
+        ExpertStore.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not a pad_fast expert store"),
+        ('{"format": "other"}', "not a pad_fast expert store"),
+        (json.dumps({"format": store_module.FORMAT}), "how large"),
+        (json.dumps({"format": store_module.FORMAT, "parameter_count": None, "epochs": 1}), "how large"),
+    ],
+)
+def test_store_descriptions_that_cannot_be_used(tmp_path, content, named):
+    (tmp_path / "store.json").write_text(content)
+    with pytest.raises(StoreError, match=named):
+        ExpertStore.open(tmp_path)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(StoreError, match="neither store.json nor"):
+        ExpertStore.open(tmp_path)
+    with pytest.raises(StoreError, match="neither store.json nor"):
+        ExpertStore.open(tmp_path / "missing")
+    with pytest.raises(StoreError, match="no replay_buffer"):
+        ExpertStore.from_replay_buffers(tmp_path)
+
+
+def test_replay_buffers_further_down_are_pointed_out(tmp_path):
+    nested = tmp_path / "CIFAR10" / "ConvNet"
+    nested.mkdir(parents=True)
+    shutil.copy(golden_path("replay_buffer_0.pt"), nested)
+    with pytest.raises(StoreError, match="CIFAR10.ConvNet"):
+        ExpertStore.open(tmp_path)
+    assert len(ExpertStore.open(nested)) == 2
+
+
+def test_first_is_a_view(tmp_path):
+    store = make(tmp_path)
+    view = store.first(2)
+    assert len(view) == 2 and len(store) == 3 and len(store.first(9)) == 3
+    assert torch.equal(view.snapshot(1, 2), store.snapshot(1, 2))
+    with pytest.raises(StoreError, match="expert 2 does not exist"):
+        view.snapshot(2, 0)
+
+
+def test_golden_replay_buffer(tmp_path):
+    source = golden_path("replay_buffer_0.pt")
+    shutil.copy(source, tmp_path)
+    theirs = torch.load(source, weights_only=True)
+    store = ExpertStore.open(tmp_path)
+    network = FlatNetwork(ConvNet(width=8, depth=3, classes=10))
+    assert (len(store), store.epochs, store.parameter_count) == (2, 3, network.parameter_count)
+    store.require({"parameter_count": network.parameter_count, "model": "anything", "fingerprint": "x"})
+    for number, trajectory in enumerate(theirs):
+        for epoch, parameters in enumerate(trajectory):
+            flat = torch.cat([parameter.reshape(-1) for parameter in parameters])
+            assert float(flat.norm()) > 0.1
+            assert torch.equal(store.snapshot(number, epoch), flat)
+
+    out = store.write_replay_buffer(tmp_path / "out" / "replay_buffer_0.pt", network.shapes)
+    ours = torch.load(out, weights_only=True)
+    assert [len(trajectory) for trajectory in ours] == [len(trajectory) for trajectory in theirs]
+    for one, other in zip(sum(ours, []), sum(theirs, []), strict=True):
+        assert [p.shape for p in one] == [p.shape for p in other]
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    again = ExpertStore.from_replay_buffers(out.parent)
+    assert torch.equal(again.snapshot(1, 2), store.snapshot(1, 2))
+
+
+def test_replay_buffers_are_read_in_numerical_order(tmp_path):
+    store = make(tmp_path / "store", 3)
+    folder = tmp_path / "replay"
+    for number, name in ((0, 2), (1, 10), (2, 1)):
+        written_buffer(folder, store, experts=[number]).rename(folder / f"replay_buffer_{name}.pt.tmp")
+        (folder / f"replay_buffer_{name}.pt.tmp").rename(folder / f"replay_buffer_{name}.pt")
+    loaded = ExpertStore.open(folder)
+    assert [torch.equal(loaded.snapshot(i, 1), expert(j)[1]) for i, j in ((0, 2), (1, 0), (2, 1))] == [True] * 3
+
+
+def test_replay_buffers_are_read_only_and_of_one_network(tmp_path):
+    shutil.copy(golden_path("replay_buffer_0.pt"), tmp_path)
+    store = ExpertStore.open(tmp_path)
+    with pytest.raises(StoreError, match="read only"):
+        store.append(torch.zeros(store.epochs + 1, store.parameter_count))
+    with pytest.raises(StoreError, match=r"2,730 parameters, but the network has 320,010"):
+        store.require({"parameter_count": 320_010})
+    torch.save([[[torch.zeros(3)], [torch.zeros(3)]]], tmp_path / "replay_buffer_1.pt")
+    with pytest.raises(StoreError, match=r"different \[snapshots, parameters\]"):
+        ExpertStore.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ([], "hold no trajectory"),
+        ([[]], "not a replay buffer"),
+        ([[[]]], "not a replay buffer"),
+        ({"state": torch.zeros(3)}, "not a replay buffer"),
+        (torch.tensor(3.0), "not a replay buffer"),
+        ([[[1.0, 2.0]]], "not a replay buffer"),
+        ([[[torch.tensor([1.0, float("nan")])]]], "NaN"),
+    ],
+)
+def test_files_that_are_no_replay_buffer(tmp_path, content, named):
+    torch.save(content, tmp_path / "replay_buffer_0.pt")
+    with pytest.raises(StoreError, match=named):
+        ExpertStore.open(tmp_path)
+
+
+def test_truncated_replay_buffer(tmp_path):
+    path = tmp_path / "replay_buffer_0.pt"
+    path.write_bytes(golden_path("replay_buffer_0.pt").read_bytes()[:50_000])
+    with pytest.raises(StoreError, match=r"replay buffer .*replay_buffer_0\.pt cannot be read"):
+        ExpertStore.open(tmp_path)
+
+
+def test_replay_buffer_of_another_network(tmp_path):
+    with pytest.raises(StoreError, match="shapes hold 10 parameters, the experts 11"):
+        make(tmp_path, 1).write_replay_buffer(tmp_path / "x.pt", [torch.Size([10])])
