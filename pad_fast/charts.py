@@ -1,0 +1,238 @@
+"""Two small charts as HTML fragments: lines over iterations, and a histogram.
+
+The curves are inline SVG stretched to the width of the page; ticks and labels are HTML text laid over it, so
+that they keep their size on a phone. Colours are CSS variables of the page (`report.py`), which has a light
+and a dark set. The same data gives the same characters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from statistics import median
+
+_WIDTH, _HEIGHT = 1000.0, 300.0  # of the SVG's own coordinates; the page stretches them
+_MOST_POINTS = 1200
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve, `style` "main" (strong) or "raw" (thin and pale); points that are not finite are left out."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    label: str
+    style: str = "main"
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    description: str,
+    marks: Sequence[float] = (),
+    marks_label: str = "",
+    limit: float | None = None,
+    limit_label: str = "",
+) -> str:
+    """Curves over a common, whole-numbered x, with ticks on both axes.
+
+    The vertical range is that of the data, unless a few points are so far above the rest that they would
+    flatten it; those are cut off and the chart says how many.
+
+    Args:
+        lines: the curves, drawn in this order; a curve of one point is a dot.
+        x_label: name of the horizontal axis.
+        y_label: name and unit of the vertical axis.
+        description: what the chart shows, for screen readers.
+        marks: x positions marked by a tick at the bottom.
+        marks_label: what such a tick means.
+        limit: a dashed horizontal line, drawn where it is inside the range.
+        limit_label: what the line means.
+
+    Returns:
+        A `<figure>`; a sentence instead of curves when there is no finite point.
+    """
+    curves = [(line, _finite(line.x, line.y)) for line in lines]
+    points = [point for _, curve in curves for point in curve]
+    if not points:
+        return '<p class="empty">Nothing recorded.</p>'
+    x_range = _span([x for x, _ in points])
+    x_low, x_high = x_range
+    # Around a single iteration the axis is padded; only iterations that exist get a tick.
+    across = [x for x in ticks(*x_range, whole=True) if min(points)[0] <= x <= max(points)[0]]
+    values = sorted(y for _, y in points)
+    cut = _cut(values)
+    seen = [y for y in values if y <= cut]
+    y_low, y_high = _span(seen, margin=0.05)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        shown = min(y, y_high)
+        return _WIDTH * (x - x_low) / (x_high - x_low), _HEIGHT * (y_high - shown) / (y_high - y_low)
+
+    body = [_grid_line(place(x_low, y)[1]) for y in ticks(y_low, y_high)]
+    legend = []
+    if limit is not None and y_low <= limit <= y_high:
+        height = place(x_low, limit)[1]
+        body.append(f'<path class="limit" d="M0 {height:.1f}H{_WIDTH:g}"/>')
+        legend.append(("limit", limit_label))
+    for line, curve in curves:
+        if curve:
+            dot = " dot" if len(curve) == 1 else ""
+            path = _path([place(*point) for point in _thin(curve)])
+            body.append(f'<path class="{line.style}{dot}" d="{path}"/>')
+            legend.append((line.style, line.label))
+    spots = sorted({round(place(x, y_low)[0], 1) for x in marks if x_low <= x <= x_high})
+    if spots:
+        body.append(f'<path class="mark" d="{"".join(f"M{x:.1f} {_HEIGHT:g}v-12" for x in spots)}"/>')
+        legend.append(("mark", marks_label))
+    beyond = len({point for point in points if point[1] > cut})
+    note = f"{beyond} point{'s' if beyond > 1 else ''} above the range of the chart" if beyond else ""
+    axes = _Axis(x_label, x_range, across), _Axis(y_label, (y_low, y_high), ticks(y_low, y_high))
+    return _figure(body, *axes, description, legend, note)
+
+
+def histogram(values: Sequence[float], *, x_label: str, y_label: str, description: str) -> str:
+    """Counts of finite values in 5 to 30 bins of equal width (about the square root of their number).
+
+    Returns:
+        A `<figure>`; a sentence instead of bars when there is no finite value.
+    """
+    kept = [float(value) for value in values if math.isfinite(value)]
+    if not kept:
+        return '<p class="empty">Nothing recorded.</p>'
+    low, high = _span(kept)
+    bins = max(5, min(30, math.ceil(math.sqrt(len(kept)))))
+    counts = [0] * bins
+    for value in kept:
+        counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
+    top = max(counts) * 1.05
+    width = _WIDTH / bins
+    up = ticks(0, top, whole=True)
+    body = [_grid_line(_HEIGHT * (1 - y / top)) for y in up]
+    for number, count in enumerate(counts):
+        if count:
+            height = _HEIGHT * count / top
+            body.append(
+                f'<rect class="bar" x="{number * width + width * 0.06:.1f}" y="{_HEIGHT - height:.1f}" '
+                f'width="{width * 0.88:.1f}" height="{height:.1f}"/>'
+            )
+    across = _Axis(x_label, (low, high), ticks(low, high))
+    return _figure(body, across, _Axis(y_label, (0.0, top), up), description, [], "")
+
+
+def moving_median(values: Sequence[float], window: int) -> list[float]:
+    """The median of the `window` values around each one; at the ends, of those that exist."""
+    half = window // 2
+    return [median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+
+
+def ticks(low: float, high: float, *, most: int = 5, whole: bool = False) -> list[float]:
+    """At most `most + 1` round numbers (1, 2 or 5 times a power of ten apart) in [low, high].
+
+    Example:
+        >>> ticks(0.0, 0.93)
+        [0.0, 0.2, 0.4, 0.6, 0.8]
+    """
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    if whole:
+        step = max(1.0, step)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    digits = max(0, -math.floor(math.log10(step)) + 1)
+    return [round(number * step, digits) for number in range(first, last + 1)]
+
+
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Labels with as many decimals as the finest tick needs; powers of ten where plain digits get long.
+
+    Example:
+        >>> tick_labels([0.0, 0.5, 1.0]), tick_labels([1e-05, 2e-05])
+        (['0.0', '0.5', '1.0'], ['1e-5', '2e-5'])
+    """
+    digits = max((len(f"{value:.9f}".rstrip("0").split(".")[1]) for value in values), default=0)
+    if max(map(abs, values), default=0.0) >= 1e6 or digits > 4:
+        return [f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e") for value in values]
+    return [f"{value:.{digits}f}" for value in values]
+
+
+def _finite(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
+    pairs = ((float(x), float(y)) for x, y in zip(xs, ys, strict=True))
+    return [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
+
+
+def _span(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:
+    """Lowest and highest with a margin; around a single value, room to draw it in the middle."""
+    low, high = min(values), max(values)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        room = abs(low) * 0.1 or 1.0
+        return low - room, high + room
+    extra = (high - low) * margin
+    # Quantities that are never negative should not get an axis that starts below zero.
+    return (max(low - extra, 0.0) if low >= 0 else low - extra), high + extra
+
+
+def _cut(ordered: Sequence[float]) -> float:
+    """Where to end the axis: at the highest point that is not far above the lower 98 percent."""
+    usual = ordered[min(len(ordered) - 1, int(len(ordered) * 0.98))]
+    fence = usual + 2 * (usual - ordered[0])
+    return max(value for value in ordered if value <= fence)
+
+
+def _thin(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Keep each bin's lowest and highest point of a long curve: the same picture from fewer points."""
+    if len(curve) <= _MOST_POINTS:
+        return curve
+    size = math.ceil(len(curve) / (_MOST_POINTS // 2))
+    kept = []
+    for start in range(0, len(curve), size):
+        piece = range(start, min(start + size, len(curve)))
+        ends = {min(piece, key=lambda i: curve[i][1]), max(piece, key=lambda i: curve[i][1])}
+        kept += [curve[i] for i in sorted(ends)]
+    return kept
+
+
+def _path(points: list[tuple[float, float]]) -> str:
+    if len(points) == 1:
+        points = points * 2  # a line of no length with round ends is a dot
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def _grid_line(y: float) -> str:
+    return f'<path class="grid" d="M0 {y:.1f}H{_WIDTH:g}"/>'
+
+
+@dataclass(frozen=True)
+class _Axis:
+    label: str
+    span: tuple[float, float]
+    ticks: list[float]
+
+    def spans(self, kind: str, side: str) -> str:
+        """The tick labels, each at its place between the ends of the axis."""
+        low, high = self.span
+        return "".join(
+            f'<span class="{kind}" style="{side}:{100 * (value - low) / (high - low):.2f}%">{text}</span>'
+            for value, text in zip(self.ticks, tick_labels(self.ticks), strict=True)
+        )
+
+
+def _figure(body: list[str], x: _Axis, y: _Axis, description: str, legend: list[tuple[str, str]], note: str) -> str:
+    keys = "".join(f'<span class="key {style}">{escape(label)}</span>' for style, label in legend)
+    if len(legend) < 2:
+        keys = ""
+    if note:
+        keys += f"<span>{escape(note)}</span>"
+    return (
+        f'<figure class="chart"><div class="y-label">{escape(y.label)}</div><div class="plot">'
+        f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" preserveAspectRatio="none" role="img">'
+        f"<title>{escape(description)}</title>{''.join(body)}</svg>"
+        f"{y.spans('y', 'bottom')}{x.spans('x', 'left')}</div>"
+        f'<div class="x-label">{escape(x.label)}</div>'
+        + (f"<figcaption>{keys}</figcaption>" if keys else "")
+        + "</figure>"
+    )

@@ -1,0 +1,389 @@
+"""Every setting of a run, its meaning, and the names it goes by in the reference's YAML files."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, nearest
+
+METHODS = ("pad", "datm", "ftd", "mtt", "tesla")
+
+
+def _setting(default: Any, text: str, *, stage: str) -> Any:
+    return field(default=default, metadata={"help": text, "stage": stage})
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings, flat. Each field is a CLI flag, a YAML key and an override of :func:`pad_fast.distill`.
+
+    `stage` in a field's metadata names the earliest stage it changes: data, scores, experts, distill, evaluate.
+    Frozen: derive another with `dataclasses.replace`, or build one with :func:`make_config`.
+    """
+
+    # Data and network
+    dataset: str = _setting("digits", "data set by name, or imagefolder:PATH", stage="data")
+    resolution: int | None = _setting(
+        None, "resize and crop images to this many pixels (None: as they are)", stage="data"
+    )
+    model: str = _setting("ConvNet", "network of experts and students, e.g. ConvNetD3, ConvNetD2W32", stage="data")
+    zca: bool = _setting(False, "ZCA whitening instead of per-channel mean and std", stage="data")
+    seed: int = _setting(0, "one seed for everything random", stage="data")
+    dsa: str = _setting(
+        "color_crop_cutout_flip_scale_rotate",
+        "augmentation: DSA operations joined by _, or none",
+        stage="data",
+    )
+    dsa_mode: str = _setting("fast", "fast, or reference (draws in the published order)", stage="data")
+
+    # Difficulty scores
+    score_method: str = _setting("el2n", "el2n, grand or forgetting", stage="scores")
+    score_networks: int = _setting(10, "networks averaged", stage="scores")
+    score_epochs: int = _setting(10, "epochs each score network is trained", stage="scores")
+    score_batch: int = _setting(256, "batch size of score networks", stage="scores")
+    score_lr: float = _setting(0.01, "learning rate of score networks", stage="scores")
+    order_file: str | None = _setting(
+        None, "read the easy-to-hard order from this file instead of scoring", stage="scores"
+    )
+
+    # Experts (FIEx)
+    num_experts: int = _setting(100, "expert networks", stage="experts")
+    train_epochs: int = _setting(100, "epochs per expert; one snapshot each", stage="experts")
+    batch_train: int = _setting(256, "batch size of experts", stage="experts")
+    lr_expert: float = _setting(0.01, "learning rate of experts", stage="experts")
+    expert_optimizer: str = _setting("gsam", "gsam or sgd", stage="experts")
+    gsam_rho: float = _setting(0.01, "radius of GSAM's adaptive perturbation", stage="experts")
+    gsam_alpha: float = _setting(0.3, "weight of GSAM's surrogate gap", stage="experts")
+    curriculum: bool = _setting(
+        True, "FIEx: order images by difficulty; False shows all of them always", stage="experts"
+    )
+    initial_ratio: float = _setting(0.75, "fraction of each class shown in epoch 0", stage="experts")
+    add_end_epoch: int = _setting(20, "epoch at which all images are in", stage="experts")
+    removal1_epoch: int = _setting(40, "after this epoch the easiest removal1_ratio is out", stage="experts")
+    removal2_epoch: int = _setting(60, "after this epoch the easiest removal2_ratio is out", stage="experts")
+    removal1_ratio: float = _setting(0.1, "fraction removed first", stage="experts")
+    removal2_ratio: float = _setting(0.2, "fraction removed in the end", stage="experts")
+    prune: str = _setting("none", "drop a fraction of every class: hardest:0.2, easiest:0.1 or none", stage="experts")
+    buffer_path: str | None = _setting(
+        None, "use the experts in this folder (a store or replay_buffer_*.pt)", stage="experts"
+    )
+
+    # Distillation
+    method: str = _setting("pad", "pad, datm, ftd, mtt or tesla: settings of one loop", stage="distill")
+    ipc: int = _setting(1, "synthetic images per class", stage="distill")
+    iterations: int = _setting(10_000, "distillation iterations", stage="distill")
+    syn_steps: int = _setting(80, "T: SGD steps of the student per iteration", stage="distill")
+    expert_epochs: int = _setting(2, "M: epochs between the start and target snapshot", stage="distill")
+    min_start_epoch: int = _setting(0, "first start epoch that may be drawn", stage="distill")
+    max_start_epoch: int = _setting(20, "start epochs are drawn below this", stage="distill")
+    sequential_generation: bool = _setting(True, "widen the range of start epochs over time", stage="distill")
+    current_max_start_epoch: int = _setting(
+        20, "upper end of the range at iteration 0 (sequential generation)", stage="distill"
+    )
+    expansion_end_epoch: int = _setting(3000, "iteration at which the range is fully widened", stage="distill")
+    batch_syn: int | None = _setting(None, "student batch size (None: all synthetic images)", stage="distill")
+    lr_img: float = _setting(100.0, "learning rate of the images", stage="distill")
+    lr_lr: float = _setting(1e-5, "learning rate of the student's learning rate", stage="distill")
+    lr_y: float = _setting(2.0, "learning rate of the soft labels", stage="distill")
+    lr_init: float = _setting(
+        0.01, "the student's learning rate at the start (lr_teacher in the reference)", stage="distill"
+    )
+    momentum_img: float = _setting(0.5, "momentum of the images", stage="distill")
+    momentum_lr: float = _setting(0.5, "momentum of the student's learning rate", stage="distill")
+    momentum_y: float = _setting(0.9, "momentum of the soft labels", stage="distill")
+    threshold: float | None = _setting(1.0, "skip iterations whose loss is above this (None: never)", stage="distill")
+    mask: str = _setting("depth", "FIEm: depth, loss, layers or none", stage="distill")
+    mask_ratio: float = _setting(0.5, "fraction left out (depth, loss) or number of layers (layers)", stage="distill")
+    pix_init: str = _setting(
+        "samples_predicted_correctly",
+        "initial images: samples_predicted_correctly, real or noise",
+        stage="distill",
+    )
+    soft_labels: bool = _setting(True, "learn soft labels; False keeps hard ones", stage="distill")
+    ema_decay: float | None = _setting(None, "distil into an exponential moving average of the images", stage="distill")
+    trajectories: int = _setting(1, "experts per iteration, gradients averaged", stage="distill")
+    gradient: str = _setting(
+        "exact", "exact, unroll (same, memory grows with T) or tesla (approximation)", stage="distill"
+    )
+    backend: str = _setting("auto", "engine: auto or one by name", stage="run")
+    precision: str = _setting("auto", "arithmetic of the engine", stage="run")
+    checkpoint_every: int = _setting(100, "iterations between checkpoints", stage="run")
+
+    # Evaluation
+    eval_networks: int = _setting(5, "fresh networks trained on the result", stage="evaluate")
+    eval_epochs: int = _setting(1000, "epochs of each", stage="evaluate")
+    eval_full_epochs: int = _setting(
+        50, "epochs of the full-data baseline (its epochs have more steps)", stage="evaluate"
+    )
+    eval_batch: int = _setting(128, "batch size", stage="evaluate")
+    eval_momentum: float = _setting(0.9, "SGD momentum", stage="evaluate")
+    eval_weight_decay: float = _setting(5e-4, "weight decay", stage="evaluate")
+    eval_baselines: bool = _setting(True, "also train on random real images and on the full set", stage="evaluate")
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_ranges(self)
+
+    @property
+    def last_snapshot(self) -> int:
+        """The latest expert snapshot an iteration may need: M epochs after the last start epoch."""
+        return self.max_start_epoch - 1 + self.expert_epochs
+
+    def require_snapshots(self, epochs: int, where: str) -> None:
+        """Check that experts with `epochs` epochs reach far enough.
+
+        Raises:
+            ConfigError: the start range and M together reach beyond them; `where` says whose epochs they are.
+        """
+        if self.last_snapshot > epochs:
+            raise ConfigError(
+                f"max_start_epoch {self.max_start_epoch} + expert_epochs {self.expert_epochs} reaches snapshot "
+                f"{self.last_snapshot}, but {where} {epochs}; lower the start range or train experts longer"
+            )
+
+    def describe(self, *stages: str) -> dict[str, Any]:
+        """Settings of these stages (all of them when none is named), in declaration order."""
+        names = [f.name for f in fields(self) if not stages or f.metadata["stage"] in stages]
+        values = asdict(self)
+        return {name: values[name] for name in names}
+
+
+# Names used by published YAML files and scripts. None: accepted because files contain it, without effect here.
+REFERENCE_KEYS: dict[str, str | None] = {
+    "Iteration": "iterations",
+    "lr_teacher": "lr_init",
+    "Momentum_y": "momentum_y",
+    "Sequential_Generation": "sequential_generation",
+    "num_eval": "eval_networks",
+    "epoch_eval_train": "eval_epochs",
+    "dsa_strategy": "dsa",
+    "res": "resolution",
+    "data_path": "data_dir",
+    "eval_it": None,
+    "skip_first_eva": None,
+    "project": None,
+    "name": None,
+}
+_RATIOS = ("depth_ratio", "loss_ratio")
+_SPECIAL_KEYS = (*_RATIOS, "dsa", "data_dir", "device")
+
+REFERENCE_DEFAULTS: dict[str, Any] = {
+    "sequential_generation": True,
+    "current_max_start_epoch": 20,
+    "expansion_end_epoch": 3000,
+}
+"""What a reference file means by leaving these out; our presets, which know the published cell, may differ."""
+
+# The reference resizes ImageNet subsets only, whatever `res` says in the files of these.
+_FIXED_SIZE = ("cifar10", "cifar100", "tiny", "tinyimagenet", "mnist", "fashionmnist", "svhn", "digits")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A config, and the two settings that say where a run happens rather than what it computes."""
+
+    config: Config
+    data_dir: str | None = None
+    device: str = "auto"
+
+
+def known_keys() -> list[str]:
+    """Every key a config file or an override may use."""
+    return sorted({*(f.name for f in fields(Config)), *REFERENCE_KEYS, *_SPECIAL_KEYS})
+
+
+def is_reference(values: Mapping[str, Any]) -> bool:
+    """Whether a mapping uses a key that only the reference's files have."""
+    return any(key in REFERENCE_KEYS or key in _RATIOS for key in values)
+
+
+def translate(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """Rename reference keys to ours and merge keys that say one thing in two places.
+
+    Args:
+        values: keys and values as written.
+        source: named in errors, e.g. the file.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), or two keys that contradict each other.
+
+    Example:
+        >>> translate({"Iteration": 500, "depth_ratio": 0.25, "loss_ratio": 0.0}, source="example")
+        {'iterations': 500, 'mask': 'depth', 'mask_ratio': 0.25}
+    """
+    ours = {f.name for f in fields(Config)} | {"data_dir", "device"}
+    result: dict[str, Any] = {}
+    said_by: dict[str, str] = {}
+
+    def put(name: str, value: Any, key: str) -> None:
+        if name in result and result[name] != value:
+            raise ConfigError(
+                f"{source}: {said_by[name]!r} and {key!r} both set {name}, to {result[name]!r} and {value!r}; keep one"
+            )
+        result[name] = value
+        said_by[name] = key
+
+    for key, value in values.items():
+        # Text is what YAML makes of a bare None; no setting is called that.
+        value = None if value == "None" else value
+        if key in _RATIOS:
+            # The released files carry both ratios; the one that is not zero is meant.
+            if value:
+                put("mask", key.removesuffix("_ratio"), key)
+                put("mask_ratio", value, key)
+        elif key == "dsa" and (isinstance(value, bool) or value in ("True", "False")):
+            # `dsa: False` switches augmentation off; True leaves the strategy to dsa_strategy or the default.
+            if value in (False, "False"):
+                put("dsa", "none", key)
+        elif key == "dsa_strategy":
+            if values.get("dsa") not in (False, "False"):
+                put("dsa", value, key)
+        elif key == "device":
+            # Published files number the GPUs of the machine they were written on.
+            gpu_numbers = isinstance(value, int) or str(value).replace(",", "").replace(" ", "").isdigit()
+            put("device", "auto" if gpu_numbers else value, key)
+        elif key in REFERENCE_KEYS:
+            name = REFERENCE_KEYS[key]
+            if name is not None and not (key == "res" and plain_name(values.get("dataset")) in _FIXED_SIZE):
+                put(name, value, key)
+        elif key in ours:
+            put(key, value, key)
+        else:
+            raise ConfigError(f"{source}: unknown setting {key!r}.{nearest(key, known_keys())}")
+    ratios = [values[key] for key in _RATIOS if key in values]
+    if ratios and not any(ratios):
+        put("mask_ratio", 0.0, " and ".join(key for key in _RATIOS if key in values))
+    return result
+
+
+def plain_name(name: Any) -> str:
+    """A data set's name as it is compared: case, "-" and "_" do not matter."""
+    return str(name).lower().replace("-", "").replace("_", "")
+
+
+def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Settings as a YAML file of ours or of the reference writes them.
+
+    Raises:
+        ConfigError: unreadable, not YAML, or not a mapping.
+    """
+    import yaml
+
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_yaml_loader())
+    except OSError as error:
+        raise ConfigError(f"cannot read config {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{path} must be a mapping of settings, one `name: value` per line")
+    return content
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """:func:`load_yaml`, renamed to our settings; see :func:`translate` for what is refused."""
+    return translate(load_yaml(path), source=str(path))
+
+
+def _yaml_loader() -> Any:
+    """A safe loader that reads `1e-5` as a number (YAML 1.1 takes it for text)."""
+    import re
+
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
+    return Loader
+
+
+def to_yaml(config: Config) -> str:
+    """The config as YAML that :func:`read_yaml` reads back to the same config."""
+    import yaml
+
+    return yaml.safe_dump(config.describe(), sort_keys=False)
+
+
+def _check_types(config: Config) -> None:
+    for item in fields(config):
+        value = getattr(config, item.name)
+        kinds = str(item.type).split(" | ")
+        if value is None and "None" in kinds:
+            continue
+        base = kinds[0]
+        if base == "str" and isinstance(value, os.PathLike):
+            object.__setattr__(config, item.name, os.fspath(value))
+            continue
+        if base == "float" and isinstance(value, int) and not isinstance(value, bool):
+            object.__setattr__(config, item.name, float(value))
+            continue
+        if base == "int" and isinstance(value, float) and value.is_integer():
+            object.__setattr__(config, item.name, int(value))
+            continue
+        expected = {"int": int, "float": float, "str": str, "bool": bool}[base]
+        if not isinstance(value, expected) or (base == "int" and isinstance(value, bool)):
+            raise ConfigError(f"{item.name} is {value!r}; it must be {base}{' or none' if 'None' in kinds else ''}")
+
+
+_POSITIVE = (
+    "score_networks score_epochs score_batch score_lr num_experts train_epochs batch_train lr_expert ipc iterations "
+    "syn_steps expert_epochs lr_init expansion_end_epoch trajectories checkpoint_every eval_networks eval_epochs "
+    "eval_full_epochs eval_batch batch_syn threshold resolution lr_img"
+).split()
+_NOT_NEGATIVE = "gsam_rho gsam_alpha lr_lr lr_y min_start_epoch current_max_start_epoch eval_weight_decay".split()
+_BELOW_ONE = "momentum_img momentum_lr momentum_y eval_momentum ema_decay".split()
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "score_method": ("el2n", "grand", "forgetting"),
+    "expert_optimizer": ("gsam", "sgd"),
+    "mask": ("none", "depth", "loss", "layers"),
+    "pix_init": ("samples_predicted_correctly", "real", "noise"),
+    "gradient": ("exact", "unroll", "tesla"),
+    "dsa_mode": ("fast", "reference"),
+}
+
+
+def _check_ranges(config: Config) -> None:
+    for name in _POSITIVE:
+        value = getattr(config, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{name} is {value}; it must be positive")
+    for name in _NOT_NEGATIVE:
+        value = getattr(config, name)
+        if not (value >= 0 and math.isfinite(value)):
+            raise ConfigError(f"{name} is {value}; it must not be negative")
+    for name in _BELOW_ONE:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < 1:
+            raise ConfigError(f"{name} is {value}; it must lie in [0, 1)")
+    for name, choices in _CHOICES.items():
+        value = getattr(config, name)
+        if value not in choices:
+            raise ConfigError(f"{name} is {value!r}; use one of {', '.join(choices)}.{nearest(value, choices)}")
+    if config.min_start_epoch >= config.max_start_epoch:
+        raise ConfigError(
+            f"no start epoch can be drawn: min_start_epoch {config.min_start_epoch} is not below max_start_epoch "
+            f"{config.max_start_epoch}"
+        )
+    if config.sequential_generation and config.current_max_start_epoch <= config.min_start_epoch:
+        raise ConfigError(
+            f"current_max_start_epoch {config.current_max_start_epoch} is not above min_start_epoch "
+            f"{config.min_start_epoch}, so the first iterations have no start epoch to draw"
+        )
+
+
+def override(config: Config, values: Mapping[str, Any]) -> Config:
+    """`config` with some settings replaced; names must be ours (see :func:`translate`)."""
+    return replace(config, **values)

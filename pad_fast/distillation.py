@@ -1,0 +1,328 @@
+"""The distillation loop: match trajectories, update images, soft labels and the student's learning rate."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from . import files
+from .config import Config
+from .data import DSA
+from .errors import DistillationStopped, StoreError
+from .experts import ExpertStore
+from .matching import ParameterMask, trajectory_matching_loss
+from .models import FlatNetwork
+from .progress import Progress
+from .rng import derive_seed
+from .schedule import Draw, draw
+
+PATIENCE = 50
+"""A run whose first this many iterations are all skipped is stopped: nothing would ever be updated."""
+
+_FORMAT = "pad_fast checkpoint 1"
+
+
+@dataclass(eq=False)
+class State:
+    """What an iteration changes; exactly what a checkpoint holds.
+
+    Attributes:
+        images: `[N, C, H, W]`; label_logits: `[N, classes]`; lr: `[]`.
+        momentum: one buffer per learned tensor.
+        average: exponential moving average of the images, when the run keeps one.
+        iteration: iterations completed.
+        skipped: of these, how many were above the threshold.
+    """
+
+    images: Tensor
+    label_logits: Tensor
+    lr: Tensor
+    labels: Tensor
+    momentum: dict[str, Tensor] = field(default_factory=dict)
+    average: Tensor | None = None
+    iteration: int = 0
+    skipped: int = 0
+
+    @classmethod
+    def start(cls, images: Tensor, label_logits: Tensor, labels: Tensor, config: Config, device: torch.device) -> State:
+        """The state before the first iteration."""
+        images, label_logits = images.to(device, torch.float32), label_logits.to(device, torch.float32)
+        # float64, because published settings change alpha by 1e-7 an iteration.
+        lr = torch.tensor(config.lr_init, dtype=torch.float64)
+        momentum = {"images": torch.zeros_like(images), "labels": torch.zeros_like(label_logits)}
+        momentum["lr"] = torch.zeros_like(lr)
+        average = images.clone() if config.ema_decay is not None else None
+        return cls(images.clone(), label_logits.clone(), lr, labels.clone(), momentum, average)
+
+    def save(self, path: Path, key: str) -> None:
+        """Write a checkpoint atomically; `key` identifies the settings it belongs to."""
+        tensors = {
+            "images": self.images,
+            "label_logits": self.label_logits,
+            "lr": self.lr,
+            "labels": self.labels,
+        }
+        tensors |= {f"momentum.{name}": value for name, value in self.momentum.items()}
+        if self.average is not None:
+            tensors["average"] = self.average
+        described = {"format": _FORMAT, "key": key, "iteration": self.iteration, "skipped": self.skipped}
+        data = save_tensors(
+            {name: value.cpu().contiguous() for name, value in tensors.items()},
+            {"pad_fast": json.dumps(described)},
+        )
+        files.write_bytes(path, data)
+
+    @classmethod
+    def load(cls, path: Path, key: str, device: torch.device) -> State:
+        """Read a checkpoint.
+
+        Raises:
+            StoreError: truncated, foreign, or written with other settings.
+        """
+        try:
+            data = path.read_bytes()
+            tensors = {name: value.to(device) for name, value in load_tensors(data).items()}
+            size = int.from_bytes(data[:8], "little")
+            described = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["pad_fast"])
+            if described["format"] != _FORMAT:
+                raise StoreError(f"{path} has format {described['format']!r}; this version reads {_FORMAT!r}")
+            if described["key"] != key:
+                raise StoreError(
+                    f"{path} belongs to a run with other settings or other experts; resume with the same settings, "
+                    "or start afresh in another folder"
+                )
+            return cls(
+                tensors["images"],
+                tensors["label_logits"],
+                tensors["lr"].cpu(),
+                tensors["labels"].cpu(),
+                {name: tensors[f"momentum.{name}"] for name in ("images", "labels")}
+                | {"lr": tensors["momentum.lr"].cpu()},
+                tensors.get("average"),
+                int(described["iteration"]),
+                int(described["skipped"]),
+            )
+        except OSError as error:
+            raise StoreError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise StoreError(
+                f"{path} is not a pad_fast checkpoint, or is truncated ({error}); delete it to start afresh"
+            ) from error
+
+
+class Loop:
+    """Runs iterations on a :class:`State`.
+
+    Args:
+        network: the student.
+        store: experts with at least `max_start_epoch - 1 + expert_epochs` epochs.
+        config: settings; `device` is where the work happens.
+    """
+
+    def __init__(self, network: FlatNetwork, store: ExpertStore, config: Config, device: torch.device) -> None:
+        self.network, self.store, self.config, self.device = network, store, config, device
+        self.network.module.to(device).train()
+        self.mask = make_mask(config)
+        self.mask.first_kept(network)  # a mask that leaves nothing is an error before any work
+        self.dsa = DSA(config.dsa, mode=config.dsa_mode)
+
+    def iterate(self, state: State) -> dict[str, float]:
+        """One iteration: update `state` unless the loss is above the threshold. Returns the row for metrics.jsonl.
+
+        Raises:
+            DistillationStopped: the loss or a gradient is not finite, or alpha would become non-positive; `state` is
+                then as it was before the iteration.
+        """
+        config, iteration = self.config, state.iteration
+        images = state.images.detach().requires_grad_()
+        logits = state.label_logits.detach().requires_grad_(config.soft_labels)
+        lr = state.lr.to(self.device, torch.float32).requires_grad_()
+        labels = logits if config.soft_labels else state.labels.to(self.device)
+        draws = draw(config, iteration, len(self.store), len(images))
+        losses = [self._loss(each, images, labels, lr, iteration, index) for index, each in enumerate(draws)]
+        loss = torch.stack(losses).mean()
+        loss_value = float(loss.detach())
+        if not math.isfinite(loss_value):
+            raise DistillationStopped(
+                f"the matching loss is {loss_value} in iteration {iteration}. Lower lr_img ({config.lr_img:g}) or "
+                f"lr_lr ({config.lr_lr:g}), or start alpha lower (lr_init {config.lr_init:g}, now {float(state.lr):g})"
+            )
+        skipped = config.threshold is not None and loss_value > config.threshold
+        if not skipped:
+            loss.backward()
+            self._update(state, images, logits, lr)
+        state.iteration += 1
+        state.skipped += int(skipped)
+        return {
+            "iteration": iteration,
+            "loss": loss_value,
+            "lr": float(state.lr),
+            "expert": draws[0].expert,
+            "start_epoch": draws[0].start_epoch,
+            "skipped": int(skipped),
+        }
+
+    def _loss(self, trajectory: Draw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int, index: int) -> Tensor:
+        config = self.config
+        start = self.store.snapshot(trajectory.expert, trajectory.start_epoch)
+        target = self.store.snapshot(trajectory.expert, trajectory.start_epoch + config.expert_epochs)
+        return trajectory_matching_loss(
+            self.network,
+            start.to(self.device),
+            target.to(self.device),
+            images,
+            labels,
+            lr,
+            batches=trajectory.batches,
+            mask=self.mask,
+            augment=self.dsa.seeded(derive_seed(config.seed, "student dsa", iteration, index)),
+            gradient=config.gradient,
+            backend=config.backend,
+            precision=config.precision,
+        )
+
+    def _update(self, state: State, images: Tensor, logits: Tensor, lr: Tensor) -> None:
+        config = self.config
+        learned = [("images", state.images, images.grad, config.lr_img, config.momentum_img)]
+        learned.append(("lr", state.lr, lr.grad, config.lr_lr, config.momentum_lr))
+        if config.soft_labels:
+            learned.append(("labels", state.label_logits, logits.grad, config.lr_y, config.momentum_y))
+        updates = []
+        for name, value, grad, rate, momentum in learned:
+            if grad is None or not bool(grad.isfinite().all()):
+                raise DistillationStopped(
+                    f"the gradient of the {name} is not finite in iteration {state.iteration}. "
+                    f"Lower lr_img ({config.lr_img:g}), lr_y ({config.lr_y:g}) or lr_lr ({config.lr_lr:g})"
+                )
+            buffer = momentum * state.momentum[name] + grad.to(value.device, value.dtype)
+            updates.append((name, value, buffer, value - rate * buffer))
+        new_lr = float(next(new for name, _, _, new in updates if name == "lr"))
+        if not new_lr > 0:
+            raise DistillationStopped(
+                f"the student's learning rate would become {new_lr:.3g} in iteration {state.iteration}; it must stay "
+                f"positive. Lower lr_lr ({config.lr_lr:g})"
+            )
+        for name, value, buffer, new in updates:
+            state.momentum[name] = buffer
+            value.copy_(new)
+        if state.average is not None and config.ema_decay is not None:
+            state.average.lerp_(state.images, 1 - config.ema_decay)
+
+
+def make_mask(config: Config) -> ParameterMask:
+    """The mask a config asks for."""
+    if config.mask == "none":
+        return ParameterMask.none()
+    return ParameterMask(config.mask, config.mask_ratio)
+
+
+def run(
+    loop: Loop,
+    state: State,
+    *,
+    folder: Path,
+    key: str,
+    history: list[dict[str, float]],
+    progress: Progress,
+) -> None:
+    """Iterate to the end, appending `metrics.jsonl` and writing checkpoints into `folder`.
+
+    Raises:
+        DistillationStopped: see :meth:`Loop.iterate`, or the first iterations were all skipped; a checkpoint of the
+            last good state is on disk.
+    """
+    config = loop.config
+    checkpoint = folder / "checkpoint"
+    pending = progress.track(
+        range(state.iteration, config.iterations),
+        "distill",
+        total=config.iterations,
+        done=state.iteration,
+        detail=lambda: _detail(history, state),
+    )
+    with MetricsLog(folder / "metrics.jsonl", history) as log:
+        for _ in pending:
+            try:
+                log.append(loop.iterate(state))
+                _require_progress(state, config, history)
+            except DistillationStopped as error:
+                state.save(checkpoint, key)
+                raise DistillationStopped(f"{error}. The last good state is in {checkpoint}") from None
+            if state.iteration % config.checkpoint_every == 0:
+                log.sync()
+                state.save(checkpoint, key)
+        log.sync()
+    state.save(checkpoint, key)
+
+
+def _require_progress(state: State, config: Config, history: Sequence[Mapping[str, float]]) -> None:
+    if state.iteration == PATIENCE == state.skipped and config.threshold is not None:
+        typical = sorted(row["loss"] for row in history)[len(history) // 2]
+        raise DistillationStopped(
+            f"all of the first {PATIENCE} iterations were skipped: the matching loss (median {typical:.3g}) is above "
+            f"the threshold {config.threshold:g}, so nothing would ever be updated. The student moves away from the "
+            f"experts, usually because its learning rate is too large: start it at the experts' (lr_init is "
+            f"{config.lr_init:g}, lr_expert {config.lr_expert:g}), lower syn_steps ({config.syn_steps}), or raise "
+            "threshold"
+        )
+
+
+def _detail(history: Sequence[Mapping[str, float]], state: State) -> str:
+    recent = history[-20:]
+    loss = sum(row["loss"] for row in recent) / max(1, len(recent))
+    return f"loss {loss:.4f}, lr {float(state.lr):.4g}" + (f", skipped {state.skipped}" if state.skipped else "")
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one row per iteration. Opening it cuts rows the checkpoint does not know about."""
+
+    def __init__(self, path: Path, history: list[dict[str, float]]) -> None:
+        self.path, self.history = path, history
+
+    def __enter__(self) -> MetricsLog:
+        files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.history))
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        return self
+
+    def append(self, row: dict[str, float]) -> None:
+        """Add one row."""
+        self.history.append(row)
+        self._file.write(json.dumps(row) + "\n")
+
+    def sync(self) -> None:
+        """Make the rows so far durable: a checkpoint must never be ahead of its log."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+
+def read_history(path: Path, iterations: int) -> list[dict[str, float]]:
+    """The first `iterations` rows of a log that may have been cut off in the middle of a line.
+
+    Raises:
+        StoreError: fewer complete rows than the checkpoint says there were.
+    """
+    rows: list[dict[str, float]] = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if len(rows) == iterations:
+                break
+            rows.append(json.loads(line))
+    except (OSError, ValueError):
+        pass  # a torn last line is expected after a crash; what counts is checked below
+    if len(rows) < iterations:
+        raise StoreError(f"{path} has {len(rows)} rows, but the checkpoint was taken after {iterations} iterations")
+    return rows

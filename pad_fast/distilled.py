@@ -1,0 +1,184 @@
+"""The result: a handful of images, their labels, a learning rate, and what is needed to use them elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from . import files
+from ._version import __version__
+from .data import Normalization, normalization_from_state
+from .errors import StoreError
+
+FORMAT = "pad_fast distilled 1"
+FILE = "distilled.safetensors"
+TRIO = ("images_best.pt", "labels_best.pt", "lr_best.pt")
+
+
+@dataclass(frozen=True, eq=False)
+class DistilledDataset:
+    """A distilled data set.
+
+    Attributes:
+        images: normalised (whitened) images `[N, C, H, W]` float32: what networks are trained on.
+        label_logits: soft labels before the softmax `[N, classes]` float32; None when labels are hard.
+        labels: class each image was made for, int64 `[N]`.
+        lr: the learning rate that was distilled with the images.
+        whitening: turns images back into pixels, and test images into what a trained network expects; None when a
+            file did not carry it.
+        config: settings of the run.
+        history: one row per iteration (iteration, loss, lr, start_epoch, skipped).
+        class_names: of the original data set.
+        evaluation: accuracy rows, when the run evaluated itself.
+    """
+
+    images: Tensor
+    label_logits: Tensor | None
+    labels: Tensor
+    lr: float
+    whitening: Normalization | None
+    config: Mapping[str, Any]
+    history: Sequence[Mapping[str, float]] = field(default=())
+    class_names: tuple[str, ...] = ()
+    evaluation: Sequence[Any] = field(default=())
+
+    def __post_init__(self) -> None:
+        count = self.images.shape[0] if self.images.dim() == 4 else 0
+        if count == 0:
+            raise StoreError(f"distilled images have shape {list(self.images.shape)}; expected [N, C, H, W], N >= 1")
+        if self.labels.dtype != torch.int64 or list(self.labels.shape) != [count]:
+            raise StoreError(
+                f"distilled labels are {self.labels.dtype} {list(self.labels.shape)}; expected int64 [{count}]"
+            )
+        logits = self.label_logits
+        if logits is not None and (logits.dim() != 2 or logits.shape[0] != count):
+            raise StoreError(
+                f"label logits have shape {list(logits.shape)} for {count} images; expected [{count}, classes]"
+            )
+        if not bool(self.images.isfinite().all()) or (logits is not None and not bool(logits.isfinite().all())):
+            raise StoreError("distilled images or labels contain NaN or infinite values")
+        if not self.lr > 0:
+            raise StoreError(f"distilled learning rate is {self.lr}; it must be positive")
+
+    def __repr__(self) -> str:
+        kind = "hard labels" if self.label_logits is None else "soft labels"
+        shape = "x".join(str(size) for size in self.images.shape[1:])
+        return f"DistilledDataset({len(self.images)} images {shape}, {kind}, lr {self.lr:.4g})"
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        if self.label_logits is not None:
+            return self.label_logits.shape[1]
+        return len(self.class_names) or int(self.labels.max()) + 1
+
+    @property
+    def targets(self) -> Tensor:
+        """What to train against: label logits `[N, classes]` when labels are soft, else classes `[N]`."""
+        return self.labels if self.label_logits is None else self.label_logits
+
+    def pixels(self) -> Tensor:
+        """Images with whitening undone `[N, C, H, W]`; natural pixels lie in [0, 1], distilled ones may exceed it.
+
+        Raises:
+            StoreError: the whitening is not known.
+        """
+        if self.whitening is None:
+            raise StoreError("this distilled set carries no whitening, so its images cannot be turned into pixels")
+        return self.whitening.invert(self.images)
+
+    def as_dataset(self) -> TensorDataset:
+        """A torch data set of (image, target): target probabilities when labels are soft, else a class."""
+        targets = self.labels if self.label_logits is None else self.label_logits.softmax(-1)
+        return TensorDataset(self.images, targets)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `distilled.safetensors` and the reference's trio of .pt files into `folder`, each atomically."""
+        folder = Path(folder)
+        tensors = {"images": self.images, "labels": self.labels}
+        if self.label_logits is not None:
+            tensors["label_logits"] = self.label_logits
+        # The learning rate as float64, so that a round trip is exact.
+        tensors["lr"] = torch.tensor(self.lr, dtype=torch.float64)
+        if self.whitening is not None:
+            tensors |= {f"whitening.{name}": value for name, value in self.whitening.state().items()}
+        described = {
+            "format": FORMAT,
+            "pad_fast": __version__,
+            "config": dict(self.config),
+            "class_names": list(self.class_names),
+            "history": [dict(row) for row in self.history],
+        }
+        # One metadata key: the library writes several in no fixed order, and equal runs should give equal files.
+        data = save_tensors({k: v.contiguous() for k, v in tensors.items()}, {"pad_fast": json.dumps(described)})
+        files.write_bytes(folder / FILE, data)
+        targets = self.labels if self.label_logits is None else self.label_logits
+        for name, value in zip(TRIO, (self.images, targets, tensors["lr"]), strict=True):
+            files.write_torch(folder / name, value.clone())
+        return folder / FILE
+
+
+def load(path: str | os.PathLike[str]) -> DistilledDataset:
+    """Load a distilled set: a folder or `distilled.safetensors` of ours, or a folder with the reference's trio.
+
+    Raises:
+        StoreError: nothing there, truncated, or foreign.
+    """
+    path = Path(path)
+    file = path / FILE if path.is_dir() else path
+    if not file.exists() and all((path / name).exists() for name in TRIO):
+        return _load_trio(path)
+    try:
+        data = file.read_bytes()
+        tensors = load_tensors(data)
+        size = int.from_bytes(data[:8], "little")
+        described = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["pad_fast"])
+        if described["format"] != FORMAT:
+            raise StoreError(f"{file} has format {described['format']!r}; this version reads {FORMAT!r}")
+        state = {k.removeprefix("whitening."): v for k, v in tensors.items() if k.startswith("whitening.")}
+        return DistilledDataset(
+            images=tensors["images"],
+            label_logits=tensors.get("label_logits"),
+            labels=tensors["labels"],
+            lr=float(tensors["lr"]),
+            whitening=normalization_from_state(state) if state else None,
+            config=described["config"],
+            history=described["history"],
+            class_names=tuple(described["class_names"]),
+        )
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"no distilled set at {path}: {error.strerror or error}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise StoreError(f"{file} is not a distilled set of pad_fast, or is truncated ({error})") from error
+
+
+def _load_trio(folder: Path) -> DistilledDataset:
+    images, targets, lr = (files.read_torch(folder / name, "distilled set") for name in TRIO)
+    if not all(isinstance(value, Tensor) for value in (images, targets)):
+        raise StoreError(f"{folder}: {TRIO[0]} and {TRIO[1]} must hold one tensor each")
+    try:
+        alpha = float(lr)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise StoreError(f"{folder / TRIO[2]} must hold one number ({error})") from error
+    soft = targets.is_floating_point()
+    return DistilledDataset(
+        images=images.detach().float(),
+        label_logits=targets.detach().float() if soft else None,
+        labels=targets.argmax(-1) if soft else targets.long(),
+        lr=alpha,
+        whitening=None,
+        config={},
+    )

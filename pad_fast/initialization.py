@@ -1,0 +1,160 @@
+"""The synthetic set before its first update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .data import ImageDataset
+from .engines import Engine, Task
+from .errors import DatasetError
+from .experts import ExpertStore
+from .rng import generator
+
+
+@dataclass(frozen=True, eq=False)
+class InitialSet:
+    """Images `[N, C, H, W]`, classes `[N]`, label logits `[N, classes]`, and what the user should be told."""
+
+    images: Tensor
+    labels: Tensor
+    label_logits: Tensor
+    notes: tuple[str, ...]
+
+
+def average_correct_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Soft labels (DATM): per image the mean logits of the experts that classify it correctly.
+
+    Args:
+        logits: `[experts, N, classes]`.
+        labels: int64 `[N]`.
+
+    Returns:
+        Label logits `[N, classes]` (mean over all experts where none is correct), and how many were correct `[N]`.
+    """
+    correct = logits.argmax(-1) == labels  # [experts, N]
+    weight = torch.where(correct.any(0), correct, torch.ones_like(correct)).to(logits.dtype)
+    return (logits * weight[..., None]).sum(0) / weight.sum(0)[:, None], correct.sum(0)
+
+
+class Teachers:
+    """The last snapshots of all experts as classifiers.
+
+    Snapshots hold parameters only. For batch norm, :meth:`calibrate` supplies the images whose statistics take the
+    place of the running ones that were not kept.
+    """
+
+    def __init__(self, store: ExpertStore, engine: Engine, task: Task) -> None:
+        self.store, self.engine, self.task = store, engine, task
+        self._norms = [
+            module for module in task.network.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ]
+        self._sample: Tensor | None = None
+        self._calibrated: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def logits(self, expert: int, images: Tensor, *, chunk: int = 512) -> Tensor:
+        """Logits `[N, classes]` of one expert, on the CPU."""
+        theta = self.store.snapshot(expert, -1).to(self.task.device)
+        self._use_statistics_of(expert, theta, chunk)
+        self.task.network.module.eval()
+        pieces = [
+            self.engine.forward(self.task, theta, piece.to(self.task.device)).cpu() for piece in images.split(chunk)
+        ]
+        return torch.cat(pieces)
+
+    def calibrate(self, images: Tensor, *, count: int = 1024) -> None:
+        """Take batch-norm statistics over about `count` of these images `[n, C, H, W]`, spread evenly."""
+        self._sample = images[:: max(1, len(images) // count)]
+        self._calibrated = None
+
+    def _use_statistics_of(self, expert: int, theta: Tensor, chunk: int) -> None:
+        if self._sample is None or not self._norms or self._calibrated == expert:
+            return
+        usual = [norm.momentum for norm in self._norms]
+        for norm in self._norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's word for the plain average over all batches
+        self.task.network.module.train()
+        for piece in self._sample.split(chunk):
+            self.engine.forward(self.task, theta, piece.to(self.task.device))
+        for norm, momentum in zip(self._norms, usual, strict=True):
+            norm.momentum = momentum
+        self._calibrated = expert
+
+
+def initial_set(
+    kind: str, ipc: int, images: Tensor, data: ImageDataset, teachers: Teachers, *, seed: int
+) -> InitialSet:
+    """Choose the first synthetic images.
+
+    Args:
+        kind: "samples_predicted_correctly" (real images that an expert's last snapshot classifies correctly, in
+            random order, going on to further experts while short), "real", or "noise".
+        images: normalised training images `[n, C, H, W]` on the CPU.
+
+    Raises:
+        DatasetError: a class has fewer images than `ipc`.
+    """
+    for label in range(data.classes):
+        count = len(data.images_of_class(label))
+        if count < ipc and kind != "noise":
+            raise DatasetError(
+                f"class {label} ({data.class_names[label]}) has {count} training images, fewer than ipc {ipc}; "
+                "lower ipc or use pix_init noise"
+            )
+    teachers.calibrate(images)
+    labels = torch.arange(data.classes).repeat_interleave(ipc)
+    notes: list[str] = []
+    if kind == "noise":
+        chosen = torch.randn(len(labels), *images.shape[1:], generator=generator(seed, "init noise"))
+        # No expert knows what noise shows, so each class starts from its own images' mean label.
+        some = [data.images_of_class(label)[:64] for label in range(data.classes)]
+        logits = torch.cat([_soft_labels(teachers, images, data, rows).mean(0, keepdim=True) for rows in some])
+        return InitialSet(chosen, labels, logits.repeat_interleave(ipc, 0), ())
+    if kind == "real":
+        picked = [_shuffled(data.images_of_class(label), seed, label)[:ipc] for label in range(data.classes)]
+    else:
+        picked = _predicted_correctly(ipc, images, data, teachers, seed, notes)
+    rows = torch.cat(picked)
+    return InitialSet(images[rows], labels, _soft_labels(teachers, images, data, rows), tuple(notes))
+
+
+def _shuffled(indices: Tensor, seed: int, label: int) -> Tensor:
+    return indices[torch.randperm(len(indices), generator=generator(seed, "init images", label))]
+
+
+def _soft_labels(teachers: Teachers, images: Tensor, data: ImageDataset, rows: Tensor) -> Tensor:
+    logits = torch.stack([teachers.logits(expert, images[rows]) for expert in range(len(teachers))])
+    return average_correct_logits(logits, data.train_labels[rows])[0]
+
+
+def _predicted_correctly(
+    ipc: int, images: Tensor, data: ImageDataset, teachers: Teachers, seed: int, notes: list[str]
+) -> list[Tensor]:
+    candidates = [_shuffled(data.images_of_class(label), seed, label) for label in range(data.classes)]
+    picked: list[list[int]] = [[] for _ in candidates]
+    for expert in range(len(teachers)):
+        short = [label for label, rows in enumerate(picked) if len(rows) < ipc]
+        if not short:
+            break
+        for label in short:
+            right = teachers.logits(expert, images[candidates[label]]).argmax(-1) == label
+            taken = set(picked[label])
+            new = [row for row in candidates[label][right].tolist() if row not in taken]
+            picked[label] += new[: ipc - len(picked[label])]
+    for label, chosen in enumerate(picked):
+        missing = ipc - len(chosen)
+        if missing:
+            taken = set(chosen)
+            rest = [row for row in candidates[label].tolist() if row not in taken]
+            chosen += rest[:missing]
+            notes.append(
+                f"class {label} ({data.class_names[label]}): experts classify only {ipc - missing} of {ipc} images "
+                f"correctly; filled up with {missing} other real images"
+            )
+    return [torch.tensor(rows) for rows in picked]

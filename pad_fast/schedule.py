@@ -1,0 +1,55 @@
+"""What each distillation iteration draws: experts, start epoch, batches. Pure functions of (seed, iteration)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import Config
+from .rng import generator
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One trajectory of one iteration: expert, start epoch s, and T index tensors."""
+
+    expert: int
+    start_epoch: int
+    batches: list[Tensor]
+
+
+def start_epoch_limit(config: Config, iteration: int) -> int:
+    """U: start epochs are drawn below it. Sequential generation widens the range over the iterations (DATM)."""
+    if not config.sequential_generation:
+        return config.max_start_epoch
+    # A range that is as wide as allowed from the start must not narrow again.
+    first = min(config.current_max_start_epoch, config.max_start_epoch)
+    grown = first + int((config.max_start_epoch - first) * iteration / config.expansion_end_epoch)
+    return min(config.max_start_epoch, grown)
+
+
+def split_batches(count: int, batch: int | None, steps: int, draws: torch.Generator) -> list[Tensor]:
+    """T batches: consecutive pieces of a random permutation, last piece first, a new permutation when used up."""
+    batches: list[Tensor] = []
+    pieces: list[Tensor] = []
+    while len(batches) < steps:
+        if not pieces:
+            pieces = list(torch.randperm(count, generator=draws).split(batch or count))
+        batches.append(pieces.pop())
+    return batches
+
+
+def draw(config: Config, iteration: int, experts: int, images: int) -> list[Draw]:
+    """The `config.trajectories` draws of one iteration. Every expert is used once before any is used again."""
+    result = []
+    for index in range(config.trajectories):
+        turn = iteration * config.trajectories + index
+        order = torch.randperm(experts, generator=generator(config.seed, "expert order", turn // experts))
+        draws = generator(config.seed, "iteration", iteration, index)
+        limit = start_epoch_limit(config, iteration)
+        start = int(torch.randint(config.min_start_epoch, limit, (1,), generator=draws))
+        batches = split_batches(images, config.batch_syn, config.syn_steps, draws)
+        result.append(Draw(int(order[turn % experts]), start, batches))
+    return result
