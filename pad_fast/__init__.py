@@ -1,5 +1,45 @@
-"""Dataset distillation by trajectory matching: the exact PAD gradient in constant memory."""
+"""Dataset distillation by trajectory matching: the exact PAD gradient in constant memory.
+
+Example:
+    >>> import pad_fast
+    >>> net = pad_fast.network("ConvNetD2W32", channels=1, classes=10, resolution=8)
+    >>> sum(parameter.numel() for parameter in net.parameters())
+    10986
+"""
 
 from ._version import __version__
+from .config import Config
+from .data import DSA, ImageDataset, load_dataset
+from .distilled import DistilledDataset, load
+from .errors import PadFastError
+from .evaluation import EvaluationReport, evaluate
+from .experts import Curriculum, ExpertStore, train_experts
+from .matching import ParameterMask, trajectory_matching_loss
+from .models import ConvNet, network
+from .pipeline import distill
+from .progress import Progress
+from .scoring import Difficulty, score
 
-__all__ = ["__version__"]
+__all__ = [
+    "DSA",
+    "Config",
+    "ConvNet",
+    "Curriculum",
+    "Difficulty",
+    "DistilledDataset",
+    "EvaluationReport",
+    "ExpertStore",
+    "ImageDataset",
+    "PadFastError",
+    "ParameterMask",
+    "Progress",
+    "__version__",
+    "distill",
+    "evaluate",
+    "load",
+    "load_dataset",
+    "network",
+    "score",
+    "train_experts",
+    "trajectory_matching_loss",
+]

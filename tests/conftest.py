@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# One thread per process, before torch starts any: the networks here are tiny, and on a busy machine threads that wait
+# for each other make them up to forty times slower. Set for the processes that tests start, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable
 from pathlib import Path
 

@@ -64,19 +64,21 @@ class _ConstantMemory(torch.autograd.Function):
         lr: Tensor,  # []
     ) -> Tensor:
         student = unroll.engine.student(unroll.task)
-        draws = _Draws(images.device)
-        theta = theta_start
-        visited = []
+        draws = _Draws(images.device, len(unroll.batches))
+        # One allocation for all T + 1 vectors: made one by one between short-lived tensors, they leave holes that cost
+        # as much again.
+        visited = theta_start.new_empty(len(unroll.batches) + 1, *theta_start.shape)
+        visited[0] = theta_start
         for step, batch in enumerate(unroll.batches):
-            visited.append(theta)
-            draws.remember()
+            draws.remember(step)
             inputs = images[batch] if unroll.augment is None else unroll.augment(images[batch], step)
-            draws.note(inputs)
-            theta = theta - lr * student.gradient(step, theta, inputs, labels[batch])
+            draws.note(step, inputs)
+            gradient = student.gradient(step, visited[step], inputs, labels[batch])
+            torch.addcmul(visited[step], gradient, lr, value=-1, out=visited[step + 1])
         ctx.unroll, ctx.student, ctx.draws, ctx.visited = unroll, student, draws, visited
-        ctx.save_for_backward(theta_start, theta_target, images, labels, lr, theta)
+        ctx.save_for_backward(theta_start, theta_target, images, labels, lr)
         return normalized_distance(
-            theta, theta_start, theta_target, first_kept=unroll.first_kept, dropped=unroll.dropped
+            visited[-1], theta_start, theta_target, first_kept=unroll.first_kept, dropped=unroll.dropped
         )
 
     @staticmethod
@@ -86,13 +88,13 @@ class _ConstantMemory(torch.autograd.Function):
         unroll: Unroll = ctx.unroll
         student: Student = ctx.student
         draws: _Draws = ctx.draws
-        theta_start, theta_target, images, labels, lr, theta_end = ctx.saved_tensors
+        theta_start, theta_target, images, labels, lr = ctx.saved_tensors
         _, wants_start, wants_target, wants_images, wants_labels, wants_lr = ctx.needs_input_grad
         wants_start = wants_start and unroll.propagate  # TESLA defines no gradient for the start
 
         # Gradient of the distance itself: v_T, and the direct terms of start and target.
         with torch.enable_grad():
-            ends = [vector.detach().requires_grad_() for vector in (theta_end, theta_start, theta_target)]
+            ends = [vector.detach().requires_grad_() for vector in (ctx.visited[-1], theta_start, theta_target)]
             distance = normalized_distance(*ends, first_kept=unroll.first_kept, dropped=unroll.dropped)
             v, grad_start, grad_target = torch.autograd.grad(distance, ends, grad_loss)
 
@@ -128,7 +130,7 @@ class _ConstantMemory(torch.autograd.Function):
                 if grad_labels is not None and pulled.labels is not None:
                     grad_labels.index_add_(0, batch, -lr * pulled.labels)
                 if pulled.theta is not None:
-                    v = v - lr * pulled.theta  # (3)
+                    v.addcmul_(pulled.theta, lr, value=-1)  # (3)
         draws.verify()
 
         # `unroll` is not a tensor, hence the first None.
@@ -156,14 +158,17 @@ class _Draws:
 
     torch's default generators are put back before each step is evaluated again. A callable that draws from anywhere
     else would silently give a wrong gradient; a weighted sum of every augmented batch exposes it.
+
+    Everything is written into tensors made at the start: small ones that outlive the large temporaries around them
+    would pin the heap and make memory grow with T after all.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, steps: int) -> None:
         self.device = device
-        self.states: list[list[Tensor]] = []
-        self.sums: list[Tensor] = []
-        self.differences: list[Tensor] = []
-        self.steps: list[int] = []
+        self.states = [torch.empty(steps, len(state), dtype=torch.uint8) for state in self._state()]
+        self.sums = torch.zeros(steps, dtype=torch.float64, device=device)
+        self.replays = torch.zeros_like(self.sums)
+        self.tolerances = torch.zeros_like(self.sums)
 
     def _state(self) -> list[Tensor]:
         states = [torch.get_rng_state()]
@@ -176,17 +181,19 @@ class _Draws:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(states[1], self.device)
 
-    def remember(self) -> None:
-        self.states.append(self._state())
+    def remember(self, step: int) -> None:
+        for kept, state in zip(self.states, self._state(), strict=True):
+            kept[step] = state
 
     def restore(self, step: int) -> None:
-        self._set(self.states[step])
+        # torch ignores the offset of a view here, hence the clones.
+        self._set([kept[step].clone() for kept in self.states])
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """The caller's generators continue afterwards as if the reverse pass had drawn nothing."""
         present = self._state()
-        self.differences, self.steps = [], []
+        self.replays.copy_(self.sums)
         try:
             yield
         finally:
@@ -198,21 +205,22 @@ class _Draws:
         # Unequal weights, because a mirrored image has the same plain sum.
         return values @ torch.linspace(0.5, 1.5, len(values), dtype=values.dtype, device=values.device)
 
-    def note(self, images: Tensor) -> None:
-        self.sums.append(self._weighted_sum(images))
+    def note(self, step: int, images: Tensor) -> None:
+        self.sums[step] = self._weighted_sum(images)
+        self.tolerances[step] = 1e-6 * (images.numel() + 1)
 
     def check(self, step: int, images: Tensor) -> None:
-        self.differences.append((self._weighted_sum(images) - self.sums[step]).abs() / (images.numel() + 1))
-        self.steps.append(step)
+        self.replays[step] = self._weighted_sum(images)
 
     def verify(self) -> None:
-        """One comparison at the end, because looking at a value on a GPU waits for it."""
-        if not self.differences:
-            return
-        wrong = torch.stack(self.differences) > 1e-6
+        """One comparison at the end, because looking at a value on a GPU waits for it.
+
+        Raises:
+            InputError: a step's images were not the same the second time.
+        """
+        wrong = (self.replays - self.sums).abs() > self.tolerances
         if bool(wrong.any()):
-            step = self.steps[int(wrong.nonzero()[0])]
             raise InputError(
-                f"augment gave other images when step {step} was evaluated again for the gradient; it must be a pure "
-                "function of (images, step), or draw only from torch's default generators"
+                f"augment gave other images when step {int(wrong.nonzero()[0])} was evaluated again for the gradient; "
+                "it must be a pure function of (images, step), or draw only from torch's default generators"
             )

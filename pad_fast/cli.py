@@ -1,0 +1,275 @@
+"""The command line: `pad-fast score | experts | distill | evaluate | report | env`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ._version import __version__
+from .config import METHODS, Config
+from .errors import ConfigError, DistillationStopped, PadFastError, nearest
+
+_STAGES: dict[str, tuple[str, ...]] = {
+    "score": ("data", "scores", "run"),
+    "experts": ("data", "scores", "experts", "run"),
+    "distill": ("data", "scores", "experts", "distill", "evaluate", "run"),
+    "evaluate": ("evaluate",),
+}
+_STAGE_TITLES = {
+    "data": "data and network",
+    "scores": "difficulty scores",
+    "experts": "experts (FIEx)",
+    "distill": "distillation (FIEm)",
+    "evaluate": "evaluation",
+    "run": "how it runs",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Exit status: 0 done, 1 stopped with a checkpoint, 2 unusable input, 130 interrupted."""
+    parser = build_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flags = [flag for action in options.parser._actions for flag in action.option_strings]
+        options.parser.error(f"unknown argument {unknown[0]!r}.{nearest(unknown[0], flags)}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        options.handler(options)
+    except DistillationStopped as error:
+        print(f"pad-fast: stopped: {error}", file=sys.stderr)
+        return 1
+    except PadFastError as error:
+        print(f"pad-fast: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pad-fast: interrupted; finished stages are kept, continue with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; every field of the config is a flag."""
+    parser = argparse.ArgumentParser(
+        prog="pad-fast",
+        description="Dataset distillation by trajectory matching (PAD), exact and in constant memory.",
+    )
+    parser.add_argument("--version", action="version", version=f"pad_fast {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    distill = _command(commands, "distill", "run every stage: scores, experts, distillation, evaluation", _distill)
+    distill.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/<dataset>-ipc<ipc>-<method>)")
+    distill.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
+    distill.add_argument("--overwrite", action="store_true", help="replace a run with other settings in --out")
+    _add_settings(distill, "distill")
+
+    score = _command(commands, "score", "score the difficulty of every training image", _score)
+    score.add_argument("--out", required=True, metavar="FILE", help="where scores and order go (.safetensors, or .pt)")
+    _add_settings(score, "score")
+
+    experts = _command(commands, "experts", "train expert trajectories", _experts)
+    experts.add_argument("--out", required=True, metavar="DIR", help="folder of the store; repeating continues it")
+    _add_settings(experts, "experts")
+
+    evaluate = _command(commands, "evaluate", "train fresh networks on a distilled set and test them", _evaluate)
+    evaluate.add_argument("distilled", metavar="PATH", help="folder or file of a distilled set (the .pt trio too)")
+    evaluate.add_argument("--dataset", help="real data (default: what the set was distilled from)")
+    evaluate.add_argument("--model", action="append", help="network, may be repeated (default: the distilled one's)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    evaluate.add_argument("--out", metavar="FILE", help="also write the rows as JSON")
+    evaluate.add_argument("--backend", default="auto", help="engine (default: auto)")
+    _add_place(evaluate)
+    _add_fields(evaluate, _STAGES["evaluate"])
+
+    report = _command(commands, "report", "write images.png and report.html of a finished run again", _report)
+    report.add_argument("run", metavar="RUN", help="folder of the run")
+
+    _command(commands, "env", "say what is installed, built and missing", _env)
+    return parser
+
+
+def _command(commands: Any, name: str, text: str, handler: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+    )
+    parser.set_defaults(handler=handler, parser=parser)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, command: str) -> None:
+    parser.add_argument("--config", metavar="FILE", help="YAML settings, ours or the reference's")
+    parser.add_argument("--preset", metavar="NAME", help="published settings, e.g. cifar10-ipc10")
+    if command != "distill":
+        # The method and the IPC choose the defaults of the other settings.
+        parser.add_argument("--method", choices=METHODS, default=argparse.SUPPRESS, help="defaults of this method")
+        parser.add_argument(
+            "--ipc", type=int, default=argparse.SUPPRESS, help="defaults for this many images per class"
+        )
+    _add_place(parser)
+    _add_fields(parser, _STAGES[command])
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", metavar="DIR", help="where data sets are")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_fields(parser: argparse.ArgumentParser, stages: Sequence[str]) -> None:
+    groups = {stage: parser.add_argument_group(_STAGE_TITLES[stage]) for stage in stages}
+    for item in fields(Config):
+        stage = item.metadata["stage"]
+        if stage not in groups:
+            continue
+        kinds = str(item.type).split(" | ")
+        flag = "--" + item.name.replace("_", "-")
+        default = "none" if item.default is None else item.default
+        text = f"{item.metadata['help']} (default: {default})".replace("%", "%%")
+        if kinds[0] == "bool":
+            groups[stage].add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+        else:
+            groups[stage].add_argument(
+                flag,
+                type=_parser_of(item.name, kinds),
+                default=argparse.SUPPRESS,
+                metavar={"int": "N", "float": "X", "str": "TEXT"}[kinds[0]],
+                help=text,
+            )
+
+
+def _parser_of(name: str, kinds: Sequence[str]) -> Any:
+    convert = {"int": int, "float": float, "str": str}[kinds[0]]
+
+    def parse(text: str) -> Any:
+        if "None" in kinds and text.lower() == "none":
+            return None
+        return convert(text)
+
+    parse.__name__ = kinds[0]  # argparse names the type in its error message
+    return parse
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Config fields that were on the command line."""
+    return {item.name: getattr(options, item.name) for item in fields(Config) if hasattr(options, item.name)}
+
+
+def _progress(options: argparse.Namespace) -> Any:
+    from .progress import Progress
+
+    return Progress(quiet=options.quiet)
+
+
+def _distill(options: argparse.Namespace) -> None:
+    from .evaluation import EvaluationReport
+    from .pipeline import distill
+
+    given = _given(options)
+    result = distill(
+        given.pop("dataset", "digits"),
+        config=options.config,
+        preset=options.preset,
+        out=options.out,
+        data_dir=options.data_dir,
+        device=options.device,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        progress=_progress(options),
+        **given,
+    )
+    print(EvaluationReport(tuple(result.evaluation)).table())
+    print(f"\n{result!r}")
+
+
+def _prepare(options: argparse.Namespace) -> Any:
+    """Config, data, normalisation, device and progress for the commands that run a single stage."""
+    from .data import fit_normalization, load_dataset
+    from .device import resolve_device
+    from .presets import make_settings
+
+    settings = make_settings(preset_name=options.preset, file=options.config, overrides=_given(options))
+    config = settings.config
+    device = resolve_device(options.device if options.device != "auto" else settings.device)
+    data = load_dataset(config.dataset, data_dir=options.data_dir or settings.data_dir, resolution=config.resolution)
+    normalization = fit_normalization(data, "zca" if config.zca else "mean-std")
+    return config, data, normalization, device, _progress(options)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from .files import require_writable
+    from .pipeline import score_as_configured
+
+    config, data, normalization, device, progress = _prepare(options)
+    require_writable(Path(options.out).parent)
+    difficulty = score_as_configured(config, data, normalization, device, progress)
+    print(f"{difficulty!r} -> {difficulty.save(options.out)}")
+
+
+def _experts(options: argparse.Namespace) -> None:
+    from .files import require_writable
+    from .pipeline import needs_order, score_as_configured, train_as_configured
+    from .scoring import Difficulty
+
+    config, data, normalization, device, progress = _prepare(options)
+    out = require_writable(options.out)
+    difficulty = None
+    if needs_order(config):
+        # Kept beside the experts, so that repeating the command continues with the same order.
+        path = Path(config.order_file or out / "difficulty.safetensors")
+        if config.order_file is None and not path.exists():
+            score_as_configured(config, data, normalization, device, progress).save(path)
+        difficulty = Difficulty.load(path)
+    print(repr(train_as_configured(config, data, normalization, difficulty, out, device, progress)))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from . import files
+    from .distilled import load
+    from .evaluation import evaluate
+
+    distilled = load(options.distilled)
+    dataset = options.dataset or distilled.config.get("dataset")
+    if dataset is None:
+        raise ConfigError(f"{options.distilled} does not say which data it was distilled from; name it with --dataset")
+    given = _given(options)
+    names = {"eval_networks": "repeats", "eval_epochs": "epochs", "eval_full_epochs": "full_epochs"}
+    known = {item.name for item in fields(Config) if item.metadata["stage"] == "evaluate"}
+    chosen = {names.get(k, k.removeprefix("eval_")): v for k, v in given.items() if k in known}
+    report = evaluate(
+        distilled,
+        dataset,
+        models=tuple(options.model or ("ConvNet",)),
+        seed=options.seed,
+        device=options.device,
+        backend=options.backend,
+        data_dir=options.data_dir,
+        progress=_progress(options),
+        **chosen,
+    )
+    print(report.table())
+    if options.out:
+        files.write_json(options.out, [asdict(row) for row in report.rows])
+
+
+def _report(options: argparse.Namespace) -> None:
+    from .pipeline import present_again
+
+    print(present_again(Path(options.run)))
+
+
+def _env(options: argparse.Namespace) -> None:
+    from .environment import environment, format_environment
+
+    print(format_environment(environment()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,487 @@
+"""`distill()`: difficulty scores -> curriculum experts -> distillation -> evaluation, each stage cached in one folder.
+
+RUN/
+  config.yaml                    the settings, readable by --config
+  cache/scores-<key>.safetensors difficulty, keyed by everything it depends on
+  cache/experts-<key>/           expert store, likewise
+  checkpoint, metrics.jsonl      the loop
+  distilled.safetensors          the result; images_best.pt labels_best.pt lr_best.pt for the reference's scripts
+  evaluation.json images.png report.html
+  timing.json                    seconds per stage: the only file that differs between two equal runs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import files
+from .config import Config, to_yaml
+from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
+from .device import resolve_device
+from .distillation import Loop, State, make_mask, read_history, run
+from .distilled import FILE, DistilledDataset, load
+from .engines import Task, select
+from .environment import environment
+from .errors import ConfigError, DatasetError
+from .evaluation import AccuracyRow, EvaluationReport, evaluate
+from .experts import Curriculum, ExpertStore, prune, train_experts
+from .grid import image_grid, png_bytes
+from .initialization import Teachers, initial_set
+from .presets import make_settings
+from .progress import Progress
+from .report import ReportData, render_report
+from .scoring import Difficulty, score
+from .training import NetworkSpec
+
+
+def distill(
+    dataset: Any = "digits",
+    *,
+    ipc: int = 1,
+    method: str = "pad",
+    config: Config | str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    backend: str = "auto",
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> DistilledDataset:
+    """Distil a data set into `ipc` synthetic images per class.
+
+    Runs difficulty scoring, expert training, distillation and evaluation, keeps every stage in `out`, and reuses a
+    stage whose settings have not changed. Same seed and machine: same files.
+
+    Args:
+        dataset: a name ("digits" needs no download), "imagefolder:PATH", tensors, or torch data sets; see
+            :func:`pad_fast.load_dataset`.
+        ipc: synthetic images per class.
+        method: "pad", "datm", "ftd", "mtt" or "tesla": settings of one loop.
+        config: a YAML file (ours or the reference's), a mapping, or a ready :class:`Config`, which then decides
+            everything that is not given in `overrides`.
+        preset: published settings by name, e.g. "cifar10-ipc10".
+        out: folder of the run; default `runs/<dataset>-ipc<ipc>-<method>`.
+        data_dir: where downloaded data sets are.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        backend: engine, see `pad_fast.engines.backends()`.
+        seed: of everything random.
+        resume: continue from the checkpoint in `out`; ends with the result of an undisturbed run.
+        overwrite: allow `out` to hold a run with other settings, whose results are replaced.
+        **overrides: any field of :class:`Config`, or a key of the reference's YAML files.
+
+    Returns:
+        The distilled set, with `evaluation` rows and `history` filled in.
+
+    Raises:
+        InputError: settings, data or files that cannot be used; before any work starts.
+        DistillationStopped: the loss turned NaN, or nothing was ever updated; a checkpoint is in `out`.
+
+    Example:
+        >>> import tempfile, pad_fast
+        >>> result = pad_fast.distill(out=tempfile.mkdtemp(), num_experts=1, train_epochs=4, max_start_epoch=2,
+        ...     score_networks=1, score_epochs=1, syn_steps=2, iterations=2, eval_networks=1, eval_epochs=2,
+        ...     eval_full_epochs=1, add_end_epoch=1, removal1_epoch=2, removal2_epoch=3,
+        ...     progress=Progress(quiet=True))
+        >>> result.images.shape
+        torch.Size([10, 1, 8, 8])
+    """
+    progress = progress or Progress()
+    named = dataset if isinstance(dataset, str) else None
+    written: dict[str, Any] = {}
+    if isinstance(config, Config):
+        written = config.describe()
+    elif isinstance(config, Mapping):
+        written = dict(config)
+    arguments = {**written, **overrides}
+    # An explicit argument beats the file; an argument left at its default does not.
+    for name, value, default in (("seed", seed, 0), ("backend", backend, "auto"), ("ipc", ipc, 1)):
+        if value != default:
+            arguments[name] = value
+    if method != "pad":
+        arguments["method"] = method
+    if named is not None and named != "digits":
+        arguments["dataset"] = named
+    file = os.fspath(config) if isinstance(config, (str, os.PathLike)) else None
+    if named is None:
+        arguments["dataset"] = getattr(dataset, "name", "tensors")
+    settings = make_settings(preset_name=preset, file=file, overrides=arguments)
+    run_config = settings.config
+    where = resolve_device(device if device != "auto" else settings.device)
+    if out is None:
+        label = "".join(c if c.isalnum() else "-" for c in run_config.dataset.rpartition("/")[2].lower())
+        out = Path("runs") / f"{label}-ipc{run_config.ipc}-{run_config.method}"
+    pipeline = Pipeline(run_config, Path(out), where, progress, resume=resume, overwrite=overwrite)
+    return pipeline.run(run_config.dataset if named is not None else dataset, data_dir or settings.data_dir)
+
+
+class Pipeline:
+    """One run: its settings, its folder, and the stages in order."""
+
+    def __init__(
+        self,
+        config: Config,
+        out: Path,
+        device: torch.device,
+        progress: Progress,
+        *,
+        resume: bool,
+        overwrite: bool,
+    ) -> None:
+        self.config, self.out, self.device, self.progress = config, out, device, progress
+        self.resume, self.overwrite = resume, overwrite
+        self.seconds: dict[str, float] = {}
+
+    def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None) -> DistilledDataset:
+        """All stages; returns the evaluated result."""
+        config = self.config
+        with self._timed("data"):
+            data = load_dataset(dataset, data_dir=data_dir, resolution=config.resolution)
+            self._require_usable(data)
+            files.require_writable(self.out)
+            self._claim(data)
+            normalization = fit_normalization(data, "zca" if config.zca else "mean-std")
+        difficulty: Difficulty | None = None
+        if config.buffer_path is None:
+            with self._timed("scores"):
+                difficulty = self._difficulty(data, normalization)
+            with self._timed("experts"):
+                store = self._experts(data, normalization, difficulty)
+        else:
+            store = self._given_experts(data, normalization)
+        with self._timed("distill"):
+            distilled = self._distill(data, normalization, store)
+        with self._timed("evaluate"):
+            report = self._evaluate(distilled, data)
+        distilled = DistilledDataset(**{**vars(distilled), "evaluation": report.rows})
+        write_presentation(self.out, distilled, report, difficulty, title_of(config))
+        files.write_json(self.out / "timing.json", {k: round(v, 3) for k, v in self.seconds.items()})
+        return distilled
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
+
+    # -- checks before any work ------------------------------------------------------------------------------------
+
+    def _require_usable(self, data: ImageDataset) -> None:
+        config = self.config
+        sizes = [len(data.images_of_class(label)) for label in range(data.classes)]
+        if config.pix_init != "noise" and min(sizes) < config.ipc:
+            label = sizes.index(min(sizes))
+            raise DatasetError(
+                f"class {label} ({data.class_names[label]}) has {sizes[label]} training images, fewer than ipc "
+                f"{config.ipc}; lower ipc or use pix_init noise"
+            )
+        network = self._spec(data).build(config.seed, "probe")
+        DSA(config.dsa, mode=config.dsa_mode)
+        make_mask(config).first_kept(network)
+        select(config.backend, Task(network, self.device, torch.float32, config.gradient, config.precision))
+        if config.buffer_path is None:
+            config.require_snapshots(config.train_epochs, "experts are trained for train_epochs")
+            labels = [data.images_of_class(label) for label in range(data.classes)]
+            pruned = [len(indices) for indices in prune(labels, config.prune)]
+            curriculum_of(config).require_images(config.train_epochs, pruned)
+
+    def _claim(self, data: ImageDataset) -> None:
+        """Write `config.yaml`, unless the folder belongs to a run with other settings."""
+        path = self.out / "run.json"
+        mine = {"dataset_fingerprint": data.fingerprint, **self.config.describe()}
+        if path.exists() and not self.overwrite:
+            theirs = files.read_json(path, "run description")
+            skip = {"backend", "precision", "checkpoint_every"} | set(self.config.describe("evaluate"))
+            if self.resume:
+                skip.add("iterations")  # a finished run may be continued for longer
+            different = [k for k in mine if k not in skip and mine[k] != theirs.get(k)]
+            if different:
+                key = different[0]
+                raise ConfigError(
+                    f"{self.out} holds a run with other settings ({key}: {theirs.get(key)!r}, now {mine[key]!r}"
+                    f"{f' and {len(different) - 1} more' if len(different) > 1 else ''}); "
+                    "choose another output folder, or pass overwrite=True (--overwrite) to replace its results"
+                )
+        files.write_json(path, mine)
+        files.write_text(self.out / "config.yaml", to_yaml(self.config))
+
+    # -- stages ----------------------------------------------------------------------------------------------------
+
+    def _spec(self, data: ImageDataset) -> NetworkSpec:
+        return NetworkSpec(self.config.model, data.channels, data.classes, data.resolution)
+
+    def _difficulty(self, data: ImageDataset, normalization: Normalization) -> Difficulty | None:
+        config = self.config
+        if not needs_order(config):
+            return None
+        if config.order_file is not None:
+            difficulty = Difficulty.load(config.order_file)
+            difficulty.require(data)
+            return difficulty
+        path = _scores_path(self.out, data.fingerprint, config)
+        if path.exists():
+            self.progress.say(f"scores: reusing {path} (same settings)")
+            return Difficulty.load(path)
+        difficulty = score_as_configured(config, data, normalization, self.device, self.progress)
+        difficulty.save(path)
+        return difficulty
+
+    def _experts(self, data: ImageDataset, normalization: Normalization, difficulty: Difficulty | None) -> ExpertStore:
+        config = self.config
+        described = config.describe("data", "scores", "experts")
+        described.pop("num_experts")  # more experts extend a store, fewer use the first of it
+        folder = self.out / "cache" / f"experts-{_key(data.fingerprint, described)}"
+        if folder.exists() and len(ExpertStore.open(folder)) >= config.num_experts:
+            self.progress.say(f"experts: reusing {folder} (same settings)")
+        store = train_as_configured(config, data, normalization, difficulty, folder, self.device, self.progress)
+        return store.first(config.num_experts)
+
+    def _given_experts(self, data: ImageDataset, normalization: Normalization) -> ExpertStore:
+        config = self.config
+        assert config.buffer_path is not None
+        store = ExpertStore.open(config.buffer_path)
+        network = self._spec(data).build(config.seed, "probe")
+        store.require(
+            {
+                "parameter_count": network.parameter_count,
+                "model": config.model,
+                "fingerprint": data.fingerprint,
+                "normalization": normalization.kind,
+            }
+        )
+        config.require_snapshots(store.epochs, f"the experts in {store.folder} end at")
+        return store
+
+    def _distill(self, data: ImageDataset, normalization: Normalization, store: ExpertStore) -> DistilledDataset:
+        config = self.config
+        described = config.describe("data", "scores", "experts", "distill")
+        described.pop("iterations")
+        key = _key(data.fingerprint, described, torch.__version__)
+        done = self.out / FILE
+        checkpoint = self.out / "checkpoint"
+        network = self._spec(data).build(config.seed, "student")
+        if checkpoint.exists() and done.exists() and not self.overwrite:
+            state = State.load(checkpoint, key, self.device)
+            if state.iteration == config.iterations:
+                self.progress.say(f"distill: reusing {done} (same settings)")
+                return load(done)
+        history: list[dict[str, float]] = []
+        if self.resume and checkpoint.exists():
+            state = State.load(checkpoint, key, self.device)
+            if state.iteration > config.iterations:
+                raise ConfigError(
+                    f"{checkpoint} is already at iteration {state.iteration}, beyond iterations {config.iterations}; "
+                    "raise iterations, or start afresh in another folder"
+                )
+            history = read_history(self.out / "metrics.jsonl", state.iteration)
+            self.progress.say(f"distill: resuming after iteration {state.iteration}")
+        else:
+            if self.resume:
+                self.progress.say(f"distill: no checkpoint in {self.out} yet, starting at iteration 0")
+            task = Task(network, self.device, torch.float32)
+            teachers = Teachers(store, select(config.backend, task), task)
+            initial = initial_set(
+                config.pix_init,
+                config.ipc,
+                normalization.apply(data.train_images),
+                data,
+                teachers,
+                seed=config.seed,
+            )
+            for note in initial.notes:
+                self.progress.say(f"init: {note}")
+            state = State.start(initial.images, initial.label_logits, initial.labels, config, self.device)
+        loop = Loop(network, store, config, self.device)
+        run(loop, state, folder=self.out, key=key, history=history, progress=self.progress)
+        images = state.images if state.average is None else state.average
+        distilled = DistilledDataset(
+            images=images.cpu(),
+            label_logits=state.label_logits.cpu() if config.soft_labels else None,
+            labels=state.labels.cpu(),
+            lr=float(state.lr),
+            whitening=normalization,
+            config=config.describe(),
+            history=history,
+            class_names=data.class_names,
+        )
+        distilled.save(self.out)
+        return distilled
+
+    def _evaluate(self, distilled: DistilledDataset, data: ImageDataset) -> EvaluationReport:
+        config = self.config
+        path = self.out / "evaluation.json"
+        digest = hashlib.sha256((self.out / FILE).read_bytes()).hexdigest()
+        key = _key(data.fingerprint, config.describe("evaluate"), digest)
+        if path.exists():
+            stored = files.read_json(path, "evaluation")
+            if stored.get("key") == key:
+                self.progress.say(f"evaluate: reusing {path} (same settings)")
+                return EvaluationReport(_rows(stored))
+        report = evaluate(
+            distilled,
+            data,
+            models=(config.model,),
+            repeats=config.eval_networks,
+            epochs=config.eval_epochs,
+            full_epochs=config.eval_full_epochs,
+            batch=config.eval_batch,
+            momentum=config.eval_momentum,
+            weight_decay=config.eval_weight_decay,
+            dsa_mode=config.dsa_mode,
+            baselines=config.eval_baselines,
+            seed=config.seed,
+            device=str(self.device),
+            backend=config.backend,
+            progress=self.progress,
+        )
+        files.write_json(path, {"key": key, "rows": [asdict(row) for row in report.rows]})
+        return report
+
+
+def needs_order(config: Config) -> bool:
+    """Whether anything in the run depends on how hard images are."""
+    return config.curriculum or config.prune != "none"
+
+
+def curriculum_of(config: Config) -> Curriculum:
+    """The curriculum a config asks for."""
+    if not config.curriculum:
+        return Curriculum.none()
+    return Curriculum(
+        config.initial_ratio,
+        config.add_end_epoch,
+        config.removal1_epoch,
+        config.removal2_epoch,
+        config.removal1_ratio,
+        config.removal2_ratio,
+    )
+
+
+def score_as_configured(
+    config: Config, data: ImageDataset, normalization: Normalization, device: torch.device, progress: Progress
+) -> Difficulty:
+    """:func:`pad_fast.score` with a config's settings."""
+    return score(
+        data,
+        method=config.score_method,
+        model=config.model,
+        networks=config.score_networks,
+        epochs=config.score_epochs,
+        batch=config.score_batch,
+        lr=config.score_lr,
+        normalization=normalization,
+        seed=config.seed,
+        device=str(device),
+        backend=config.backend,
+        progress=progress,
+    )
+
+
+def train_as_configured(
+    config: Config,
+    data: ImageDataset,
+    normalization: Normalization,
+    difficulty: Difficulty | None,
+    out: Path,
+    device: torch.device,
+    progress: Progress,
+) -> ExpertStore:
+    """:func:`pad_fast.train_experts` with a config's settings."""
+    return train_experts(
+        data,
+        out=out,
+        experts=config.num_experts,
+        epochs=config.train_epochs,
+        curriculum=curriculum_of(config),
+        difficulty=difficulty,
+        prune_rule=config.prune,
+        optimizer=config.expert_optimizer,
+        rho=config.gsam_rho,
+        alpha=config.gsam_alpha,
+        model=config.model,
+        batch=config.batch_train,
+        lr=config.lr_expert,
+        dsa=config.dsa,
+        dsa_mode=config.dsa_mode,
+        normalization=normalization,
+        seed=config.seed,
+        device=str(device),
+        backend=config.backend,
+        progress=progress,
+    )
+
+
+def present_again(out: Path) -> Path:
+    """Write `images.png` and `report.html` of a finished run once more, from the files in its folder.
+
+    Raises:
+        StoreError: the run is not finished.
+    """
+    distilled = load(out)
+    described = files.read_json(out / "run.json", "run description")
+    fingerprint = described.pop("dataset_fingerprint", "")
+    config = Config(**described)
+    stored = files.read_json(out / "evaluation.json", "evaluation")
+    report = EvaluationReport(_rows(stored))
+    path = _scores_path(out, fingerprint, config)
+    difficulty = Difficulty.load(path) if path.exists() else None
+    return write_presentation(out, distilled, report, difficulty, title_of(config))
+
+
+def title_of(config: Config) -> str:
+    """Headline of the report."""
+    images = "1 image" if config.ipc == 1 else f"{config.ipc} images"
+    return f"{config.method.upper()} on {config.dataset}, {images} per class"
+
+
+def _rows(stored: Mapping[str, Any]) -> tuple[AccuracyRow, ...]:
+    return tuple(AccuracyRow(r["name"], r["model"], tuple(r["accuracies"])) for r in stored["rows"])
+
+
+def _scores_path(out: Path, fingerprint: str, config: Config) -> Path:
+    return out / "cache" / f"scores-{_key(fingerprint, config.describe('data', 'scores'))}.safetensors"
+
+
+def write_presentation(
+    out: Path,
+    distilled: DistilledDataset,
+    report: EvaluationReport,
+    difficulty: Difficulty | None,
+    title: str,
+) -> Path:
+    """Write `images.png` and `report.html`; returns the report's path."""
+    names = distilled.class_names or tuple(str(label) for label in range(distilled.classes))
+    pixels = distilled.pixels() if distilled.whitening is not None else distilled.images
+    png = png_bytes(image_grid(pixels, distilled.labels, names, stretch=distilled.whitening is None))
+    files.write_bytes(out / "images.png", png)
+    versions = {k: str(v) for k, v in environment().items() if k in ("pad_fast", "python", "torch", "numpy")}
+    data = ReportData(
+        title=title,
+        settings=distilled.config,
+        versions=versions,
+        accuracy=report.rows,
+        history=distilled.history,
+        grid_png=png,
+        difficulty=None
+        if difficulty is None
+        else {name: difficulty.scores[indices].tolist() for name, indices in zip(names, difficulty.order, strict=True)},
+    )
+    return files.write_text(out / "report.html", render_report(data))
+
+
+def _key(*parts: Any) -> str:
+    """Short digest of everything a stage depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

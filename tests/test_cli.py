@@ -1,0 +1,157 @@
+"""The command line: every command, every knob a flag, errors in one line with exit status 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import pad_fast
+from pad_fast.cli import build_parser, main
+from pad_fast.config import Config
+from pad_fast.errors import DistillationStopped
+
+from .settings import SMALL, flags
+
+TRAINING = {
+    name: SMALL[name] for name in SMALL if name.startswith(("score", "num", "train", "add", "removal", "model"))
+}
+
+
+def test_every_setting_is_a_flag_of_distill(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["distill", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for item in fields(Config):
+        assert f"--{item.name.replace('_', '-')}" in text, item.name
+        assert item.metadata["help"].split()[0] in text
+    assert "(default: 0.75)" in text
+
+
+def test_distill_evaluate_and_report(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main(["distill", "--out", out, "--quiet", *flags(SMALL)]) == 0
+    table = capsys.readouterr().out
+    assert "random real" in table and "PAD" in table and "full data" in table and "DistilledDataset(10 images" in table
+    rows = tmp_path / "rows.json"
+    arguments = ["--eval-networks", "1", "--eval-epochs", "2", "--no-eval-baselines", "--quiet"]
+    assert main(["evaluate", out, *arguments, "--model", "MLP", "--model", "ConvNet", "--out", str(rows)]) == 0
+    assert [row["model"] for row in json.loads(rows.read_text())] == ["MLP", SMALL["model"]]
+    assert "MLP" in capsys.readouterr().out
+    assert main(["report", out]) == 0
+    assert capsys.readouterr().out.strip().endswith("report.html")
+
+
+def test_score_and_experts(tmp_path, capsys):
+    scores = tmp_path / "scores.safetensors"
+    chosen = {name: TRAINING[name] for name in ("model", "score_networks", "score_epochs")}
+    assert main(["score", "--out", str(scores), "--quiet", *flags(chosen), "--score-method", "grand"]) == 0
+    assert "Difficulty(grand" in capsys.readouterr().out
+    assert pad_fast.Difficulty.load(scores).method == "grand"
+    out = str(tmp_path / "experts")
+    training = flags(TRAINING) + ["--quiet"]
+    assert main(["experts", "--out", out, *training, "--order-file", str(scores)]) == 0
+    assert "2 experts x 5 snapshots" in capsys.readouterr().out
+    # Repeated with one more expert it continues; with another order it refuses.
+    more = flags({**TRAINING, "num_experts": 3}) + ["--quiet"]
+    assert main(["experts", "--out", out, *more, "--order-file", str(scores)]) == 0
+    assert "3 experts" in capsys.readouterr().out
+    assert main(["experts", "--out", out, *training]) == 2
+    assert "were made with order" in capsys.readouterr().err
+
+
+def test_config_file_of_the_reference(tmp_path, capsys):
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "dataset: digits\nipc: 1\nsyn_steps: 2\nexpert_epochs: 2\nIteration: 3\nlr_teacher: 0.02\nlr_lr: 1e-05\n"
+        "lr_img: 5\nlr_y: 0.5\nMomentum_y: 0.9\ndepth_ratio: 0.5\nloss_ratio: 0\nthreshold: 9\nzca: False\ndsa: True\n"
+        "dsa_strategy: color_crop\nSequential_Generation: False\nmin_start_epoch: 0\nmax_start_epoch: 2\nproject: x\n"
+    )
+    small = {k: v for k, v in SMALL.items() if k not in ("syn_steps", "iterations", "threshold", "max_start_epoch")}
+    out = tmp_path / "run"
+    assert main(["distill", "--config", str(path), "--out", str(out), "--quiet", *flags(small)]) == 0
+    config = pad_fast.load(out).config
+    assert (config["iterations"], config["lr_init"], config["mask"], config["mask_ratio"]) == (3, 0.02, "depth", 0.5)
+    assert config["dsa"] == "color_crop" and config["lr_lr"] == 1e-5
+    # What the run wrote down is itself a config file that gives the same run.
+    assert main(["distill", "--config", str(out / "config.yaml"), "--out", str(out)]) == 0
+    assert "distill: reusing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distill", "--lr-imgg", "3"], "Did you mean '--lr-img'"),
+        (["distill", "--ipc", "one"], "invalid int value"),
+        (["distill", "--ipc", "0"], "ipc is 0"),
+        (["distill", "--dataset", "cifar11"], "Did you mean 'cifar10'"),
+        (["distill", "--config", "nothing.yaml"], "cannot read config"),
+        (["evaluate", "nothing"], "no distilled set"),
+        (["report", "nothing"], "no distilled set"),
+        (["score", "--out", "x.safetensors", "--score-method", "el3n"], "Did you mean 'el2n'"),
+        (["experts"], "--out"),
+        ([], "COMMAND"),
+        (["distil"], "invalid choice"),
+    ],
+)
+def test_errors_are_one_line_and_exit_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    assert status == 2
+    errors = capsys.readouterr().err
+    assert message in errors and "Traceback" not in errors
+
+
+def test_a_stopped_run_exits_1_and_an_interrupted_one_130(tmp_path, monkeypatch, capsys):
+    import pad_fast.pipeline
+
+    for error, status, said in (
+        (DistillationStopped("the loss is nan"), 1, "stopped: the loss is nan"),
+        (KeyboardInterrupt(), 130, "--resume"),
+    ):
+
+        def fail(*_: object, error: BaseException = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(pad_fast.pipeline, "distill", fail)
+        assert main(["distill", "--out", str(tmp_path)]) == status
+        assert said in capsys.readouterr().err
+
+
+def test_env_names_versions_and_the_extension(capsys):
+    assert main(["env"]) == 0
+    text = capsys.readouterr().out
+    assert pad_fast.__version__ in text and "extension" in text and "torch" in text
+
+
+def test_the_parser_needs_no_heavy_imports():
+    """`pad-fast --help` must not import torchvision, Triton, scikit-learn or Pillow."""
+    code = (
+        "import sys, pad_fast.cli; pad_fast.cli.build_parser();"
+        "print([m for m in ('torchvision', 'triton', 'sklearn', 'PIL', 'yaml') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_entry_point_is_installed():
+    script = Path(sys.executable).with_name("pad-fast")
+    if not script.exists():
+        pytest.skip("the package is used without being installed")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert pad_fast.__version__ in done.stdout
+
+
+def test_flags_parse_none_and_booleans():
+    options = build_parser().parse_args(["distill", "--threshold", "none", "--no-curriculum", "--zca"])
+    assert options.threshold is None and options.curriculum is False and options.zca is True
+    assert not hasattr(options, "lr_img"), "what was not given must not override a file"

@@ -1,0 +1,59 @@
+"""Constant memory is a claim, so it is measured: peak of one gradient at T and at 8 T, each in its own process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc"),
+]
+
+SCRIPT = """
+import sys, torch, pad_fast
+torch.set_num_threads(1)
+
+def peak():  # of this program alone: getrusage would count the process that started it
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+steps, gradient = int(sys.argv[1]), sys.argv[2]
+torch.manual_seed(0)
+net = pad_fast.ConvNet()
+theta = torch.cat([p.detach().flatten() for p in net.parameters()])
+target = theta + 0.01 * torch.randn_like(theta)
+images = torch.randn(10, 3, 32, 32, requires_grad=True)
+labels, lr = torch.randn(10, 10, requires_grad=True), torch.tensor(0.01, requires_grad=True)
+before = peak()
+loss = pad_fast.trajectory_matching_loss(
+    net, theta, target, images, labels, lr, batches=[torch.randperm(10) for _ in range(steps)],
+    gradient=gradient, backend=sys.argv[3])
+loss.backward()
+assert float(images.grad.norm()) > 0
+print(peak() - before, theta.numel() * 4 / 1024)
+"""
+
+
+def peak_kib(steps: int, gradient: str, backend: str) -> tuple[float, float]:
+    """Peak above what import and inputs took, and the size of one parameter vector, in KiB."""
+    arguments = [sys.executable, "-c", SCRIPT, str(steps), gradient, backend]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    peak, vector = done.stdout.split()
+    return float(peak), float(vector)
+
+
+@pytest.mark.parametrize("backend", ["autograd"])
+def test_memory_of_the_exact_gradient_does_not_grow_with_t(backend):
+    short, vector = peak_kib(10, "exact", backend)
+    long, _ = peak_kib(80, "exact", backend)
+    # T vectors are kept by design; 10% is for the allocator.
+    assert long <= 1.1 * short + 80 * vector, (short, long, vector)
+
+
+def test_the_measurement_sees_the_oracles_growth():
+    short, vector = peak_kib(2, "unroll", "autograd")
+    long, _ = peak_kib(10, "unroll", "autograd")
+    assert long > 1.1 * short + 10 * vector, (short, long, vector)
