@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) -c constraints.txt
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint sanitize bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pad-fast distill
@@ -21,6 +21,21 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy pad_fast
+
+# The extension with AddressSanitizer and UBSan, installed beside a copy of the tests that call into it.
+SANITIZE := -fsanitize=address,undefined
+sanitize: $(VENV)/.installed
+	rm -rf build/sanitize
+	CXXFLAGS="-O1 -g -fno-omit-frame-pointer $(SANITIZE) -fno-sanitize-recover=undefined" LDFLAGS="$(SANITIZE)" \
+	  PAD_FAST_CUDA=0 PAD_FAST_REQUIRE_EXTENSION=1 $(PIP) --no-build-isolation --no-deps --target build/sanitize .
+	cp -r tests build/sanitize/tests
+	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
+	  $(CURDIR)/$(BIN)/python -m pytest -q tests/test_engine_cpu.py tests/test_native.py -k "not instruction_set"
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.unroll
+	$(BIN)/python -m benchmarks.training
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info pad_fast/_C.*.so pad_fast/_build.json

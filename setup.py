@@ -34,9 +34,18 @@ PACKAGES = {"pad_fast": "pad_fast", "pad_fast.kernels": "kernels"}
 
 # Sources of pad_fast._C (glob, from the root) -> flags on top of the common ones. A file that several rows
 # match takes the last one's flags, so a group built for one instruction set gets a row below the general one.
+# -ffp-contract=fast lets a * b + c round once, on every machine that can.
+X86 = platform.machine() in ("x86_64", "AMD64")
+ENGINE = ["-ffp-contract=fast", "-Wno-psabi"]
 SOURCES: dict[str, list[str]] = {
     "csrc/**/*.cpp": [],
     "csrc/**/*.cu": [],
+    "csrc/unroll/isa_baseline.cpp": ENGINE,
+    "csrc/unroll/isa_avx2.cpp": [*ENGINE, *(["-mavx2", "-mfma"] if X86 else [])],
+    "csrc/unroll/isa_avx512.cpp": [
+        *ENGINE,
+        *(["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"] if X86 else []),
+    ],
 }
 
 # -fno-math-errno and -fno-trapping-math are the parts of -ffast-math that leave NaN and infinity alone.

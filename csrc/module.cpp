@@ -6,6 +6,7 @@
 #include <string>
 
 #include "scoring.h"
+#include "unroll/bindings.h"
 
 namespace py = pybind11;
 
@@ -97,6 +98,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
+  bind_unroll(m);
   bind_scoring<float>(m, "f32");
   bind_scoring<double>(m, "f64");
 #ifdef PAD_FAST_CUDA

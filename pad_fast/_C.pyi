@@ -32,3 +32,61 @@ def grand_cuda_f64(
     out: int, logits: int, features: int, labels: int, rows: int, classes: int, width: int, device: int, stream: int
 ) -> str | None: ...
 def build_info() -> dict[str, str | bool]: ...
+def instruction_sets() -> list[str]: ...
+
+class Cache:
+    @property
+    def bytes(self) -> int: ...
+
+# Addresses are of contiguous tensors: theta, v, grad, dtheta [P]; x, dx [B, C, H, W]; logits, dy [B, K];
+# labels [B] int64 (kind "hard"), or [B, K] ("logits", "probabilities"). 0 leaves an optional result out.
+class Plan:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        height: int,
+        width: int,
+        pad_first: int = 1,
+        depth: int,
+        net_width: int,
+        classes: int,
+        dtype: str = "f32",
+        precision: str = "f4",
+        threads: int = 1,
+        isa: str = "auto",
+        chunk_tiles: int = 0,
+        group_bytes: int = 0,
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    def parameter_count(self) -> int: ...
+    def workspace_bytes(self) -> int: ...
+    def cache_bytes(self, batch: int) -> int: ...
+    def make_cache(self) -> Cache: ...
+    def forward(self, theta: int, x: int, batch: int, logits: int) -> None: ...
+    def loss_and_grad(
+        self,
+        theta: int,
+        x: int,
+        batch: int,
+        labels: int,
+        kind: str,
+        grad: int,
+        logits: int = 0,
+        cache: Cache | None = None,
+    ) -> float: ...
+    def adjoint(
+        self,
+        theta: int,
+        v: int,
+        x: int,
+        batch: int,
+        labels: int,
+        kind: str,
+        dtheta: int,
+        dx: int = 0,
+        dy: int = 0,
+        grad: int = 0,
+        cache: Cache | None = None,
+    ) -> float: ...

@@ -112,6 +112,9 @@ class Config:
     )
     backend: str = _setting("auto", "engine: auto or one by name", stage="run")
     precision: str = _setting("auto", "arithmetic of the engine", stage="run")
+    cache: str = _setting(
+        "0", "bytes of activations kept between the passes; 0 recomputes, auto: half of free", stage="run"
+    )
     checkpoint_every: int = _setting(100, "iterations between checkpoints", stage="run")
 
     # Evaluation

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
-from .errors import InputError
+from .errors import InputError, nearest
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -33,3 +35,41 @@ def resolve_device(device: str | torch.device) -> torch.device:
     elif resolved.type != "cpu":
         raise InputError(f"device {device!r} is not supported; use 'auto', 'cpu', 'cuda' or 'cuda:N'")
     return resolved
+
+
+def cache_bytes(cache: int | str, device: torch.device) -> int:
+    """How many bytes of activations a run may keep between its passes.
+
+    Args:
+        cache: a number of bytes (an int, or digits in a string); 0 recomputes everything; "auto" takes half of what is
+            free on `device` now.
+
+    Raises:
+        InputError: anything else.
+
+    Example:
+        >>> cache_bytes("0", torch.device("cpu"))
+        0
+    """
+    if cache == "auto":
+        return free_bytes(device) // 2
+    text = str(cache)
+    if isinstance(cache, bool) or not text.isdigit():
+        raise InputError(
+            f"cache is {cache!r}; use a number of bytes, 0 to recompute, or 'auto'.{nearest(text, ['auto'])}"
+        )
+    return int(text)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be allocated on `device`, as far as the system tells; 0 when it does not."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
+        if "SC_AVPHYS_PAGES" in names:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return 0

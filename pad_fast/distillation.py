@@ -190,6 +190,7 @@ class Loop:
             gradient=config.gradient,
             backend=config.backend,
             precision=config.precision,
+            cache=config.cache,
         )
 
     def _update(self, state: State, images: Tensor, logits: Tensor, lr: Tensor) -> None:

@@ -163,6 +163,50 @@ def class_order(scores: Tensor, labels: Tensor, classes: int, *, threads: int | 
     return list(order.split(offsets.diff().tolist()))
 
 
+def plan(
+    *,
+    channels: int,
+    height: int,
+    width: int,
+    pad_first: int,
+    depth: int,
+    net_width: int,
+    classes: int,
+    dtype: str,
+    precision: str,
+    threads: int,
+) -> Any:
+    """Workspaces and threads for student steps of one ConvNet, see `_C.pyi`; sizes are checked there.
+
+    Raises:
+        BackendError: the extension is not loaded, or PAD_FAST_ISA names an instruction set this machine lacks.
+    """
+    try:
+        return _extension().Plan(
+            channels=channels,
+            height=height,
+            width=width,
+            pad_first=pad_first,
+            depth=depth,
+            net_width=net_width,
+            classes=classes,
+            dtype=dtype,
+            precision=precision,
+            threads=threads,
+        )
+    except ValueError as error:
+        raise BackendError(str(error)) from error
+
+
+def instruction_sets() -> list[str]:
+    """Instruction sets the student engine can use on this machine, best first; PAD_FAST_ISA forces one.
+
+    Raises:
+        BackendError: the extension is not loaded.
+    """
+    return list(_extension().instruction_sets())
+
+
 def _extension() -> Any:
     if _module is None:
         raise BackendError(f"the compiled extension pad_fast._C is not available: {_reason}")

@@ -27,7 +27,7 @@ import torch
 from . import files
 from .config import Config, to_yaml
 from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
-from .device import resolve_device
+from .device import cache_bytes, resolve_device
 from .distillation import Loop, State, make_mask, read_history, run
 from .distilled import FILE, DistilledDataset, load
 from .engines import Task, select
@@ -191,6 +191,7 @@ class Pipeline:
         network = self._spec(data).build(config.seed, "probe")
         DSA(config.dsa, mode=config.dsa_mode)
         make_mask(config).first_kept(network)
+        cache_bytes(config.cache, self.device)
         select(config.backend, Task(network, self.device, torch.float32, config.gradient, config.precision))
         if config.buffer_path is None:
             config.require_snapshots(config.train_epochs, "experts are trained for train_epochs")
@@ -204,7 +205,7 @@ class Pipeline:
         mine = {"dataset_fingerprint": data.fingerprint, **self.config.describe()}
         if path.exists() and not self.overwrite:
             theirs = files.read_json(path, "run description")
-            skip = {"backend", "precision", "checkpoint_every"} | set(self.config.describe("evaluate"))
+            skip = {"backend", "precision", "cache", "checkpoint_every"} | set(self.config.describe("evaluate"))
             if self.resume:
                 skip.add("iterations")  # a finished run may be continued for longer
             different = [k for k in mine if k not in skip and mine[k] != theirs.get(k)]

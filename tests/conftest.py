@@ -42,3 +42,11 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
             return {key: data[key] for key in data.files}
 
     return load
+
+
+def require_native() -> None:
+    """Skip, with the reason, where the extension could not be built."""
+    from pad_fast import native
+
+    if not native.available():
+        pytest.skip(f"no compiled extension: {native.unavailable_reason()}")

@@ -419,3 +419,13 @@ def test_a_module_without_parameters_is_refused():
 def test_layer_norm_of_a_foreign_module_belongs_to_the_layer_before_it():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.LayerNorm([2, 4, 4]), nn.Flatten(), nn.Linear(32, 3))
     assert FlatNetwork(net).layer_starts() == (0, 20 + 64)
+
+
+def test_loading_parameters_copies_them():
+    network = FlatNetwork(ConvNet(channels=2, classes=4, width=5, depth=2, resolution=9))
+    theta = torch.randn(network.parameter_count)
+    network.load(theta)
+    assert torch.equal(network.initial(), theta)
+    with torch.no_grad():
+        next(network.module.parameters()).add_(1)
+    assert not torch.equal(network.initial(), theta), "the vector must not change with the module"

@@ -11,9 +11,11 @@ import torch
 from pad_fast import ConvNet, ParameterMask, trajectory_matching_loss
 from pad_fast.engines import record_backends
 from pad_fast.engines.autograd import unroll
+from pad_fast.errors import BackendError
 from pad_fast.models import FlatNetwork
 
 from .compare import relative_error
+from .conftest import require_native
 
 CASES = [
     "plain",
@@ -63,18 +65,31 @@ def arguments_of(case: dict[str, Any]) -> dict[str, Any]:
     return {**tensors, "lr": torch.tensor(float(case["syn_lr"]), dtype=torch.float64), "batches": indices, "mask": mask}
 
 
-@pytest.mark.parametrize("gradient", ["unroll", "exact"])
+ENGINES = [("unroll", "autograd"), ("exact", "autograd"), ("exact", "cpu")]
+
+
+def served_natively(case: dict[str, Any]) -> bool:
+    return (str(case["norm"]), str(case["activation"]), str(case["pooling"])) == ("instancenorm", "relu", "avgpooling")
+
+
+@pytest.mark.parametrize(("gradient", "backend"), ENGINES)
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_match_the_reference(golden, name, gradient):
+def test_gradients_match_the_reference(golden, name, gradient, backend):
     case = golden(f"unroll_{name}.npz")
     net = network_of(case)
     assert [n for n, _ in net.named_parameters()] == case["param_names"].tolist()
     arguments = arguments_of(case)
     for key in ("images", "labels", "lr"):
         arguments[key].requires_grad_()
+    if backend == "cpu":
+        require_native()
+        if not served_natively(case):
+            with pytest.raises(BackendError, match="instance norm, relu and avg pooling, not"):
+                trajectory_matching_loss(net, backend="cpu", **arguments)
+            return
     with record_backends() as used:
-        loss = trajectory_matching_loss(net, gradient=gradient, backend="autograd", **arguments)
-    assert used == ["autograd"]
+        loss = trajectory_matching_loss(net, gradient=gradient, backend=backend, **arguments)
+    assert used == [backend]
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(case["loss"]), rel=TOLERANCE)
     for key, expected in (("images", "grad_images"), ("labels", "grad_label_logits"), ("lr", "grad_syn_lr")):

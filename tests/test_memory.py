@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 
 import pytest
+
+from .conftest import require_native
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,15 +41,23 @@ print(peak() - before, theta.numel() * 4 / 1024)
 
 
 def peak_kib(steps: int, gradient: str, backend: str) -> tuple[float, float]:
-    """Peak above what import and inputs took, and the size of one parameter vector, in KiB."""
+    """Peak above what import and inputs took, and the size of one parameter vector, in KiB.
+
+    The median of three processes: where glibc places blocks differs from run to run by some 5%.
+    """
     arguments = [sys.executable, "-c", SCRIPT, str(steps), gradient, backend]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    peak, vector = done.stdout.split()
-    return float(peak), float(vector)
+    peaks = []
+    for _ in range(3):
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        peak, vector = done.stdout.split()
+        peaks.append(float(peak))
+    return statistics.median(peaks), float(vector)
 
 
-@pytest.mark.parametrize("backend", ["autograd"])
+@pytest.mark.parametrize("backend", ["autograd", "cpu"])
 def test_memory_of_the_exact_gradient_does_not_grow_with_t(backend):
+    if backend == "cpu":
+        require_native()
     short, vector = peak_kib(10, "exact", backend)
     long, _ = peak_kib(80, "exact", backend)
     # T vectors are kept by design; 10% is for the allocator.

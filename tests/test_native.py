@@ -207,7 +207,13 @@ def test_the_stub_lists_what_the_extension_has() -> None:
     functions = {node.name: node for node in stub.body if isinstance(node, ast.FunctionDef)}
     module = native._extension()
     compiled = {name for name in dir(module) if not name.startswith("_")}
-    assert compiled == {name for name in functions if native.build_info()["cuda"] or "_cuda_" not in name}
+    classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
+    listed = {name for name in functions if native.build_info()["cuda"] or "_cuda_" not in name}
+    assert compiled == listed | set(classes)
+    for name, declared in classes.items():
+        members = {item.name for item in declared.body if isinstance(item, ast.FunctionDef)}
+        public = {member for member in vars(getattr(module, name)) if not member.startswith("_")}
+        assert members - {"__init__"} == public, name
     for name, node in functions.items():
         if name not in compiled:
             continue

@@ -25,6 +25,7 @@ class Task:
         device, dtype: of images and parameters.
         gradient: "exact", "unroll" or "tesla"; "train" when only plain steps are needed.
         precision: "auto" or the name of an arithmetic the engine knows.
+        cache_bytes: activations a run may keep between the forward and the reverse pass, to save recomputing them.
     """
 
     network: FlatNetwork
@@ -32,6 +33,7 @@ class Task:
     dtype: torch.dtype
     gradient: str = "train"
     precision: str = "auto"
+    cache_bytes: int = 0
 
 
 @dataclass(frozen=True, eq=False)

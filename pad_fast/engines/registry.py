@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from ..errors import BackendError, nearest
 from .base import GRADIENTS, Engine, Task
 from .functional import FunctionalEngine
+from .native_cpu import CpuEngine
 
 logger = logging.getLogger("pad_fast")
 
@@ -101,3 +102,4 @@ def require_gradient(gradient: str) -> None:
 
 
 register(FunctionalEngine())
+register(CpuEngine())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..device import cache_bytes
 from ..engines import Augment, Task, require_gradient, select
 from ..engines.autograd import unroll as autograd_unroll
 from ..errors import InputError
@@ -30,6 +31,7 @@ def trajectory_matching_loss(
     gradient: str = "exact",
     backend: str = "auto",
     precision: str = "auto",
+    cache: int | str = 0,
 ) -> Tensor:
     r"""How far a student trained on synthetic images lands from an expert, relative to where it started.
 
@@ -56,6 +58,9 @@ def trajectory_matching_loss(
             T), or "tesla" (TESLA's approximation, which leaves out all Hessian terms; for comparison).
         backend: "auto", or an engine by name, see `pad_fast.engines.backends()`.
         precision: "auto", or an arithmetic the engine knows.
+        cache: bytes of activations that may be kept between the forward and the reverse pass instead of being computed
+            again; "auto" takes half of the free memory. The default keeps none, so memory does not grow with T. Only
+            the native engines make use of it.
 
     Returns:
         A scalar, or `[K]` for stacked parameters. "exact" and "tesla" can be differentiated once.
@@ -86,7 +91,8 @@ def trajectory_matching_loss(
     first_kept = mask.first_kept(network)
     dropped = mask.dropped_entries(network.parameter_count)
 
-    task = Task(network, images.device, images.dtype, gradient, precision)
+    kept = cache_bytes(cache, images.device)
+    task = Task(network, images.device, images.dtype, gradient, precision, kept)
     engine = select(backend, task)
     stacked = theta_start.dim() == 2
     starts = theta_start if stacked else theta_start[None]

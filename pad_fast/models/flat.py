@@ -69,7 +69,10 @@ class FlatNetwork:
 
     def load(self, theta: Tensor) -> nn.Module:
         """Copy `theta` `[P]` into the module's own parameters and return the module."""
-        torch.nn.utils.vector_to_parameters(theta.detach(), self.module.parameters())
+        with torch.no_grad():
+            # Not vector_to_parameters, which makes the parameters views of the vector.
+            for parameter, piece in zip(self.module.parameters(), theta.split(self.sizes), strict=True):
+                parameter.copy_(piece.view_as(parameter))
         return self.module
 
     def layer_starts(self) -> tuple[int, ...]:

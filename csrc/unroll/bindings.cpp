@@ -1,0 +1,178 @@
+// Python's view: class Plan. Pointers cross as integers; the Python side has checked dtype, shape and contiguity.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bindings.h"
+#include "engine.h"
+
+namespace py = pybind11;
+using pad_fast::unroll::Cache;
+using pad_fast::unroll::Engine;
+using pad_fast::unroll::LabelKind;
+using pad_fast::unroll::Network;
+using pad_fast::unroll::Options;
+
+namespace {
+
+struct Isa {
+  const char* name;
+  Engine* (*make)(const Network&, const Options&, bool);
+  bool (*available)();
+};
+
+#if defined(__x86_64__)
+const Isa kIsas[] = {
+    {"avx512", pad_fast::unroll::make_engine_avx512,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("fma");
+     }},
+    {"avx2", pad_fast::unroll::make_engine_avx2,
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }},
+};
+#else
+const Isa kIsas[] = {{"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }}};
+#endif
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Isa& isa : kIsas)
+    if (isa.available()) names.emplace_back(isa.name);
+  return names;
+}
+
+const Isa& find_isa(std::string name) {
+  if (name == "auto")
+    if (const char* forced = std::getenv("PAD_FAST_ISA"))
+      if (*forced) name = forced;
+  for (const Isa& isa : kIsas)
+    if ((name == "auto" || name == isa.name) && isa.available()) return isa;
+  std::string known;
+  for (const std::string& n : isas()) known += (known.empty() ? "" : ", ") + n;
+  throw std::invalid_argument("isa='" + name + "' is not available on this machine; available: " + known);
+}
+
+LabelKind label_kind(const std::string& name) {
+  if (name == "hard") return pad_fast::unroll::kHard;
+  if (name == "logits") return pad_fast::unroll::kLogits;
+  if (name == "probabilities") return pad_fast::unroll::kProbabilities;
+  throw std::invalid_argument("kind must be 'hard', 'logits' or 'probabilities', got '" + name + "'");
+}
+
+void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+class Plan {
+ public:
+  Plan(std::ptrdiff_t channels, std::ptrdiff_t height, std::ptrdiff_t width, std::ptrdiff_t pad_first,
+       std::ptrdiff_t depth, std::ptrdiff_t net_width, std::ptrdiff_t classes, const std::string& dtype,
+       const std::string& precision, int threads, const std::string& isa, std::ptrdiff_t chunk_tiles,
+       std::ptrdiff_t group_bytes) {
+    if (channels < 1 || height < 1 || width < 1 || net_width < 1 || classes < 1)
+      throw std::invalid_argument("channels, height, width, net_width and classes must be positive");
+    if (pad_first < 1) throw std::invalid_argument("pad_first must be at least 1, got " + std::to_string(pad_first));
+    if (depth < 1 || depth > pad_fast::unroll::kMaxDepth)
+      throw std::invalid_argument("depth must be in 1.." + std::to_string(pad_fast::unroll::kMaxDepth) + ", got " +
+                                  std::to_string(depth));
+    if (threads < 1 || threads > 256)
+      throw std::invalid_argument("threads must be in 1..256, got " + std::to_string(threads));
+    const std::ptrdiff_t extra = 2 * (pad_first - 1);
+    if (((height + extra) >> depth) < 1 || ((width + extra) >> depth) < 1)
+      throw std::invalid_argument("an image of " + std::to_string(height) + "x" + std::to_string(width) +
+                                  " is too small for depth " + std::to_string(depth) + ": nothing is left to classify");
+    if (dtype != "f32" && dtype != "f64") throw std::invalid_argument("dtype must be 'f32' or 'f64', got '" + dtype + "'");
+    Options options;
+    if (precision == "direct")
+      options.largest_tile = 1;
+    else if (precision == "f2")
+      options.largest_tile = 2;
+    else if (precision == "f4")
+      options.largest_tile = 4;
+    else
+      throw std::invalid_argument("precision must be 'direct', 'f2' or 'f4', got '" + precision + "'");
+    options.threads = threads;
+    if (chunk_tiles > 0) options.chunk_tiles = chunk_tiles;
+    if (group_bytes > 0) options.group_bytes = group_bytes;
+    const Isa& chosen = find_isa(isa);
+    isa_ = chosen.name;
+    engine_.reset(chosen.make({channels, height, width, pad_first, depth, net_width, classes}, options, dtype == "f64"));
+  }
+
+  const std::string& isa() const { return isa_; }
+  std::ptrdiff_t parameter_count() const { return engine_->parameter_count(); }
+  std::ptrdiff_t workspace_bytes() const { return engine_->workspace_bytes(); }
+  std::ptrdiff_t cache_bytes(std::ptrdiff_t batch) const { return engine_->cache_bytes(batch); }
+  std::unique_ptr<Cache> make_cache() const { return std::unique_ptr<Cache>(engine_->make_cache()); }
+
+  void forward(std::uintptr_t theta, std::uintptr_t x, std::ptrdiff_t batch, std::uintptr_t logits) {
+    check(batch);
+    py::gil_scoped_release release;
+    std::lock_guard<std::mutex> lock(mutex_);
+    engine_->forward(pointer(theta), pointer(x), batch, pointer(logits));
+  }
+  double loss_and_grad(std::uintptr_t theta, std::uintptr_t x, std::ptrdiff_t batch, std::uintptr_t labels,
+                       const std::string& kind, std::uintptr_t grad, std::uintptr_t logits, Cache* cache) {
+    check(batch);
+    const LabelKind k = label_kind(kind);
+    py::gil_scoped_release release;
+    std::lock_guard<std::mutex> lock(mutex_);
+    return engine_->loss_and_grad(pointer(theta), pointer(x), batch, pointer(labels), k, pointer(grad), pointer(logits),
+                                  cache);
+  }
+  double adjoint(std::uintptr_t theta, std::uintptr_t v, std::uintptr_t x, std::ptrdiff_t batch, std::uintptr_t labels,
+                 const std::string& kind, std::uintptr_t dtheta, std::uintptr_t dx, std::uintptr_t dy,
+                 std::uintptr_t grad, Cache* cache) {
+    check(batch);
+    const LabelKind k = label_kind(kind);
+    py::gil_scoped_release release;
+    std::lock_guard<std::mutex> lock(mutex_);
+    return engine_->adjoint(pointer(theta), pointer(v), pointer(x), batch, pointer(labels), k, pointer(dtheta),
+                            pointer(dx), pointer(dy), pointer(grad), cache);
+  }
+
+ private:
+  static void check(std::ptrdiff_t batch) {
+    if (batch < 1) throw std::invalid_argument("batch must be at least 1, got " + std::to_string(batch));
+  }
+  std::string isa_;
+  std::unique_ptr<Engine> engine_;
+  std::mutex mutex_;
+};
+
+}  // namespace
+
+void bind_unroll(py::module_& m) {
+  m.def("instruction_sets", &isas, "Instruction sets this machine can run, best first.");
+  py::class_<Cache>(m, "Cache", "Activations of one plain step, for its adjoint.")
+      .def_property_readonly("bytes", &Cache::bytes);
+  py::class_<Plan>(m, "Plan", "A network, its workspaces and its threads.")
+      .def(py::init<std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t,
+                    std::ptrdiff_t, const std::string&, const std::string&, int, const std::string&, std::ptrdiff_t,
+                    std::ptrdiff_t>(),
+           py::kw_only(), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("pad_first") = 1,
+           py::arg("depth"), py::arg("net_width"), py::arg("classes"), py::arg("dtype") = "f32",
+           py::arg("precision") = "f4", py::arg("threads") = 1, py::arg("isa") = "auto", py::arg("chunk_tiles") = 0,
+           py::arg("group_bytes") = 0)
+      .def_property_readonly("isa", &Plan::isa)
+      .def("parameter_count", &Plan::parameter_count)
+      .def("workspace_bytes", &Plan::workspace_bytes, "Bytes held now; grows with the largest batch seen, then stays.")
+      .def("cache_bytes", &Plan::cache_bytes, py::arg("batch"), "Bytes a Cache takes for a batch of this size.")
+      .def("make_cache", &Plan::make_cache, py::keep_alive<0, 1>())
+      .def("forward", &Plan::forward, py::arg("theta"), py::arg("x"), py::arg("batch"), py::arg("logits"),
+           "logits[B, K] <- network(theta, x); overwrites.")
+      .def("loss_and_grad", &Plan::loss_and_grad, py::arg("theta"), py::arg("x"), py::arg("batch"), py::arg("labels"),
+           py::arg("kind"), py::arg("grad"), py::arg("logits") = 0, py::arg("cache") = nullptr,
+           "Mean cross entropy; overwrites grad[P] and, unless 0, logits[B, K]; fills the cache if given.")
+      .def("adjoint", &Plan::adjoint, py::arg("theta"), py::arg("v"), py::arg("x"), py::arg("batch"), py::arg("labels"),
+           py::arg("kind"), py::arg("dtheta"), py::arg("dx") = 0, py::arg("dy") = 0, py::arg("grad") = 0,
+           py::arg("cache") = nullptr,
+           "phi = <v, grad>; overwrites its derivatives dtheta[P] and, unless 0, dx[B,C,H,W], dy[B,K] and grad[P].");
+}

@@ -1,0 +1,85 @@
+// What the bindings see of the engine: one abstract class, implemented once per instruction set and element type.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace pad_fast {
+namespace unroll {
+
+struct Network {
+  std::ptrdiff_t channels, height, width, pad_first, depth, net_width, classes;
+};
+
+enum LabelKind : int { kHard = 0, kLogits = 1, kProbabilities = 2 };
+
+struct Options {
+  int largest_tile = 4;             // outputs per tile side: 1 direct, 2 F(2x2, 3x3), 4 F(4x4, 3x3)
+  int threads = 1;                  // upper bound; small batches use fewer
+  std::ptrdiff_t chunk_tiles = 48;  // tiles transformed at a time, primal and tangent each
+  std::ptrdiff_t group_bytes = 24 << 20;  // activations per thread
+};
+
+constexpr std::ptrdiff_t kMaxDepth = 16;
+
+// Activations of one plain step, written by loss_and_grad and read by adjoint.
+class Cache {
+ public:
+  virtual ~Cache();
+  virtual std::ptrdiff_t bytes() const = 0;
+};
+
+class Engine {
+ public:
+  virtual ~Engine();
+  virtual std::ptrdiff_t parameter_count() const = 0;
+  virtual std::ptrdiff_t workspace_bytes() const = 0;
+  virtual std::ptrdiff_t cache_bytes(std::ptrdiff_t batch) const = 0;
+  virtual Cache* make_cache() const = 0;
+  virtual void forward(const void* theta, const void* x, std::ptrdiff_t batch, void* logits) = 0;
+  virtual double loss_and_grad(const void* theta, const void* x, std::ptrdiff_t batch, const void* labels,
+                               LabelKind kind, void* grad, void* logits, Cache* cache) = 0;
+  virtual double adjoint(const void* theta, const void* v, const void* x, std::ptrdiff_t batch, const void* labels,
+                         LabelKind kind, void* dtheta, void* dx, void* dy, void* grad, Cache* cache) = 0;
+};
+
+// One factory per instruction set; null when this binary does not hold it.
+Engine* make_engine_avx512(const Network& network, const Options& options, bool doubles);
+Engine* make_engine_avx2(const Network& network, const Options& options, bool doubles);
+Engine* make_engine_baseline(const Network& network, const Options& options, bool doubles);
+
+// Zeroed memory, aligned to a cache line, on huge pages where the system offers them.
+void* allocate(std::size_t bytes);
+void release(void* memory, std::size_t bytes);
+
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer();
+  void resize(std::size_t bytes);  // zeroed whenever the size changes
+  char* data() const { return data_; }
+  std::size_t size() const { return size_; }
+
+ private:
+  char* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+// Fork-join over a fixed set of sleeping threads: run(n, f, context) calls f(context, i) for i in [0, n).
+class Pool {
+ public:
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+  void run(int count, void (*task)(void*, int), void* context);
+
+ private:
+  struct State;
+  State* state_;
+  int threads_;
+};
+
+}  // namespace unroll
+}  // namespace pad_fast

@@ -1,0 +1,603 @@
+// The first block without its map (docs section 6). It has few input channels, so z = w . p is linear in the 9 C
+// values p of a patch, and everything instance norm asks of z follows from the patches' mean and covariance per
+// image; the ReLU needs z once, in registers; its backward pass needs the signs and two sums over patches.
+#pragma once
+#include "block.h"
+#include "engine.h"
+#include "gemm.h"
+#include "masks.h"
+#include "transpose.h"
+
+namespace pad_fast {
+namespace unroll {
+namespace PAD_ISA {
+
+// Hands out consecutive cache-line aligned pieces; with a null base it only counts.
+template <class T> struct Carver {
+  T* base;
+  index_t used = 0;
+  T* take(index_t count) {
+    const index_t at = used;
+    used += ceil_div(count, line_elements<T>) * line_elements<T>;
+    return base ? base + at : nullptr;
+  }
+  template <class U> U* take_as(index_t count) {
+    return reinterpret_cast<U*>(take(ceil_div(count * index_t(sizeof(U)), index_t(sizeof(T)))));
+  }
+};
+
+constexpr index_t kMostTaps = 63;  // up to 7 channels; more go the ordinary way
+#if PAD_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int kSlots = 14;  // taps whose sums stay in registers, for two streams
+#else
+constexpr int kSlots = 5;
+#endif
+
+template <class T> struct FirstBlock {
+  using V = Vec<T>;
+  static constexpr int L = lanes<T>;
+
+  index_t channels, in_height, in_width, pad;
+  index_t taps, taps_padded, height, width, pooled_h, pooled_w;
+  index_t row, plane;  // of the padded image, channel by channel
+  index_t outputs, outputs_padded, stride, vectors;
+  index_t offset[kMostTaps + kSlots];
+
+  static bool serves(const Network& net) { return 9 * net.channels <= kMostTaps; }
+
+  void set_up(const Network& net) {
+    channels = net.channels, in_height = net.height, in_width = net.width, pad = net.pad_first;
+    height = in_height + 2 * (pad - 1), width = in_width + 2 * (pad - 1);
+    pooled_h = height / 2, pooled_w = width / 2;
+    taps = 9 * channels, taps_padded = padded<T>(taps);
+    row = width + 2 + 2 * L;  // slack: whole vectors and pairs of pixels may be read past the end of a row
+    plane = (height + 3) * row;
+    outputs = net.net_width, outputs_padded = padded<T>(outputs), stride = pixel_stride<T>(outputs);
+    vectors = outputs_padded / L;
+    for (index_t k = 0; k < kMostTaps + kSlots; ++k)
+      offset[k] = k < taps ? (k / 9) * plane + (k % 9 / 3) * row + k % 3 : 0;
+  }
+
+  // --- memory -------------------------------------------------------------------------------------------------------
+  // Filters: transposed [taps][stride] for the kernels and, in double, for the quadratic forms; by row for d/dx.
+  struct Weights {
+    T* columns;
+    T* rows;  // [outputs_padded][taps_padded]
+    double* exact;
+  };
+  Weights weights(T* memory) const {
+    Carver<T> c{memory};
+    Weights w;
+    w.columns = c.take(taps * stride), w.rows = c.take(outputs_padded * taps_padded);
+    w.exact = c.template take_as<double>(taps * stride);
+    return w;
+  }
+  index_t weight_elements() const {
+    Carver<T> c{nullptr};
+    c.take(taps * stride), c.take(outputs_padded * taps_padded), c.template take_as<double>(taps * stride);
+    return c.used;
+  }
+
+  // Kept from the plain step for its adjoint: moments of the patches and the signs.
+  struct Saved {
+    double *covariance, *mean;  // [taps][taps], [taps]: of the shifted image
+    Mask* signs;                // [pooled pixels][vectors][4]
+  };
+  template <class C> Saved carve_saved(C& c) const {
+    Saved s;
+    s.covariance = c.template take_as<double>(taps * taps), s.mean = c.template take_as<double>(taps);
+    s.signs = c.template take_as<Mask>(pooled_h * pooled_w * vectors * 4);
+    return s;
+  }
+  Saved saved(T* memory) const {
+    Carver<T> c{memory};
+    return carve_saved(c);
+  }
+  index_t saved_elements() const {
+    Carver<T> c{nullptr};
+    carve_saved(c);
+    return c.used;
+  }
+
+  // Per image of the group: the padded image and everything that depends on its moments.
+  struct Image {
+    T *x, *r, *s, *c1, *c2, *w1, *w2;  // a/4 = w1 . p + c1, ad/4 = w2 . p + c2    (eq. 31)
+    double *cw, *cv, *work;            // covariance times filters [taps][stride]; five rows
+  };
+  template <class C> Image carve_image(C& c) const {
+    Image i;
+    i.x = c.take(channels * plane + 2 * row), i.r = c.take(stride), i.s = c.take(stride), i.c1 = c.take(stride);
+    i.c2 = c.take(stride), i.w1 = c.take(taps * stride), i.w2 = c.take(taps * stride);
+    i.cw = c.template take_as<double>(taps * stride), i.cv = c.template take_as<double>(taps * stride);
+    i.work = c.template take_as<double>(5 * stride);
+    return i;
+  }
+  Image image(T* memory, index_t index) const {
+    Carver<T> c{memory + index * image_elements()};
+    return carve_image(c);
+  }
+  index_t image_elements() const {
+    Carver<T> c{nullptr};
+    carve_image(c);
+    return c.used;
+  }
+
+  // Scratch of one thread.
+  struct Scratch {
+    T *sa, *sd, *k;        // patch sums [taps + kSlots][stride]; coefficients [12][stride]
+    T *left, *right;       // [outputs_padded][taps_padded] twice: factors of Q
+    T *b;                  // [2 outputs_padded][taps_padded]
+    T *q, *q0;             // Q [taps][taps_padded], q0 [taps_padded]
+    T *masked, *patches;   // two rows of pixels: masked o', od'; patch gradients
+    T *dx;                 // padded image gradient
+  };
+  template <class C> Scratch carve_scratch(C& c) const {
+    Scratch s;
+    s.sa = c.take((taps + kSlots) * stride), s.sd = c.take((taps + kSlots) * stride), s.k = c.take(12 * stride);
+    s.left = c.take(outputs_padded * taps_padded), s.right = c.take(outputs_padded * taps_padded);
+    s.b = c.take(2 * outputs_padded * taps_padded);
+    s.q = c.take(taps * taps_padded), s.q0 = c.take(taps_padded);
+    s.masked = c.take(4 * pooled_w * masked_row()), s.patches = c.take(2 * (width + 4) * taps_padded);
+    s.dx = c.take(channels * plane + 2 * row);
+    return s;
+  }
+  Scratch scratch(T* memory) const {
+    Carver<T> c{memory};
+    return carve_scratch(c);
+  }
+  index_t scratch_elements() const {
+    Carver<T> c{nullptr};
+    carve_scratch(c);
+    return c.used;
+  }
+  index_t masked_row() const { return 2 * outputs_padded + line_elements<T>; }
+
+  // --- once per call --------------------------------------------------------------------------------------------------
+  void prepare(const T* w, T* memory) const {
+    const Weights to = weights(memory);
+    for (index_t n = 0; n < outputs; ++n)
+      for (index_t k = 0; k < taps; ++k) {
+        const T value = w[n * taps + k];
+        to.columns[k * stride + n] = value, to.exact[k * stride + n] = double(value);
+        to.rows[n * taps_padded + k] = value;
+      }
+  }
+  void weight_gradient(T* const* parts, int count, T* w) const {
+    for (index_t n = 0; n < outputs; ++n)
+      for (index_t k = 0; k < taps; ++k) {
+        T sum = 0;
+        for (int i = 0; i < count; ++i) sum += parts[i][k * stride + n];
+        w[n * taps + k] = sum;
+      }
+  }
+
+  // --- once per image -------------------------------------------------------------------------------------------------
+  // The padded image, shifted by each channel's mean (border included): instance norm ignores the shift, and the
+  // moments lose their cancellation.
+  void load_image(const T* x, T* to) const {
+    for (index_t c = 0; c < channels; ++c) {
+      const T* from = x + c * in_height * in_width;
+      double sum = 0;
+      for (index_t i = 0; i < in_height * in_width; ++i) sum += double(from[i]);
+      const T shift = T(sum / double(in_height * in_width));
+      T* out = to + c * plane;
+      for (index_t i = 0; i < plane; ++i) out[i] = -shift;
+      for (index_t y = 0; y < in_height; ++y)
+        for (index_t i = 0; i < in_width; ++i) out[(y + pad) * row + pad + i] = from[y * in_width + i] - shift;
+    }
+  }
+
+  static PAD_INLINE double total(V v) {
+    double sum = 0;
+    for (int l = 0; l < L; ++l) sum += double(v[l]);
+    return sum;
+  }
+
+  // Mean and covariance of the patches (eq. 28).
+  void moments(const T* x, Saved to) const {
+    constexpr int B = 4;
+    V tail = V{};
+    for (int l = 0; l < L; ++l) tail[l] = l < (width - 1) % L + 1 ? T(1) : T(0);
+    const index_t last = (width - 1) / L * L;
+    const double scale = 1.0 / double(height * width);
+    for (index_t k = 0; k < taps; ++k) {
+      double sum = 0;
+      for (index_t y = 0; y < height; ++y) {
+        V part = V{};
+        const T* p = x + offset[k] + y * row;
+        for (index_t i = 0; i < last; i += L) part += load_unaligned(p + i);
+        part += tail * load_unaligned(p + last);
+        sum += total(part);
+      }
+      to.mean[k] = sum * scale;
+    }
+    const index_t rows_at_once = max_of<index_t>(1, 64 * L / width);
+    for (index_t a = 0; a < taps; a += B)
+      for (index_t b = a; b < taps; b += B) {
+        double sum[B][B] = {};
+        for (index_t y0 = 0; y0 < height; y0 += rows_at_once) {
+          V part[B][B];
+#pragma GCC unroll 4
+          for (int i = 0; i < B; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < B; ++j) part[i][j] = V{};
+          for (index_t y = y0; y < min_of(height, y0 + rows_at_once); ++y)
+            for (index_t s = 0; s <= last; s += L) {
+              V u[B], v[B];
+#pragma GCC unroll 4
+              for (int i = 0; i < B; ++i) {
+                u[i] = load_unaligned(x + offset[a + i] + y * row + s);
+                v[i] = load_unaligned(x + offset[b + i] + y * row + s);
+                if (s == last) u[i] *= tail;
+              }
+#pragma GCC unroll 4
+              for (int i = 0; i < B; ++i)
+#pragma GCC unroll 4
+                for (int j = 0; j < B; ++j) part[i][j] += u[i] * v[j];
+            }
+#pragma GCC unroll 4
+          for (int i = 0; i < B; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < B; ++j) sum[i][j] += total(part[i][j]);
+        }
+        for (int i = 0; i < B; ++i)
+          for (int j = 0; j < B; ++j)
+            if (a + i < taps && b + j < taps) {
+              const double value = sum[i][j] * scale - to.mean[a + i] * to.mean[b + j];
+              to.covariance[(a + i) * taps + b + j] = to.covariance[(b + j) * taps + a + i] = value;
+            }
+      }
+  }
+
+  // r, s and the image's own linear maps (eq. 29-31). `v` null: no tangent.
+  void derive(Saved from, Weights w, const Weights* v, NormParameters<T> np, Image to) const {
+    gemm<double, false>(taps, stride, taps, from.covariance, taps, w.exact, stride, to.cw, stride, false);
+    if (v) gemm<double, false>(taps, stride, taps, from.covariance, taps, v->exact, stride, to.cv, stride, false);
+    double *gr = to.work, *hr = gr + stride, *c1 = hr + stride, *c2 = c1 + stride, *cross = c2 + stride;
+    std::memset(to.work, 0, 5 * stride * sizeof(double));
+    for (index_t k = 0; k < taps; ++k) {
+      const double *wk = w.exact + k * stride, *cwk = to.cw + k * stride;
+#pragma GCC ivdep
+      for (index_t n = 0; n < outputs_padded; ++n) gr[n] += wk[n] * cwk[n];
+      if (!v) continue;
+      const double* vk = v->exact + k * stride;
+#pragma GCC ivdep
+      for (index_t n = 0; n < outputs_padded; ++n) cross[n] += vk[n] * cwk[n];
+    }
+    for (index_t n = 0; n < outputs_padded; ++n) {
+      const double r = 1 / __builtin_sqrt((gr[n] <= 0 ? 0 : gr[n]) + 1e-5), g = double(np.g[n]), s = r * cross[n];
+      to.r[n] = T(r), to.s[n] = T(s);
+      gr[n] = 0.25 * g * r;
+      if (v) hr[n] = 0.25 * r * (double(np.gd[n]) - r * s * g);
+    }
+    for (index_t k = 0; k < taps; ++k) {
+      const double *wk = w.exact + k * stride, mean = from.mean[k];
+      T* w1 = to.w1 + k * stride;
+#pragma GCC ivdep
+      for (index_t n = 0; n < outputs_padded; ++n) {
+        const double value = gr[n] * wk[n];
+        w1[n] = T(value), c1[n] += value * mean;
+      }
+      if (!v) continue;
+      const double* vk = v->exact + k * stride;
+      T* w2 = to.w2 + k * stride;
+#pragma GCC ivdep
+      for (index_t n = 0; n < outputs_padded; ++n) {
+        const double value = gr[n] * vk[n] + hr[n] * wk[n];
+        w2[n] = T(value), c2[n] += value * mean;
+      }
+    }
+#pragma GCC ivdep
+    for (index_t n = 0; n < outputs_padded; ++n) to.c1[n] = T(0.25 * double(np.b[n]) - c1[n]);
+    if (!v) return;
+#pragma GCC ivdep
+    for (index_t n = 0; n < outputs_padded; ++n) to.c2[n] = T(0.25 * double(np.bd[n]) - c2[n]);
+  }
+
+  // --- kernels --------------------------------------------------------------------------------------------------------
+  // Two streams of linear maps of the patches of P pooled pixels (2 x 2P pixels): sum[pixel][stream].
+  template <int P>
+  PAD_INLINE void respond(const T* x, const T* wa, const T* wb, index_t ldw, V ca, V cb, V (&sum)[4 * P][2]) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < 4 * P; ++i) sum[i][0] = ca, sum[i][1] = cb;
+    for (index_t k = 0; k < taps; ++k) {
+      const T* const p[2] = {x + offset[k], x + offset[k] + row};
+      const V a = load(wa + k * ldw), b = load(wb + k * ldw);
+#pragma GCC unroll 16
+      for (int i = 0; i < 4 * P; ++i) {
+        const V value = splat(p[i % 4 / 2][2 * (i / 4) + i % 2]);
+        sum[i][0] += value * a, sum[i][1] += value * b;
+      }
+    }
+  }
+
+  enum Mode { kValues, kBoth, kTangentOnly };
+  template <int P, Mode mode>
+  PAD_INLINE void forward_pixels(const T* x, Image im, index_t n, index_t second, index_t y, index_t at, Mask* signs,
+                                 View<T> o, View<T> od) const {
+    V sum[4 * P][2];
+    const T* wa = (mode == kTangentOnly ? im.w2 : im.w1) + n;
+    const T* wb = mode == kBoth ? im.w2 + n : mode == kValues ? im.w1 + second : im.w2 + second;
+    const T* ca = (mode == kTangentOnly ? im.c2 : im.c1) + n;
+    const T* cb = mode == kBoth ? im.c2 + n : mode == kValues ? im.c1 + second : im.c2 + second;
+    respond<P>(x + 2 * y * row + 2 * at, wa, wb, stride, load(ca), load(cb), sum);
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      Mask* bits = signs + ((y * pooled_w + at + p) * vectors) * 4;
+      Mask *first = bits + n / L * 4, *other = bits + second / L * 4;
+      V left = V{}, right = V{};
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const V a = sum[4 * p + i][0], b = sum[4 * p + i][1];
+        if (mode == kTangentOnly) {
+          left += select(first[i], a), right += select(other[i], b);
+        } else if (mode == kBoth) {
+          first[i] = positive(a);
+          left += relu<T>(a), right += select(first[i], b);
+        } else {
+          first[i] = positive(a), other[i] = positive(b);
+          left += relu<T>(a), right += relu<T>(b);
+        }
+      }
+      if (mode == kBoth) {
+        store(o.at(y, at + p) + n, left), store(od.at(y, at + p) + n, right);
+      } else {
+        const View<T>& to = mode == kValues ? o : od;
+        store(to.at(y, at + p) + n, left);
+        if (second != n) store(to.at(y, at + p) + second, right);
+      }
+    }
+  }
+  // o (and od) of one image, with the signs (eq. 31).
+  template <Mode mode> void forward(Image im, Mask* signs, View<T> o, View<T> od) const {
+    constexpr int P = kSlots > 8 ? 2 : 1;
+    const index_t step = mode == kBoth ? L : 2 * L;
+    for (index_t n = 0; n < outputs_padded; n += step) {
+      const index_t second = mode != kBoth && n + L < outputs_padded ? n + L : n;
+      for (index_t y = 0; y < pooled_h; ++y) {
+        index_t at = 0;
+        for (; at + P <= pooled_w; at += P)
+          forward_pixels<P, mode>(im.x, im, n, second, y, at, signs, o, od);
+        for (; at < pooled_w; ++at) forward_pixels<1, mode>(im.x, im, n, second, y, at, signs, o, od);
+      }
+    }
+  }
+
+  // Sums over the plane of stream value times patch, for K taps; with `totals`, of the streams themselves too (eq. 32).
+  struct Stream {
+    View<const T> pull;  // o' at the first channel of the vector
+    const Mask* signs;   // of that vector
+    T *sums, *total;     // [taps][stride]
+    index_t ahead;       // elements to what the next call will read
+  };
+  template <int K, bool totals> void patch_sums(const T* x, const index_t* taps_at, Stream a, Stream b) const {
+    const index_t ahead = a.ahead;
+    for (index_t y = 0; y < pooled_h; ++y) {
+      V sa[K], sb[K], ta = V{}, tb = V{};
+#pragma GCC unroll 16
+      for (int k = 0; k < K; ++k) sa[k] = V{}, sb[k] = V{};
+      for (index_t at = 0; at < pooled_w; ++at) {
+        const V ga = load(a.pull.at(y, at)), gb = load(b.pull.at(y, at));
+        __builtin_prefetch(a.pull.at(y, at) + ahead), __builtin_prefetch(b.pull.at(y, at) + ahead);
+        const index_t bits = (y * pooled_w + at) * vectors * 4;
+        const T* p = x + 2 * y * row + 2 * at;
+#pragma GCC unroll 1
+        for (int i = 0; i < 4; ++i) {
+          const V va = select(a.signs[bits + i], ga), vb = select(b.signs[bits + i], gb);
+          const T* q = p + (i / 2) * row + i % 2;
+          if (totals) ta += va, tb += vb;
+#pragma GCC unroll 16
+          for (int k = 0; k < K; ++k) {
+            const V value = splat(q[taps_at[k]]);
+            sa[k] += value * va, sb[k] += value * vb;
+          }
+        }
+      }
+#pragma GCC unroll 16
+      for (int k = 0; k < K; ++k) {
+        store(a.sums + k * stride, load(a.sums + k * stride) + sa[k]);
+        store(b.sums + k * stride, load(b.sums + k * stride) + sb[k]);
+      }
+      if (totals) {
+        store(a.total, load(a.total) + ta);
+        store(b.total, load(b.total) + tb);
+      }
+    }
+  }
+  void all_patch_sums(const T* x, Stream a, Stream b) const {
+    index_t k = 0;
+    for (; taps - k > kSlots - 1; k += kSlots) {
+      patch_sums<kSlots, false>(x, offset + k, a, b);
+      a.sums += kSlots * stride, b.sums += kSlots * stride;
+    }
+    if (taps - k <= 9 && kSlots > 10)
+      patch_sums<9, true>(x, offset + k, a, b);
+    else
+      patch_sums<kSlots - 1, true>(x, offset + k, a, b);
+  }
+
+  // Patch sums of od' only, two vectors of channels at a time; sums [taps + kSlots][stride], total [stride].
+  void sums_plain(Image im, const Mask* signs, View<const T> god, T* sums, T* total, T* unused) const {
+    std::memset(sums, 0, (taps + kSlots) * stride * sizeof(T));
+    std::memset(total, 0, stride * sizeof(T));
+    for (index_t n = 0; n < outputs_padded; n += 2 * L) {
+      const bool pair = n + L < outputs_padded;  // an odd vector at the end goes alone, its twin's sums to nowhere
+      const index_t m = pair ? n + L : n;
+      const Stream a{{god.origin + n, god.row, god.pixel}, signs + n / L * 4, sums + n, total + n, 2 * L};
+      const Stream b{{god.origin + m, god.row, god.pixel}, signs + m / L * 4, pair ? sums + m : unused,
+                     pair ? total + m : unused, 2 * L};
+      all_patch_sums(im.x, a, b);
+    }
+  }
+  void sums_adjoint(Image im, const Mask* signs, View<const T> go, View<const T> god, Scratch s, T* total_a,
+                    T* total_d) const {
+    std::memset(s.sa, 0, (taps + kSlots) * stride * sizeof(T));
+    std::memset(s.sd, 0, (taps + kSlots) * stride * sizeof(T));
+    std::memset(total_a, 0, stride * sizeof(T));
+    std::memset(total_d, 0, stride * sizeof(T));
+    for (index_t n = 0; n < outputs_padded; n += L)
+      all_patch_sums(im.x, {{go.origin + n, go.row, go.pixel}, signs + n / L * 4, s.sa + n, total_a + n, L},
+                     {{god.origin + n, god.row, god.pixel}, signs + n / L * 4, s.sd + n, total_d + n, L});
+  }
+
+  // --- backward -------------------------------------------------------------------------------------------------------
+  // Plain step: dW += sum zd' p (eq. 33).
+  void backward_plain(Image im, Saved from, Weights w, NormParameters<T> np, View<const T> god, Scratch s,
+                      T* dw, NormGradients<T> out) const {
+    T* total = s.k;
+    sums_plain(im, from.signs, god, s.sd, total, s.sa);
+    center(s.sd, total, from.mean);
+    accumulate_plain(im, w, np, s, total, dw, out);
+  }
+  // S <- (S - mean * total) / 4: the sums of the plane-centred patches; the 1/4 is the pooling's.
+  void center(T* sums, T* total, const double* mean) const {
+    for (index_t k = 0; k < taps; ++k) {
+      T* row_k = sums + k * stride;
+      const T mean_k = T(mean[k]);
+#pragma GCC ivdep
+      for (index_t n = 0; n < outputs_padded; ++n) row_k[n] = T(0.25) * (row_k[n] - mean_k * total[n]);
+    }
+    for (index_t n = 0; n < outputs_padded; ++n) total[n] *= T(0.25);
+  }
+  // out[n] = sum over taps of a[k][n] b[k][n]
+  void dot(const T* a, const T* b, T* out) const {
+    std::memset(out, 0, outputs_padded * sizeof(T));
+    for (index_t k = 0; k < taps; ++k)
+#pragma GCC ivdep
+      for (index_t n = 0; n < outputs_padded; ++n) out[n] += a[k * stride + n] * b[k * stride + n];
+  }
+  void accumulate_plain(Image im, Weights w, NormParameters<T> np, Scratch s, const T* total, T* dw,
+                        NormGradients<T> out) const {
+    T *k1 = s.k + 6 * stride, *k6 = k1 + stride;
+    dot(w.columns, s.sd, k6);
+    for (index_t n = 0; n < outputs_padded; ++n) {
+      const T r = im.r[n], sum_n = r * k6[n];  // sum Ad n
+      out.g[n] += sum_n, out.b[n] += total[n];
+      k1[n] = r * np.g[n], k6[n] = -r * r * np.g[n] * sum_n;  // times M / M
+    }
+    for (index_t k = 0; k < taps; ++k) {
+      const index_t i = k * stride;
+#pragma GCC ivdep
+      for (index_t n = 0; n < outputs_padded; ++n) dw[i + n] += k1[n] * s.sd[i + n] + k6[n] * T(im.cw[i + n]);
+    }
+  }
+
+  // Adjoint: dW += sum z' p, the norm's gradient, and the image's gradient if `dx` is not null (eq. 34-36).
+  void backward_adjoint(Image im, Saved from, Weights w, Weights v, NormParameters<T> np, View<const T> go,
+                        View<const T> god, Scratch s, T* dw, NormGradients<T> out, T* plain_dw,
+                        NormGradients<T> plain_out, T* dx) const {
+    T *total_a = s.k, *total_d = s.k + stride;
+    T *k1 = s.k + 2 * stride, *k2 = k1 + stride, *k3 = k2 + stride, *k4 = k3 + stride;
+    sums_adjoint(im, from.signs, go, god, s, total_a, total_d);
+    center(s.sa, total_a, from.mean);
+    center(s.sd, total_d, from.mean);
+    const T count = T(height * width), scale = T(1) / count;
+    T *an = s.k + 8 * stride, *dn = an + stride, *dz = dn + stride;
+    dot(w.columns, s.sa, an), dot(w.columns, s.sd, dn), dot(v.columns, s.sd, dz);
+#pragma GCC ivdep
+    for (index_t n = 0; n < outputs_padded; ++n) {
+      const T r = im.r[n], sn = im.s[n], g = np.g[n], h = np.gd[n] - r * sn * g;
+      const T m_an = r * an[n] * scale, m_dn = r * dn[n] * scale, m_dnd = r * (dz[n] * scale - sn * m_dn), q = g * m_dn;
+      out.g[n] += count * (m_an + m_dnd), out.b[n] += total_a[n];
+      k1[n] = r * g, k2[n] = r * h, k3[n] = -r * r * q;
+      k4[n] = -r * r * (g * m_an + h * m_dn - r * q * sn + g * m_dnd);
+    }
+    for (index_t k = 0; k < taps; ++k) {
+      const index_t i = k * stride;
+#pragma GCC ivdep
+      for (index_t n = 0; n < outputs_padded; ++n)
+        dw[i + n] += k1[n] * s.sa[i + n] + k2[n] * s.sd[i + n] +
+                     count * (k3[n] * T(im.cv[i + n]) + k4[n] * T(im.cw[i + n]));
+    }
+    if (plain_dw) accumulate_plain(im, w, np, s, total_d, plain_dw, plain_out);
+    if (dx) image_gradient(im, from, w, v, go, god, s, dx);
+  }
+
+  // dp = A w1 + Ad w2 + Q p + q0 for every pixel, then the transpose of taking patches (eq. 35, 36).
+  void image_gradient(Image im, Saved from, Weights w, Weights v, View<const T> go, View<const T> god, Scratch s,
+                      T* dx) const {
+    const T *total_a = s.k, *total_d = s.k + stride;
+    const T *k1 = s.k + 2 * stride, *k2 = k1 + stride, *k3 = k2 + stride, *k4 = k3 + stride;
+    const T scale = T(1) / T(height * width);
+    std::memset(s.q0, 0, taps_padded * sizeof(T));
+    for (index_t n = 0; n < outputs_padded; ++n) {
+      // z' = ... + k3 v.pc + k4 w.pc + k5,  zd' = ... + k3 w.pc + k7  (k6 = k3)
+      const T k5 = -scale * (k1[n] * total_a[n] + k2[n] * total_d[n]), k7 = -scale * k1[n] * total_d[n];
+      const T *wr = w.rows + n * taps_padded, *vr = v.rows + n * taps_padded;
+      T *b1 = s.b + n * taps_padded, *b2 = b1 + outputs_padded * taps_padded;
+      T *left = s.left + n * taps_padded, *right = s.right + n * taps_padded;
+#pragma GCC ivdep
+      for (index_t k = 0; k < taps_padded; ++k) {
+        b1[k] = T(0.25) * k1[n] * wr[k];
+        b2[k] = T(0.25) * (k2[n] * wr[k] + k1[n] * vr[k]);
+        left[k] = k3[n] * vr[k] + k4[n] * wr[k];
+        right[k] = k3[n] * wr[k];
+        s.q0[k] += k5 * wr[k] + k7 * vr[k];
+      }
+    }
+    gemm<T, true>(taps, taps_padded, outputs_padded, s.left, taps_padded, w.rows, taps_padded, s.q, taps_padded, false);
+    gemm<T, true>(taps, taps_padded, outputs_padded, s.right, taps_padded, v.rows, taps_padded, s.q, taps_padded, true);
+    for (index_t j = 0; j < taps; ++j)
+      for (index_t k = 0; k < taps_padded; ++k) s.q0[k] -= T(from.mean[j]) * s.q[j * taps_padded + k];
+
+    std::memset(s.dx, 0, channels * plane * sizeof(T));
+    const index_t even = (width + 1) / 2 * 2, lda = masked_row();
+    for (index_t y = 0; y < (height + 1) / 2; ++y) {
+      moments_part(im.x + 2 * y * row, s, even);
+      if (y < pooled_h) {
+        mask_rows(from.signs, go, god, y, s.masked);
+        for (int half = 0; half < 2; ++half)
+          gemm<T, false>(2 * pooled_w, taps_padded, 2 * outputs_padded, s.masked + half * 2 * pooled_w * lda, lda, s.b,
+                         taps_padded, s.patches + half * even * taps_padded, taps_padded, true);
+      }
+      for (int half = 0; half < 2 && 2 * y + half < height; ++half)
+        add_patches(s.patches + half * even * taps_padded, s.dx + (2 * y + half) * row);
+    }
+    for (index_t c = 0; c < channels; ++c)
+      for (index_t y = 0; y < in_height; ++y)
+        std::memcpy(dx + (c * in_height + y) * in_width, s.dx + c * plane + (y + pad) * row + pad, in_width * sizeof(T));
+  }
+  // patches <- Q p + q0 for two rows of pixels
+  void moments_part(const T* x, Scratch s, index_t even) const {
+    for (index_t k = 0; k < taps_padded; k += 2 * L) {
+      const index_t m = k + L < taps_padded ? k + L : k;
+      for (index_t at = 0; at < even; at += 2) {
+        V sum[4][2];
+        respond<1>(x + at, s.q + k, s.q + m, taps_padded, load(s.q0 + k), load(s.q0 + m), sum);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          T* to = s.patches + ((i / 2) * even + at + i % 2) * taps_padded;
+          store(to + k, sum[i][0]);
+          store(to + m, sum[i][1]);
+        }
+      }
+    }
+  }
+  void mask_rows(const Mask* signs, View<const T> go, View<const T> god, index_t y, T* to) const {
+    const index_t lda = masked_row();
+    for (index_t x = 0; x < pooled_w; ++x) {
+      const Mask* bits = signs + (y * pooled_w + x) * vectors * 4;
+      const T *a = go.at(y, x), *d = god.at(y, x);
+      for (index_t n = 0; n < outputs_padded; n += L) {
+        const V va = load(a + n), vd = load(d + n);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          T* at = to + ((i / 2) * 2 * pooled_w + 2 * x + i % 2) * lda + n;
+          const Mask m = bits[n / L * 4 + i];
+          store(at, select(m, va));
+          store(at + outputs_padded, select(m, vd));
+        }
+      }
+    }
+  }
+  void add_patches(const T* patches, T* dx) const {
+    for (index_t k = 0; k < taps; ++k) {
+      T* to = dx + offset[k];
+      for (index_t x = 0; x < width; ++x) to[x] += patches[x * taps_padded + k];
+    }
+  }
+};
+
+}  // namespace PAD_ISA
+}  // namespace unroll
+}  // namespace pad_fast

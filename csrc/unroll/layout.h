@@ -1,0 +1,186 @@
+// Sizes, offsets and memory of one network: where each parameter sits in the flat vector, and which arrays a call, a
+// thread, a group of images and a cache hold. No arithmetic here.
+#pragma once
+#include "block.h"
+#include "conv.h"
+#include "engine.h"
+#include "first_block.h"
+
+namespace pad_fast {
+namespace unroll {
+namespace PAD_ISA {
+
+template <class T> struct Layer {
+  Conv<T> conv;
+  index_t height, width;       // of z
+  index_t pooled_h, pooled_w;  // of o
+  index_t w, bias, g, b;       // offsets into the flat parameters
+  index_t out_image;           // elements of o per image, where the next stage wants it
+  index_t out_row, out_origin;
+};
+
+template <class T> struct Layout {
+  Network net;
+  index_t depth, width_stride, width_padded, classes, padded_classes, features;
+  index_t classifier, classifier_bias, parameters;
+  Layer<T> layer[kMaxDepth];
+  bool fused_first;  // the first block never stores its map (first_block.h)
+  FirstBlock<T> first;
+
+  // Stored per image by block l: o_l lives in the input array of the next stage (with its border), index l + 1.
+  index_t map_elements(index_t l) const { return layer[l - 1].out_image; }
+  index_t z_elements(index_t l) const { return fused_first && l == 0 ? 0 : layer[l].conv.out_image; }
+
+  void set_up(const Network& network, const Options& options) {
+    net = network, depth = net.depth, classes = net.classes;
+    width_stride = pixel_stride<T>(net.net_width), width_padded = padded<T>(net.net_width);
+    padded_classes = padded<T>(classes);
+    const index_t extra = 2 * (net.pad_first - 1);
+    index_t h = net.height + extra, w = net.width + extra, cin = net.channels, at = 0;
+    for (index_t l = 0; l < depth; ++l) {
+      Layer<T>& y = layer[l];
+      y.conv.set_up(cin, net.net_width, h, w, options.largest_tile, options.chunk_tiles);
+      y.height = h, y.width = w, y.pooled_h = h / 2, y.pooled_w = w / 2;
+      y.w = at, at += net.net_width * cin * 9;
+      y.bias = at, at += net.net_width;
+      y.g = at, at += net.net_width;
+      y.b = at, at += net.net_width;
+      h /= 2, w /= 2, cin = net.net_width;
+    }
+    features = h * w * width_stride;
+    classifier = at, at += classes * net.net_width * h * w;
+    classifier_bias = at, at += classes;
+    parameters = at;
+    for (index_t l = 0; l < depth; ++l) {
+      Layer<T>& y = layer[l];
+      if (l + 1 < depth) {
+        const Conv<T>& next = layer[l + 1].conv;
+        y.out_image = next.in_image, y.out_row = next.in_row, y.out_origin = next.in_row + next.in_stride;
+      } else {
+        y.out_image = features, y.out_row = y.pooled_w * width_stride, y.out_origin = 0;
+      }
+    }
+    fused_first = FirstBlock<T>::serves(net);
+    if (fused_first) first.set_up(net);
+  }
+
+  View<T> output(index_t l, T* maps, index_t image) const {
+    return {maps + image * layer[l].out_image + layer[l].out_origin, layer[l].out_row, width_stride};
+  }
+  View<const T> output(index_t l, const T* maps, index_t image) const {
+    return {maps + image * layer[l].out_image + layer[l].out_origin, layer[l].out_row, width_stride};
+  }
+  Plane<T> plane(index_t l) const {
+    return {layer[l].height, layer[l].width, width_padded, layer[l].conv.out_row, width_stride};
+  }
+  index_t stats_elements() const { return 4 * width_stride; }
+};
+
+// Parameters as the kernels want them; rebuilt by every call, since theta changes at every step.
+template <class T> struct Prepared {
+  Filters<T> filters[kMaxDepth];
+  T* norm[kMaxDepth];  // g, b
+  T *head_w, *head_wt, *head_b;
+  T* first_w;
+
+  void carve(Carver<T>& memory, const Layout<T>& y) {
+    for (index_t l = 0; l < y.depth; ++l) {
+      norm[l] = memory.take(2 * y.width_stride);
+      if (l == 0 && y.fused_first) continue;
+      filters[l].forward = memory.take(y.layer[l].conv.forward_elements());
+      filters[l].backward = memory.take(y.layer[l].conv.backward_elements());
+    }
+    head_w = memory.take(y.classes * y.features);
+    head_wt = memory.take(y.features * y.padded_classes);
+    head_b = memory.take(y.padded_classes);
+    first_w = y.fused_first ? memory.take(y.first.weight_elements()) : nullptr;
+  }
+};
+
+// What a plain step leaves behind for its adjoint, per image.
+template <class T> struct Saved {
+  T *maps[kMaxDepth + 1], *z[kMaxDepth], *stats[kMaxDepth], *pull[kMaxDepth + 1];  // pull: o' of the plain step
+  T* first;
+
+  void carve(Carver<T>& memory, const Layout<T>& y, index_t images) {
+    maps[0] = pull[0] = nullptr;
+    for (index_t l = 0; l < y.depth; ++l) {
+      maps[l + 1] = memory.take(images * y.map_elements(l + 1));
+      pull[l + 1] = memory.take(images * y.map_elements(l + 1));
+      z[l] = memory.take(images * y.z_elements(l));
+      stats[l] = memory.take(l == 0 && y.fused_first ? 0 : images * y.stats_elements());
+    }
+    first = y.fused_first ? memory.take(images * y.first.saved_elements()) : nullptr;
+  }
+  Saved from(const Layout<T>& y, index_t image) const {
+    Saved s = *this;
+    for (index_t l = 0; l < y.depth; ++l) {
+      s.maps[l + 1] += image * y.map_elements(l + 1), s.pull[l + 1] += image * y.map_elements(l + 1);
+      s.z[l] += image * y.z_elements(l), s.stats[l] += image * y.stats_elements();
+    }
+    if (s.first) s.first += image * y.first.saved_elements();
+    return s;
+  }
+};
+
+// Gradient sums of one thread.
+template <class T> struct Sums {
+  T *du[kMaxDepth], *norm[kMaxDepth], *head_w, *head_b, *first_w;
+  bool used[kMaxDepth];  // du holds something
+  T* small;              // everything except du: zeroed at the start of a call
+  index_t small_elements;
+
+  void carve(Carver<T>& memory, const Layout<T>& y) {
+    const index_t start = memory.used;
+    small = memory.take(0);
+    for (index_t l = 0; l < y.depth; ++l) norm[l] = memory.take(2 * y.width_stride);
+    head_w = memory.take(y.classes * y.features);
+    head_b = memory.take(y.padded_classes);
+    first_w = y.fused_first ? memory.take(y.first.weight_elements()) : nullptr;
+    small_elements = memory.used - start;
+    for (index_t l = 0; l < y.depth; ++l)
+      du[l] = l == 0 && y.fused_first ? nullptr : memory.take(y.layer[l].conv.forward_elements());
+  }
+  void clear(index_t depth) {
+    std::memset(small, 0, small_elements * sizeof(T));
+    for (index_t l = 0; l < depth; ++l) used[l] = false;
+  }
+};
+
+// One thread's working memory for a group of images.
+template <class T> struct Work {
+  Saved<T> saved;
+  T *tangents[kMaxDepth + 1], *zd[kMaxDepth], *pull_a[kMaxDepth + 1];  // od, zd, o' of the adjoint
+  T *input, *input_pull, *gz, *gzd, *chunk[2], *u, *ud, *gu, *gud, *rows, *first_images, *first_scratch;
+  Sums<T> sums[2];  // of dphi/dtheta, and of the plain gradient
+  double result;
+
+  void carve(Carver<T>& memory, const Layout<T>& y, index_t images) {
+    saved.carve(memory, y, images);
+    index_t z_most = 0, chunk_most = 0;
+    tangents[0] = pull_a[0] = nullptr;
+    for (index_t l = 0; l < y.depth; ++l) {
+      tangents[l + 1] = memory.take(images * y.map_elements(l + 1));
+      pull_a[l + 1] = memory.take(images * y.map_elements(l + 1));
+      zd[l] = memory.take(images * y.z_elements(l));
+      if (l == 0 && y.fused_first) continue;
+      z_most = max_of(z_most, y.layer[l].conv.images_at_once() * y.z_elements(l));
+      chunk_most = max_of(chunk_most, y.layer[l].conv.chunk_elements());
+    }
+    input = y.fused_first ? nullptr : memory.take(images * y.layer[0].conv.in_image);
+    input_pull = y.fused_first ? nullptr : memory.take(images * y.layer[0].conv.in_image);
+    gz = memory.take(z_most), gzd = memory.take(z_most);
+    for (T*& buffer : chunk) buffer = memory.take(chunk_most);
+    u = memory.take(images * y.padded_classes), ud = memory.take(images * y.padded_classes);
+    gu = memory.take(images * y.padded_classes), gud = memory.take(images * y.padded_classes);
+    rows = memory.take(2 * y.classes * index_t(sizeof(double) / sizeof(T)));
+    first_images = y.fused_first ? memory.take(images * y.first.image_elements()) : nullptr;
+    first_scratch = y.fused_first ? memory.take(y.first.scratch_elements()) : nullptr;
+    sums[0].carve(memory, y);
+    sums[1].carve(memory, y);
+  }
+};
+
+}  // namespace PAD_ISA
+}  // namespace unroll
+}  // namespace pad_fast

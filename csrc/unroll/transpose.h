@@ -1,0 +1,55 @@
+// Square transposes in registers: log2(lanes) rounds of two-source shuffles.
+#pragma once
+#include "simd.h"
+
+namespace pad_fast {
+namespace unroll {
+namespace PAD_ISA {
+
+typedef std::int32_t IntsFloat __attribute__((vector_size(PAD_VECTOR_BYTES)));
+typedef std::int64_t IntsDouble __attribute__((vector_size(PAD_VECTOR_BYTES)));
+template <class T> struct IntsOf;
+template <> struct IntsOf<float> { using type = IntsFloat; };
+template <> struct IntsOf<double> { using type = IntsDouble; };
+
+template <class T> PAD_INLINE Vec<T> load_unaligned(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+template <class T> PAD_INLINE void store_unaligned(T* p, Vec<T> v) { __builtin_memcpy(p, &v, sizeof(v)); }
+
+// One round: exchanges the off-diagonal blocks of size d.
+template <class T, int d> PAD_INLINE void exchange(Vec<T>* rows) {
+  constexpr int L = lanes<T>;
+  typename IntsOf<T>::type low, high;
+#pragma GCC unroll 16
+  for (int j = 0; j < L; ++j) low[j] = j & d ? L + j - d : j, high[j] = j & d ? L + j : j + d;
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i)
+    if ((i & d) == 0) {
+      const Vec<T> a = rows[i], b = rows[i + d];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + d] = __builtin_shuffle(a, b, high);
+    }
+}
+
+// to[j * to_row + i] = from[i * from_row + j] for i, j < lanes; only the first `keep` rows of the result are stored.
+template <class T>
+static inline void transpose_square(const T* from, index_t from_row, T* to, index_t to_row, int keep = lanes<T>) {
+  constexpr int L = lanes<T>;
+  Vec<T> rows[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) rows[i] = load_unaligned(from + i * from_row);
+  exchange<T, 1>(rows);
+  if (L > 2) exchange<T, (L > 2 ? 2 : 1)>(rows);
+  if (L > 4) exchange<T, (L > 4 ? 4 : 1)>(rows);
+  if (L > 8) exchange<T, (L > 8 ? 8 : 1)>(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i)
+    if (i < keep) store_unaligned(to + i * to_row, rows[i]);
+}
+
+}  // namespace PAD_ISA
+}  // namespace unroll
+}  // namespace pad_fast

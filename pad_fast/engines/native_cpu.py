@@ -1,0 +1,193 @@
+"""`backend="cpu"`: whole student steps and their adjoints in C++, for ConvNets with instance norm."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..models import ConvNet, ConvNetConfig
+from .base import Adjoint, Engine, Student, Task
+
+# "high" is direct or F(2x2, 3x3) Winograd, whose rounding is torch's; "fast" is F(4x4, 3x3).
+_TILES = {"auto": "f2", "high": "f2", "fast": "f4"}
+_DTYPES = {torch.float32: "f32", torch.float64: "f64"}
+# A plan holds workspaces (tens of MB for the published networks); a run uses one or two.
+_PLANS_KEPT = 4
+
+
+class CpuEngine(Engine):
+    """The native engine. Gradients agree with autograd to rounding; nothing but one group of images is ever stored.
+
+    It serves ConvNets of pad_fast with instance norm, ReLU and average pooling, in float32 and float64, any depth,
+    width, class count, channel count and resolution. The convolutions' biases cancel in the norm behind them, so
+    their gradient is exactly 0 here, where torch leaves rounding noise.
+    """
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self._plans: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._lock = Lock()
+
+    def refuse(self, task: Task) -> str | None:
+        """Says which of device, dtype, network or precision it does not serve."""
+        if task.device.type != "cpu":
+            return f"the tensors are on {task.device}"
+        if not native.available():
+            return f"the compiled extension is missing ({native.unavailable_reason()})"
+        if task.dtype not in _DTYPES:
+            return f"it computes in float32 and float64, not {task.dtype}"
+        if task.precision not in _TILES:
+            return f"its precisions are {', '.join(_TILES)}, not {task.precision!r}"
+        module = task.network.module
+        if not isinstance(module, ConvNet):
+            return f"it serves pad_fast.ConvNet, not {type(module).__name__}; use backend='autograd'"
+        config = module.config
+        if (config.norm, config.activation, config.pooling) != ("instance", "relu", "avg"):
+            return (
+                "it serves ConvNets with instance norm, relu and avg pooling, not "
+                f"{config.norm} norm, {config.activation} and {config.pooling} pooling; use backend='autograd'"
+            )
+        return None
+
+    def student(self, task: Task) -> Student:
+        """A run that keeps `task.cache_bytes` of activations between the passes."""
+        return _NativeStudent(self._plan(task), task.cache_bytes)
+
+    def loss_and_grad(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One plain step."""
+        theta, images, labels = _ready(theta), _ready(images), _ready(labels)
+        gradient = torch.empty_like(theta)
+        loss = self._plan(task).loss_and_grad(
+            theta=theta.data_ptr(),
+            x=images.data_ptr(),
+            batch=len(images),
+            labels=labels.data_ptr(),
+            kind=_kind(labels),
+            grad=gradient.data_ptr(),
+        )
+        return torch.tensor(loss, dtype=theta.dtype), gradient
+
+    def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
+        """Logits `[B, classes]`."""
+        theta, images = _ready(theta), _ready(images)
+        config = _config(task)
+        logits = images.new_empty(len(images), config.classes)
+        self._plan(task).forward(
+            theta=theta.data_ptr(), x=images.data_ptr(), batch=len(images), logits=logits.data_ptr()
+        )
+        return logits
+
+    def _plan(self, task: Task) -> Any:
+        """The workspaces for this network, made once and kept while it is in use."""
+        config, threads = _config(task), torch.get_num_threads()
+        key = (config, task.dtype, _TILES[task.precision], threads)
+        with self._lock:
+            if key not in self._plans:
+                self._plans[key] = native.plan(
+                    channels=config.channels,
+                    height=config.resolution,
+                    width=config.resolution,
+                    pad_first=config.first_padding,
+                    depth=config.depth,
+                    net_width=config.width,
+                    classes=config.classes,
+                    dtype=_DTYPES[task.dtype],
+                    precision=_TILES[task.precision],
+                    threads=threads,
+                )
+                while len(self._plans) > _PLANS_KEPT:
+                    self._plans.popitem(last=False)
+            self._plans.move_to_end(key)
+            return self._plans[key]
+
+
+class _NativeStudent(Student):
+    def __init__(self, plan: Any, cache_bytes: int) -> None:
+        self.plan = plan
+        self.left = cache_bytes
+        self.caches: dict[tuple[int, int], Any] = {}  # (step, trajectory) -> activations
+
+    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        images, labels = _ready(images), _ready(labels)
+        gradient = torch.empty_like(theta)
+        for index, row in enumerate(theta):
+            row = _ready(row)
+            self.plan.loss_and_grad(
+                theta=row.data_ptr(),
+                x=images.data_ptr(),
+                batch=len(images),
+                labels=labels.data_ptr(),
+                kind=_kind(labels),
+                grad=gradient[index].data_ptr(),
+                cache=self._new_cache(step, index, len(images)),
+            )
+        return gradient
+
+    def adjoint(
+        self,
+        step: int,
+        theta: Tensor,
+        direction: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        wants_theta: bool,
+        wants_images: bool,
+        wants_labels: bool,
+    ) -> Adjoint:
+        images, labels = _ready(images), _ready(labels)
+        # The pull-back to theta shares all its work with phi itself, so it is computed either way.
+        pulled = torch.empty_like(theta)
+        phi = theta.new_empty(len(theta))
+        image_sum: Tensor | None = None
+        label_sum: Tensor | None = None
+        for index, (row, v) in enumerate(zip(theta, direction, strict=True)):
+            row, v = _ready(row), _ready(v)
+            for_images = torch.empty_like(images) if wants_images else None
+            for_labels = torch.empty_like(labels) if wants_labels else None
+            phi[index] = self.plan.adjoint(
+                theta=row.data_ptr(),
+                v=v.data_ptr(),
+                x=images.data_ptr(),
+                batch=len(images),
+                labels=labels.data_ptr(),
+                kind=_kind(labels),
+                dtheta=pulled[index].data_ptr(),
+                dx=0 if for_images is None else for_images.data_ptr(),
+                dy=0 if for_labels is None else for_labels.data_ptr(),
+                cache=self.caches.get((step, index)),
+            )
+            if for_images is not None:
+                image_sum = for_images if image_sum is None else image_sum + for_images
+            if for_labels is not None:
+                label_sum = for_labels if label_sum is None else label_sum + for_labels
+        return Adjoint(phi, pulled if wants_theta else None, image_sum, label_sum)
+
+    def _new_cache(self, step: int, index: int, batch: int) -> Any:
+        """Room for one step's activations, as long as the budget lasts."""
+        if self.left <= 0 or self.plan.cache_bytes(batch) > self.left:
+            return None
+        self.left -= self.plan.cache_bytes(batch)
+        self.caches[step, index] = self.plan.make_cache()
+        return self.caches[step, index]
+
+
+def _config(task: Task) -> ConvNetConfig:
+    module = task.network.module
+    assert isinstance(module, ConvNet)  # refuse() has seen to it
+    return module.config
+
+
+def _ready(tensor: Tensor) -> Tensor:
+    """What a raw pointer needs: no graph, contiguous."""
+    return tensor.detach().contiguous()
+
+
+def _kind(labels: Tensor) -> str:
+    return "logits" if labels.is_floating_point() else "hard"
