@@ -6,8 +6,9 @@ import argparse
 import json
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,65 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
-def alternate(rivals: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
-    """Seconds per call of every rival, `rounds` times in turn after one warm-up each, so that drift hits all alike."""
-    samples: dict[str, list[float]] = {name: [] for name in rivals}
-    for round_ in range(rounds + 1):
-        for name, run in rivals.items():
+class Worker:
+    """One rival in a process of its own.
+
+    Allocator settings, heaps and thread pools of one rival would otherwise change the times of the others. All workers
+    stay alive and take turns; whoever is not asked waits for a line and uses no processor.
+    """
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        command = [sys.executable, "-m", module, "--worker", *arguments]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, request: str) -> str:
+        """Send one line, wait for the one that answers it.
+
+        Raises:
+            RuntimeError: the worker died, for example out of memory.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(request + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"worker {self._process.args!r} ended with status {self._process.wait()}")
+        return answer.strip()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve(run: Callable[[], Sequence[Tensor]]) -> None:
+    """Answer a :class:`Worker`'s requests: `save FILE`, `compare FILE` (error of the first result), `time`."""
+    for line in sys.stdin:
+        request, _, path = line.strip().partition(" ")
+        if request == "time":
             start = time.perf_counter()
             run()
+            print(time.perf_counter() - start, flush=True)
+        elif request == "save":
+            torch.save([tensor.detach() for tensor in run()], path)
+            print("saved", flush=True)
+        else:
+            truth = torch.load(path, weights_only=True)
+            print(relative_error(run()[0], truth[0]), flush=True)
+
+
+def alternate(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every rival, `rounds` times in turn after one warm-up each, so that drift hits all alike."""
+    samples: dict[str, list[float]] = {name: [] for name in workers}
+    for round_ in range(rounds + 1):
+        for name, worker in workers.items():
+            seconds = float(worker.ask("time"))
             if round_:
-                samples[name].append(time.perf_counter() - start)
+                samples[name].append(seconds)
     return samples
 
 

@@ -1,8 +1,9 @@
 """What pad_fast is measured against: straightforward torch, the way trajectory-matching scripts are written.
 
 The plain loop calls the network with its parameters cut out of one flat vector, records every step with
-`create_graph=True`, and differentiates the normalised distance. Tuned, it also runs in channels_last with glibc told to
-keep freed memory. Nothing in it is slower than it need be; tests compare its gradients with the oracle.
+`create_graph=True`, and differentiates the normalised distance. Tuned, it also runs in channels_last, in a process
+whose glibc keeps freed memory (`keep_freed_memory`). Nothing in it is slower than it need be; tests compare its
+gradients with the oracle.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from torch.nn import functional
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def keep_freed_memory(keep: bool) -> None:
-    """Raise glibc's mmap and trim thresholds, or put back the defaults: without it freed blocks go to the kernel."""
+def keep_freed_memory() -> None:
+    """Raise glibc's mmap and trim thresholds for this process: otherwise large freed blocks go back to the kernel."""
     if sys.platform.startswith("linux"):
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30 if keep else 128 << 10)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1 if keep else 128 << 10)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def plain_unroll(
@@ -38,7 +39,6 @@ def plain_unroll(
     tuned: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Loss, and its gradient in images, label logits and lr, by autograd through all steps."""
-    keep_freed_memory(tuned)
     names, shapes = zip(*((name, p.shape) for name, p in module.named_parameters()), strict=True)
     sizes = [shape.numel() for shape in shapes]
     images = images.detach().requires_grad_()

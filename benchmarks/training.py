@@ -10,6 +10,7 @@ they end with are compared first.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -29,15 +30,15 @@ from pad_fast.training import Trainer, shuffled_batches
 TOLERANCE = 5e-2
 
 
-def load_images(dataset: str | None, count: int) -> tuple[Tensor, Tensor, str]:
+def load_images(dataset: str | None, count: int) -> tuple[Tensor, Tensor]:
     """`count` normalised training images of a data set, or random ones of CIFAR-10's shape."""
     if dataset is None:
         draws = torch.Generator().manual_seed(0)
-        return torch.randn(count, 3, 32, 32, generator=draws), torch.arange(count) % 10, "random images"
+        return torch.randn(count, 3, 32, 32, generator=draws), torch.arange(count) % 10
     data = load_dataset(dataset)
     rows = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(0))[:count]
     images = fit_normalization(data, "mean-std").apply(data.train_images[rows])
-    return images, data.train_labels[rows], dataset.partition(":")[0]
+    return images, data.train_labels[rows]
 
 
 class Job:
@@ -61,7 +62,6 @@ class Job:
 
     def ours(self, optimizer: Any, backend: str) -> Tensor:
         """One epoch on an engine of ours."""
-        keep_freed_memory(False)
         self.fresh()
         trainer = Trainer(FlatNetwork(self.module), device=torch.device("cpu"), backend=backend)
         trainer.epoch(self.images, self.targets, self.batches, optimizer, self.augment())
@@ -69,7 +69,6 @@ class Job:
 
     def plain_gsam(self, tuned: bool) -> Tensor:
         """One epoch of GSAM in plain torch."""
-        keep_freed_memory(tuned)
         module = self._module(tuned)
         plain_gsam_epoch(
             module, self.images, self.targets, self.batches, self._augment(tuned), lr=0.01, rho=0.01, alpha=0.3
@@ -78,12 +77,18 @@ class Job:
 
     def plain_sgd(self, tuned: bool) -> Tensor:
         """One epoch of the evaluation recipe in plain torch."""
-        keep_freed_memory(tuned)
         module = self._module(tuned)
         optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
         probabilities = self.targets.softmax(-1)
         plain_sgd_epoch(module, self.images, probabilities, self.batches, self._augment(tuned), optimizer)
         return FlatNetwork(module).initial()
+
+    def augmented(self) -> Tensor:
+        """The epoch's augmentation and nothing else."""
+        augment = self.augment()
+        for batch in self.batches:
+            augment(self.images[batch])
+        return self.start
 
     def _module(self, tuned: bool) -> nn.Module:
         module = self.fresh()
@@ -96,67 +101,91 @@ class Job:
         return lambda images: augment(images).contiguous(memory_format=torch.channels_last)
 
 
-def dsa_share(job: Job, seconds: float) -> float:
-    """Augmentation's share of an epoch that took `seconds`."""
-    augment = job.augment()
-    samples = harness.alternate({"dsa": lambda: [augment(job.images[batch]) for batch in job.batches]}, rounds=3)
-    return harness.summary(samples["dsa"])["median"] / seconds
+def make_job(suite: str, dataset: str | None, count: int) -> Job:
+    """The images of a suite: experts take all of them, evaluation a fifth with soft labels."""
+    images, labels = load_images(dataset, count)
+    if suite == "experts":
+        return Job(images, labels, 256)
+    soft = torch.nn.functional.one_hot(labels, 10).float() * 4
+    return Job(images[: count // 5], soft[: count // 5], 128)
+
+
+RIVALS: dict[tuple[str, str], Callable[[Job], Tensor]] = {
+    ("experts", "plain torch"): lambda job: job.plain_gsam(False),
+    ("experts", "plain torch, tuned"): lambda job: job.plain_gsam(True),
+    ("experts", "ours"): lambda job: job.ours(GSAM(0.01, rho=0.01, alpha=0.3), "cpu"),
+    ("evaluation", "plain torch"): lambda job: job.plain_sgd(False),
+    ("evaluation", "plain torch, tuned"): lambda job: job.plain_sgd(True),
+    ("evaluation", "ours"): lambda job: job.ours(SGD(0.01, momentum=0.9, weight_decay=5e-4), "cpu"),
+    ("experts", "our augmentation alone"): lambda job: job.augmented(),
+    ("evaluation", "our augmentation alone"): lambda job: job.augmented(),
+}
+
+
+def work(suite: str, rival: str, dataset: str | None, count: int) -> None:
+    """Be the worker of one rival; results are the weights' movement over the epoch."""
+    if rival == "plain torch, tuned":
+        keep_freed_memory()
+    job, run = make_job(suite, dataset, count), RIVALS[suite, rival]
+    harness.serve(lambda: [run(job) - job.start])
+
+
+def time_suite(suite: str, dataset: str | None, count: int, rounds: int) -> list[dict[str, Any]]:
+    """Check and time the rivals of one suite."""
+    names = [name for each, name in RIVALS if each == suite]
+    arguments = (str(count), *([dataset] if dataset else []))
+    workers = {name: harness.Worker("benchmarks.training", suite, name, *arguments) for name in names}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            truth = f"{folder}/weights.pt"
+            workers["plain torch"].ask(f"save {truth}")
+            errors = {
+                name: float(worker.ask(f"compare {truth}")) for name, worker in workers.items() if "alone" not in name
+            }
+        if max(errors.values()) > TOLERANCE:
+            raise SystemExit(f"{suite}: weights differ ({errors}); no speed is reported")
+        samples = harness.alternate(workers, rounds=rounds)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    rows = []
+    for name, seconds in samples.items():
+        row: dict[str, Any] = {"suite": suite, "rival": name, "seconds": harness.summary(seconds)}
+        if name in errors:
+            row["error"] = errors[name]
+            for against in ("plain torch", "plain torch, tuned"):
+                ratios = [a / b for a, b in zip(samples[against], seconds, strict=True)]
+                row[f"times_faster_than_{against}"] = harness.summary(ratios)
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", metavar="NAME", help="data set, e.g. imagefolder:DIR (default: random images)")
-    parser.add_argument("--images", type=int, default=5000, help="images per epoch (default: 5000)")
+    parser.add_argument("--images", type=int, default=5000, help="images per expert epoch (default: 5000)")
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     harness.add_common(parser)
     options = parser.parse_args()
-    images, labels, source = load_images(options.data, options.images)
+    if options.worker:
+        suite, rival, count, *named = options.worker
+        work(suite, rival, named[0] if named else None, int(count))
+        return
+    source = options.data.partition(":")[0] if options.data else "random images"
     command = f"python -m benchmarks.training --images {options.images} --rounds {options.rounds} ({source})"
     print(harness.heading(command) + "\n")
-    soft = torch.nn.functional.one_hot(labels, 10).float() * 4
-    gsam, sgd = Job(images, labels, 256), Job(images[:1000], soft[:1000], 128)
-    suites: dict[str, tuple[Job, dict[str, Callable[[], Tensor]]]] = {
-        f"GSAM experts, {len(images)} images, batch 256": (
-            gsam,
-            {
-                "plain torch": lambda: gsam.plain_gsam(False),
-                "plain torch, tuned": lambda: gsam.plain_gsam(True),
-                "ours": lambda: gsam.ours(GSAM(0.01, rho=0.01, alpha=0.3), "cpu"),
-            },
-        ),
-        "evaluation, 1000 images, batch 128, momentum": (
-            sgd,
-            {
-                "plain torch": lambda: sgd.plain_sgd(False),
-                "plain torch, tuned": lambda: sgd.plain_sgd(True),
-                "ours": lambda: sgd.ours(SGD(0.01, momentum=0.9, weight_decay=5e-4), "cpu"),
-            },
-        ),
-    }
     rows: list[dict[str, Any]] = []
-    for title, (job, rivals) in suites.items():
-        moved = rivals["plain torch"]() - job.start
-        errors = {name: harness.relative_error(run() - job.start, moved) for name, run in rivals.items()}
-        if max(errors.values()) > TOLERANCE:
-            raise SystemExit(f"{title}: weights differ ({errors}); no speed is reported")
-        samples = harness.alternate(rivals, rounds=options.rounds)
-        print(title)
-        for name, seconds in samples.items():
-            ratios = {
-                against: harness.summary([a / b for a, b in zip(samples[against], seconds, strict=True)])
-                for against in ("plain torch", "plain torch, tuned")
-            }
-            time = harness.summary(seconds)
-            rows.append({"suite": title, "rival": name, "seconds": time, "error": errors[name], "ratios": ratios})
-            print(
-                f"  {name:<20}{time['median']:>9.2f} s/epoch  {time['min']:.2f}..{time['max']:.2f}"
-                f"   x plain {ratios['plain torch']['median']:.2f}   x tuned "
-                f"{ratios['plain torch, tuned']['median']:.2f}   error {errors[name]:.1e}"
-            )
-        own = harness.summary(samples["ours"])["median"]
-        share = dsa_share(job, own)
-        rows.append({"suite": title, "dsa_share_of_ours": share})
-        print(f"  augmentation takes {share:.0%} of our epoch\n")
+    print(f"{'suite':<12}{'rival':<24}{'s per epoch':>12}{'min..max':>16}{'x plain':>9}{'x tuned':>9}{'error':>10}")
+    for suite in ("experts", "evaluation"):
+        for row in time_suite(suite, options.data, options.images, options.rounds):
+            rows.append(row)
+            time = row["seconds"]
+            text = f"{suite:<12}{row['rival']:<24}{time['median']:>12.3f}{time['min']:>8.2f}..{time['max']:<6.2f}"
+            if "error" in row:
+                plain, tuned = (row[f"times_faster_than_{name}"] for name in ("plain torch", "plain torch, tuned"))
+                text += f"{plain['median']:>9.2f}{tuned['median']:>9.2f}{row['error']:>10.1e}"
+            print(text)
     harness.write(options.json, "training", command, rows)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,6 @@ class Case:
         return plain_unroll(self.module, *inputs, self.batches, tuned=tuned)[1]
 
     def ours(self, **options: Any) -> tuple[Tensor, ...]:
-        keep_freed_memory(False)
         learned = [tensor.detach().requires_grad_() for tensor in (self.images, self.labels, self.lr)]
         loss = trajectory_matching_loss(self.module, self.theta, self.target, *learned, batches=self.batches, **options)
         return torch.autograd.grad(loss, learned)
@@ -68,21 +68,22 @@ def steps_for(batch: int) -> int:
 def time_batch(batch: int, rounds: int) -> list[dict[str, Any]]:
     """Check and time every rival at one batch size."""
     steps = steps_for(batch)
-    case = Case(batch, steps)
-    truth = case.plain(False)
-    errors: dict[str, float] = {}
-    for name, run in RIVALS.items():
-        with record_backends() as used:
-            got = run(case)
-        if name.startswith("cpu") and used != ["cpu"]:
-            raise SystemExit(f"{name} ran on {used}")
-        errors[name] = harness.relative_error(got[0], truth[0])
-        if not errors[name] <= TOLERANCE and "TESLA" not in name:
-            raise SystemExit(f"{name}: image gradient is off by {errors[name]:.1e}; no speed is reported")
-    samples = harness.alternate({name: lambda run=run: run(case) for name, run in RIVALS.items()}, rounds=rounds)
+    workers = {name: harness.Worker("benchmarks.unroll", name, str(batch), str(steps)) for name in RIVALS}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            truth = f"{folder}/gradients.pt"
+            workers["plain loop"].ask(f"save {truth}")
+            errors = {name: float(worker.ask(f"compare {truth}")) for name, worker in workers.items()}
+        for name, error in errors.items():
+            if not error <= TOLERANCE and "TESLA" not in name:
+                raise SystemExit(f"{name}: image gradient is off by {error:.1e}; no speed is reported")
+        samples = harness.alternate(workers, rounds=rounds)
+    finally:
+        for worker in workers.values():
+            worker.close()
     rows = []
     for name, seconds in samples.items():
-        row = {"rival": name, "batch": batch, "steps": steps, "error": errors[name]}
+        row: dict[str, Any] = {"rival": name, "batch": batch, "steps": steps, "error": errors[name]}
         row["ms_per_step"] = harness.summary(seconds, scale=1e3 / steps)
         # Pair by pair, so that a slow moment of the machine hits both.
         for against in ("plain loop", "plain loop, tuned"):
@@ -92,6 +93,18 @@ def time_batch(batch: int, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def work(name: str, batch: int, steps: int) -> None:
+    """Be the worker of one rival."""
+    if name == "plain loop, tuned":
+        keep_freed_memory()
+    case = Case(batch, steps)
+    with record_backends() as used:
+        RIVALS[name](case)
+    if name.startswith("cpu") and used != ["cpu"]:
+        raise SystemExit(f"{name} ran on {used}")
+    harness.serve(lambda: RIVALS[name](case))
+
+
 def peak_memory(rival: str, batch: int, steps: int) -> float:
     """Peak of one gradient above imports and inputs, in MiB, measured in a process of its own."""
     code = (
@@ -99,6 +112,8 @@ def peak_memory(rival: str, batch: int, steps: int) -> float:
         "def peak():\n"
         "    with open('/proc/self/status') as f:\n"
         "        return next(int(l.split()[1]) for l in f if l.startswith('VmHWM'))\n"
+        "from benchmarks.rivals import keep_freed_memory\n"
+        "if sys.argv[1] == 'plain loop, tuned':\n    keep_freed_memory()\n"
         "case = Case(int(sys.argv[2]), int(sys.argv[3]))\nbefore = peak()\nRIVALS[sys.argv[1]](case)\n"
         "print((peak() - before) / 1024)\n"
     )
@@ -113,8 +128,12 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu"], default="cpu", help="where (default: cpu)")
     parser.add_argument("--batches", type=int, nargs="+", default=[10, 100, 256], help="batch sizes")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory table out")
+    parser.add_argument("--worker", nargs=3, metavar=("RIVAL", "BATCH", "T"), help=argparse.SUPPRESS)
     harness.add_common(parser)
     options = parser.parse_args()
+    if options.worker:
+        work(options.worker[0], int(options.worker[1]), int(options.worker[2]))
+        return
     command = "python -m benchmarks.unroll " + " ".join(sys.argv[1:])
     print(harness.heading(command))
     peak = harness.gemm_peak()

@@ -57,6 +57,17 @@ class Trainer:
         augment: BatchAugment | None = None,
     ) -> float:
         """One pass over `batches` of indices; returns the mean training loss."""
+        with self.engine.running():
+            return self._epoch(images, labels, batches, optimizer, augment)
+
+    def _epoch(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batches: Iterable[Tensor],
+        optimizer: Optimizer,
+        augment: BatchAugment | None,
+    ) -> float:
         self.network.module.train()
         losses = []
         for batch in batches:

@@ -34,7 +34,6 @@ def test_the_plain_loop_gives_the_golden_gradients(golden, name, tuned):
         given["batches"],
         tuned=tuned,
     )
-    rivals.keep_freed_memory(False)
     assert float(loss) == pytest.approx(float(case["loss"]), rel=1e-9)
     for grad, key in zip(grads, ("grad_images", "grad_label_logits", "grad_syn_lr"), strict=True):
         assert relative_error(grad, torch.as_tensor(case[key])) < 1e-9, key
@@ -58,47 +57,70 @@ def test_the_plain_gsam_epoch_gives_the_golden_weights(golden):
 
 def test_both_sides_of_the_training_suite_end_alike():
     require_native()
-    images, labels, _ = training_suite.load_images(None, 24)
+    images, labels = training_suite.load_images(None, 24)
     job = training_suite.Job(images, labels, 8)
     plain = job.plain_gsam(False) - job.start
     assert (
         relative_error(job.ours(GSAM(0.01, rho=0.01, alpha=0.3), "cpu") - job.start, plain) < training_suite.TOLERANCE
     )
     assert relative_error(job.plain_gsam(True) - job.start, plain) < training_suite.TOLERANCE
-    rivals.keep_freed_memory(False)
 
 
 @pytest.mark.slow
 def test_the_unroll_suite_runs_and_writes_its_evidence(tmp_path, monkeypatch, capsys):
     require_native()
-    monkeypatch.setattr(unroll_suite, "steps_for", lambda batch: 2)
     path = tmp_path / "result.json"
     arguments = ["unroll", "--batches", "2", "--rounds", "1", "--no-memory", "--json", str(path)]
     monkeypatch.setattr(sys, "argv", arguments)
     unroll_suite.main()
     assert "cpu high, recompute" in capsys.readouterr().out
     content = json.loads(path.read_text())
-    assert (
-        content["machine"]["torch"]
-        and content["machine"]["commit"]
-        and len(content["rows"]) == len(unroll_suite.RIVALS)
-    )
-    rivals.keep_freed_memory(False)
+    assert content["machine"]["torch"] and content["machine"]["commit"]
+    assert [row["rival"] for row in content["rows"]] == list(unroll_suite.RIVALS)
 
 
-def test_no_speed_is_printed_when_the_check_fails(monkeypatch, capsys):
+@pytest.mark.slow
+def test_the_training_suite_runs_and_writes_its_evidence(tmp_path, monkeypatch, capsys):
     require_native()
-    monkeypatch.setattr(unroll_suite, "steps_for", lambda batch: 1)
-    broken = dict(unroll_suite.RIVALS)
-    broken["functional"] = lambda case: tuple(-g for g in case.plain(False))
-    monkeypatch.setattr(unroll_suite, "RIVALS", broken)
-    with pytest.raises(SystemExit, match="no speed is reported"):
+    path = tmp_path / "result.json"
+    monkeypatch.setattr(sys, "argv", ["training", "--images", "40", "--rounds", "1", "--json", str(path)])
+    training_suite.main()
+    assert "evaluation" in capsys.readouterr().out
+    assert {row["suite"] for row in json.loads(path.read_text())["rows"]} == {"experts", "evaluation"}
+
+
+class FakeWorker:
+    """Answers at once; its gradient is as wrong as it is told to be."""
+
+    def __init__(self, module: str, name: str, *arguments: str) -> None:
+        self.name = name
+
+    def ask(self, request: str) -> str:
+        if request.startswith("compare"):
+            return "1.9" if self.name == "functional" else "1e-7"
+        return "0.1" if request == "time" else "saved"
+
+    def close(self) -> None:
+        pass
+
+
+def test_no_speed_is_printed_when_the_check_fails(monkeypatch):
+    monkeypatch.setattr(harness, "Worker", FakeWorker)
+    with pytest.raises(SystemExit, match="functional: image gradient is off by 1.9e"):
         unroll_suite.time_batch(2, 1)
-    rivals.keep_freed_memory(False)
 
 
-def test_alternation_and_summary():
-    order: list[str] = []
-    samples = harness.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
-    assert order == ["a", "b"] * 3 and [len(s) for s in samples.values()] == [2, 2]
+def test_workers_take_turns_and_report_their_death():
+    asked: list[str] = []
+
+    class Turn(FakeWorker):
+        def ask(self, request: str) -> str:
+            asked.append(self.name)
+            return str(len(asked))
+
+    samples = harness.alternate({"a": Turn("m", "a"), "b": Turn("m", "b")}, rounds=2)  # type: ignore[dict-item]
+    assert asked == ["a", "b"] * 3 and samples == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
     assert harness.summary([3.0, 1.0, 2.0], scale=10) == {"median": 20.0, "min": 10.0, "max": 30.0, "n": 3}
+    dead = harness.Worker("benchmarks.unroll", "no such rival", "1", "1")
+    with pytest.raises(RuntimeError, match="ended with status"):
+        dead.ask("time")

@@ -12,9 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = os.environ.get("PAD_FAST_CROSS_CXX", "aarch64-linux-gnu-g++")
 # bindings.cpp and module.cpp need the headers of a Python for that machine.
-SOURCES = sorted(
-    path for path in (ROOT / "csrc").rglob("*.cpp") if path.name not in ("bindings.cpp", "module.cpp")
-)
+SOURCES = sorted(path for path in (ROOT / "csrc").rglob("*.cpp") if path.name not in ("bindings.cpp", "module.cpp"))
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 // Small row-major matrix products, C (+)= A B or A^T B, around register-blocked micro-kernels.
-// Sums over k run in blocks of kBlock terms which are then added to C: pairwise summation in miniature. It costs
-// three per cent and divides the rounding error of a 128-term sum by two to three (docs section 5), which is
+// Sums over k run in blocks of kBlock terms which are then added to C: pairwise summation in miniature. It costs eight
+// per cent of a hot kernel and divides the rounding error of a 128-term sum by two to three (docs section 5), which is
 // what lets the F(4x4) scheme stay as accurate as an ordinary float32 convolution.
 #pragma once
 #include "simd.h"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +81,10 @@ class Engine(ABC):
     """One way to compute student steps. Engines are stateless; register instances in `pad_fast.engines`."""
 
     name: str
+
+    def running(self) -> AbstractContextManager[None]:
+        """Held around a run of many steps, for an engine that arranges the process for itself meanwhile."""
+        return nullcontext()
 
     @abstractmethod
     def refuse(self, task: Task) -> str | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections import OrderedDict
-from threading import Lock
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +21,11 @@ _TILES = {"auto": "f2", "high": "f2", "fast": "f4"}
 _DTYPES = {torch.float32: "f32", torch.float64: "f64"}
 # A plan holds workspaces (tens of MB for the published networks); a run uses one or two.
 _PLANS_KEPT = 4
+# Below this many multiplications in a batch's convolutions a step takes well under a millisecond, and waking a second
+# thread costs more than it gains, above all on a machine that is busy with other things.
+_SINGLE_THREAD_WORK = 20_000_000
+
+_outer = threading.local()  # .threads: torch's number of threads outside running()
 
 
 class CpuEngine(Engine):
@@ -31,8 +39,27 @@ class CpuEngine(Engine):
     name = "cpu"
 
     def __init__(self) -> None:
-        self._plans: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        self._lock = Lock()
+        self._plans: OrderedDict[tuple[Any, ...], _Plan] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Torch's own operations use one thread meanwhile.
+
+        Between two steps they touch a few vectors. On several threads, OpenMP's workers would go on spinning after each
+        of them and take the cores from the engine's (28 instead of 19 ms a step at batch 10 on 2 cores).
+        """
+        if getattr(_outer, "threads", None) is not None:
+            yield
+            return
+        threads = torch.get_num_threads()
+        _outer.threads = threads
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            _outer.threads = None
+            torch.set_num_threads(threads)
 
     def refuse(self, task: Task) -> str | None:
         """Says which of device, dtype, network or precision it does not serve."""
@@ -57,13 +84,13 @@ class CpuEngine(Engine):
 
     def student(self, task: Task) -> Student:
         """A run that keeps `task.cache_bytes` of activations between the passes."""
-        return _NativeStudent(self._plan(task), task.cache_bytes)
+        return _NativeStudent(self, task)
 
     def loss_and_grad(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One plain step."""
         theta, images, labels = _ready(theta), _ready(images), _ready(labels)
         gradient = torch.empty_like(theta)
-        loss = self._plan(task).loss_and_grad(
+        loss = self._plan(task, len(images)).native.loss_and_grad(
             theta=theta.data_ptr(),
             x=images.data_ptr(),
             batch=len(images),
@@ -78,28 +105,33 @@ class CpuEngine(Engine):
         theta, images = _ready(theta), _ready(images)
         config = _config(task)
         logits = images.new_empty(len(images), config.classes)
-        self._plan(task).forward(
+        self._plan(task, len(images)).native.forward(
             theta=theta.data_ptr(), x=images.data_ptr(), batch=len(images), logits=logits.data_ptr()
         )
         return logits
 
-    def _plan(self, task: Task) -> Any:
+    def _plan(self, task: Task, batch: int) -> _Plan:
         """The workspaces for this network, made once and kept while it is in use."""
-        config, threads = _config(task), torch.get_num_threads()
+        config = _config(task)
+        threads = getattr(_outer, "threads", None) or torch.get_num_threads()
+        if batch * _multiplications(config) < _SINGLE_THREAD_WORK:
+            threads = 1
         key = (config, task.dtype, _TILES[task.precision], threads)
         with self._lock:
             if key not in self._plans:
-                self._plans[key] = native.plan(
-                    channels=config.channels,
-                    height=config.resolution,
-                    width=config.resolution,
-                    pad_first=config.first_padding,
-                    depth=config.depth,
-                    net_width=config.width,
-                    classes=config.classes,
-                    dtype=_DTYPES[task.dtype],
-                    precision=_TILES[task.precision],
-                    threads=threads,
+                self._plans[key] = _Plan(
+                    native.plan(
+                        channels=config.channels,
+                        height=config.resolution,
+                        width=config.resolution,
+                        pad_first=config.first_padding,
+                        depth=config.depth,
+                        net_width=config.width,
+                        classes=config.classes,
+                        dtype=_DTYPES[task.dtype],
+                        precision=_TILES[task.precision],
+                        threads=threads,
+                    )
                 )
                 while len(self._plans) > _PLANS_KEPT:
                     self._plans.popitem(last=False)
@@ -107,25 +139,36 @@ class CpuEngine(Engine):
             return self._plans[key]
 
 
+class _Plan:
+    """A native plan, and the activation caches that earlier runs have given back."""
+
+    def __init__(self, plan: Any) -> None:
+        self.native = plan
+        self.free: list[Any] = []
+
+
 class _NativeStudent(Student):
-    def __init__(self, plan: Any, cache_bytes: int) -> None:
-        self.plan = plan
-        self.left = cache_bytes
-        self.caches: dict[tuple[int, int], Any] = {}  # (step, trajectory) -> activations
+    def __init__(self, engine: CpuEngine, task: Task) -> None:
+        self.engine, self.task = engine, task
+        self.left = task.cache_bytes
+        self.caches: dict[tuple[int, int], tuple[_Plan, Any]] = {}  # (step, trajectory) -> activations
+        # Memory that was touched once is far cheaper than new memory, so the next run gets these.
+        weakref.finalize(self, _give_back, self.caches)
 
     def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         images, labels = _ready(images), _ready(labels)
+        plan = self.engine._plan(self.task, len(images))
         gradient = torch.empty_like(theta)
         for index, row in enumerate(theta):
             row = _ready(row)
-            self.plan.loss_and_grad(
+            plan.native.loss_and_grad(
                 theta=row.data_ptr(),
                 x=images.data_ptr(),
                 batch=len(images),
                 labels=labels.data_ptr(),
                 kind=_kind(labels),
                 grad=gradient[index].data_ptr(),
-                cache=self._new_cache(step, index, len(images)),
+                cache=self._new_cache(plan, step, index, len(images)),
             )
         return gradient
 
@@ -142,6 +185,7 @@ class _NativeStudent(Student):
         wants_labels: bool,
     ) -> Adjoint:
         images, labels = _ready(images), _ready(labels)
+        plan = self.engine._plan(self.task, len(images))
         # The pull-back to theta shares all its work with phi itself, so it is computed either way.
         pulled = torch.empty_like(theta)
         phi = theta.new_empty(len(theta))
@@ -151,7 +195,7 @@ class _NativeStudent(Student):
             row, v = _ready(row), _ready(v)
             for_images = torch.empty_like(images) if wants_images else None
             for_labels = torch.empty_like(labels) if wants_labels else None
-            phi[index] = self.plan.adjoint(
+            phi[index] = plan.native.adjoint(
                 theta=row.data_ptr(),
                 v=v.data_ptr(),
                 x=images.data_ptr(),
@@ -161,7 +205,7 @@ class _NativeStudent(Student):
                 dtheta=pulled[index].data_ptr(),
                 dx=0 if for_images is None else for_images.data_ptr(),
                 dy=0 if for_labels is None else for_labels.data_ptr(),
-                cache=self.caches.get((step, index)),
+                cache=self.caches.get((step, index), (plan, None))[1],
             )
             if for_images is not None:
                 image_sum = for_images if image_sum is None else image_sum + for_images
@@ -169,13 +213,29 @@ class _NativeStudent(Student):
                 label_sum = for_labels if label_sum is None else label_sum + for_labels
         return Adjoint(phi, pulled if wants_theta else None, image_sum, label_sum)
 
-    def _new_cache(self, step: int, index: int, batch: int) -> Any:
+    def _new_cache(self, plan: _Plan, step: int, index: int, batch: int) -> Any:
         """Room for one step's activations, as long as the budget lasts."""
-        if self.left <= 0 or self.plan.cache_bytes(batch) > self.left:
+        size = plan.native.cache_bytes(batch)
+        if size > self.left:
             return None
-        self.left -= self.plan.cache_bytes(batch)
-        self.caches[step, index] = self.plan.make_cache()
-        return self.caches[step, index]
+        self.left -= size
+        cache = plan.free.pop() if plan.free else plan.native.make_cache()
+        self.caches[step, index] = plan, cache
+        return cache
+
+
+def _give_back(caches: dict[tuple[int, int], tuple[_Plan, Any]]) -> None:
+    for plan, cache in caches.values():
+        plan.free.append(cache)
+
+
+def _multiplications(config: ConvNetConfig) -> int:
+    """Of the convolutions of one forward pass of one image."""
+    total, channels = 0, config.channels
+    for side in config.map_sizes[:-1]:
+        total += side * side * channels * config.width * 9
+        channels = config.width
+    return total
 
 
 def _config(task: Task) -> ConvNetConfig:

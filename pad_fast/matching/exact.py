@@ -63,6 +63,13 @@ class _ConstantMemory(torch.autograd.Function):
         labels: Tensor,  # [N, classes] or [N]
         lr: Tensor,  # []
     ) -> Tensor:
+        with unroll.engine.running():
+            return _ConstantMemory._forward(ctx, unroll, theta_start, theta_target, images, labels, lr)
+
+    @staticmethod
+    def _forward(
+        ctx: Any, unroll: Unroll, theta_start: Tensor, theta_target: Tensor, images: Tensor, labels: Tensor, lr: Tensor
+    ) -> Tensor:
         student = unroll.engine.student(unroll.task)
         draws = _Draws(images.device, len(unroll.batches))
         # One allocation for all T + 1 vectors: made one by one between short-lived tensors, they leave holes that cost
@@ -84,6 +91,11 @@ class _ConstantMemory(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        with ctx.unroll.engine.running():
+            return _ConstantMemory._backward(ctx, grad_loss)
+
+    @staticmethod
+    def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         # Unpack.
         unroll: Unroll = ctx.unroll
         student: Student = ctx.student
