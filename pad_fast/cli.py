@@ -1,4 +1,4 @@
-"""The command line: `pad-fast score | experts | distill | evaluate | report | env`."""
+"""The command line: `pad-fast score | experts | distill | evaluate | report | bench | env`."""
 
 from __future__ import annotations
 
@@ -88,6 +88,10 @@ def build_parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", "write images.png and report.html of a finished run again", _report)
     report.add_argument("run", metavar="RUN", help="folder of the run")
 
+    bench = _command(commands, "bench", "measure engines against plain torch (in a source checkout)", _bench)
+    bench.add_argument("suite", choices=("unroll", "training"), help="what to measure")
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the suite, e.g. --rounds 3")
+
     _command(commands, "env", "say what is installed, built and missing", _env)
     return parser
 
@@ -109,6 +113,11 @@ def _add_settings(parser: argparse.ArgumentParser, command: str) -> None:
         parser.add_argument(
             "--ipc", type=int, default=argparse.SUPPRESS, help="defaults for this many images per class"
         )
+    parser.epilog = (
+        "Defaults are the published general ones. Data sets with settings of their own (digits, cifar10, cifar100, "
+        "tinyimagenet) use those for the IPC asked for, and a method adjusts them; config.yaml in the run's folder "
+        "says what was used. Learning rates are per iteration, epochs count from 0, ratios are fractions from 0 to 1."
+    )
     _add_place(parser)
     _add_fields(parser, _STAGES[command])
 
@@ -263,6 +272,22 @@ def _report(options: argparse.Namespace) -> None:
     from .pipeline import present_again
 
     print(present_again(Path(options.run)))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    import importlib
+    import os
+
+    # The suites are no part of the installed package; its entry point does not put the working folder on the path.
+    sys.path.insert(0, os.getcwd())
+    try:
+        suite = importlib.import_module(f"benchmarks.{options.suite}")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "the benchmarks are in the source tree, not in the installed package; run this in a checkout of it"
+        ) from error
+    sys.argv = [f"benchmarks.{options.suite}", *options.arguments]
+    suite.main()
 
 
 def _env(options: argparse.Namespace) -> None:

@@ -127,6 +127,19 @@ def test_a_stopped_run_exits_1_and_an_interrupted_one_130(tmp_path, monkeypatch,
         assert said in capsys.readouterr().err
 
 
+def test_bench_runs_a_suite_of_the_checkout_and_says_where_it_is_missing(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "unroll", "--help"])
+    assert stop.value.code == 0 and "--batches" in capsys.readouterr().out
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not (Path(entry) / "benchmarks").exists()])
+    monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if "editable" not in repr(finder)])
+    assert main(["bench", "unroll"]) == 2
+    assert "run this in a checkout" in capsys.readouterr().err
+
+
 def test_env_names_versions_and_the_extension(capsys):
     assert main(["env"]) == 0
     text = capsys.readouterr().out
