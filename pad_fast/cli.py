@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ._version import __version__
 from .config import METHODS, Config
@@ -52,9 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line: the usage of a command with eighty flags would push them off the screen."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; every field of the config is a flag."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pad-fast",
         description="Dataset distillation by trajectory matching (PAD), exact and in constant memory.",
     )

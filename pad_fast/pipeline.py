@@ -157,11 +157,14 @@ class Pipeline:
         difficulty: Difficulty | None = None
         if config.buffer_path is None:
             with self._timed("scores"):
-                difficulty = self._difficulty(data, normalization)
+                difficulty = self._difficulty(data)
+                if difficulty is None and needs_order(config):
+                    difficulty = score_as_configured(config, data, normalization, self.device, self.progress)
+                    difficulty.save(_scores_path(self.out, data.fingerprint, config))
             with self._timed("experts"):
                 store = self._experts(data, normalization, difficulty)
         else:
-            store = self._given_experts(data, normalization)
+            store = self._given_experts(data)
         with self._timed("distill"):
             distilled = self._distill(data, normalization, store)
         with self._timed("evaluate"):
@@ -193,7 +196,11 @@ class Pipeline:
         make_mask(config).first_kept(network)
         cache_bytes(config.cache, self.device)
         select(config.backend, Task(network, self.device, torch.float32, config.gradient, config.precision))
-        if config.buffer_path is None:
+        if config.order_file is not None and needs_order(config):
+            self._difficulty(data)
+        if config.buffer_path is not None:
+            self._given_experts(data)
+        else:
             config.require_snapshots(config.train_epochs, "experts are trained for train_epochs")
             labels = [data.images_of_class(label) for label in range(data.classes)]
             pruned = [len(indices) for indices in prune(labels, config.prune)]
@@ -203,7 +210,9 @@ class Pipeline:
         """Write `config.yaml`, unless the folder belongs to a run with other settings."""
         path = self.out / "run.json"
         mine = {"dataset_fingerprint": data.fingerprint, **self.config.describe()}
-        if path.exists() and not self.overwrite:
+        # A run that ended before its first checkpoint has nothing to lose but its stages, which carry their own keys.
+        begun = path.exists() and any((self.out / name).exists() for name in ("checkpoint", FILE))
+        if begun and not self.overwrite:
             theirs = files.read_json(path, "run description")
             skip = {"backend", "precision", "cache", "checkpoint_every"} | set(self.config.describe("evaluate"))
             if self.resume:
@@ -224,7 +233,8 @@ class Pipeline:
     def _spec(self, data: ImageDataset) -> NetworkSpec:
         return NetworkSpec(self.config.model, data.channels, data.classes, data.resolution)
 
-    def _difficulty(self, data: ImageDataset, normalization: Normalization) -> Difficulty | None:
+    def _difficulty(self, data: ImageDataset) -> Difficulty | None:
+        """The scores that are there already: a file named by the user, or this run's cache."""
         config = self.config
         if not needs_order(config):
             return None
@@ -236,9 +246,7 @@ class Pipeline:
         if path.exists():
             self.progress.say(f"scores: reusing {path} (same settings)")
             return Difficulty.load(path)
-        difficulty = score_as_configured(config, data, normalization, self.device, self.progress)
-        difficulty.save(path)
-        return difficulty
+        return None
 
     def _experts(self, data: ImageDataset, normalization: Normalization, difficulty: Difficulty | None) -> ExpertStore:
         config = self.config
@@ -250,7 +258,7 @@ class Pipeline:
         store = train_as_configured(config, data, normalization, difficulty, folder, self.device, self.progress)
         return store.first(config.num_experts)
 
-    def _given_experts(self, data: ImageDataset, normalization: Normalization) -> ExpertStore:
+    def _given_experts(self, data: ImageDataset) -> ExpertStore:
         config = self.config
         assert config.buffer_path is not None
         store = ExpertStore.open(config.buffer_path)
@@ -260,7 +268,7 @@ class Pipeline:
                 "parameter_count": network.parameter_count,
                 "model": config.model,
                 "fingerprint": data.fingerprint,
-                "normalization": normalization.kind,
+                "normalization": "zca" if config.zca else "mean-std",
             }
         )
         config.require_snapshots(store.epochs, f"the experts in {store.folder} end at")

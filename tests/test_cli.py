@@ -109,6 +109,7 @@ def test_errors_are_one_line_and_exit_2(tmp_path, monkeypatch, capsys, arguments
     assert status == 2
     errors = capsys.readouterr().err
     assert message in errors and "Traceback" not in errors
+    assert len([line for line in errors.splitlines() if not line.startswith("backend:")]) == 1
 
 
 def test_a_stopped_run_exits_1_and_an_interrupted_one_130(tmp_path, monkeypatch, capsys):

@@ -235,6 +235,15 @@ def test_buffers_of_the_reference(tmp_path, finished):
         distill(tmp_path / "data", tensors(classes=10, count=40), buffer_path=str(folder))
 
 
+def test_a_refused_run_does_not_claim_its_folder(tmp_path):
+    (tmp_path / "order.pt").write_bytes(b"not an order")
+    for change in ({"order_file": str(tmp_path / "order.pt")}, {"buffer_path": str(tmp_path)}):
+        with pytest.raises(StoreError):
+            distill(tmp_path / "run", **change)
+        assert not (tmp_path / "run").exists()
+    distill(tmp_path / "run")
+
+
 def test_nan_during_the_run_leaves_a_checkpoint(tmp_path):
     with pytest.raises(DistillationStopped, match="checkpoint"):
         distill(tmp_path / "run", lr_img=1e32, threshold=None)
