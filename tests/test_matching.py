@@ -290,6 +290,20 @@ def test_plain_number_as_learning_rate_and_no_gradient_wanted():
     assert float(loss) == pytest.approx(float(truth.detach()), rel=1e-12)
 
 
+def test_the_learning_rate_may_have_its_own_dtype_and_shape():
+    problem = make_problem()
+    single = {k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in problem.items()}
+    single["model"], _, _, _ = make_net("convnet")
+    single["model"].float()
+    single["lr"] = torch.tensor([0.37], dtype=torch.float64)
+    for backend in ("autograd", "auto"):
+        _, exact = gradients(single, ("images", "lr"), backend=backend)
+        _, truth = gradients(problem, ("images", "lr"))
+        assert exact["lr"].dtype == torch.float64 and list(exact["lr"].shape) == [1]
+        assert relative_error(exact["lr"][0], truth["lr"]) < 1e-4
+        assert exact["images"].dtype == torch.float32
+
+
 def test_backward_twice_gives_the_same():
     problem = make_problem()
     net, images = problem.pop("model"), problem["images"].requires_grad_()

@@ -79,7 +79,8 @@ class _ConstantMemory(torch.autograd.Function):
         for step, batch in enumerate(unroll.batches):
             draws.remember(step)
             inputs = images[batch] if unroll.augment is None else unroll.augment(images[batch], step)
-            draws.note(step, inputs)
+            if unroll.augment is not None:
+                draws.note(step, inputs)
             gradient = student.gradient(step, visited[step], inputs, labels[batch])
             torch.addcmul(visited[step], gradient, lr, value=-1, out=visited[step + 1])
         ctx.unroll, ctx.student, ctx.draws, ctx.visited = unroll, student, draws, visited
@@ -122,7 +123,8 @@ class _ConstantMemory(torch.autograd.Function):
                 with torch.set_grad_enabled(wants_images):
                     pieces = images[batch].detach().requires_grad_(wants_images)
                     inputs = pieces if unroll.augment is None else unroll.augment(pieces, step)
-                draws.check(step, inputs.detach())
+                if unroll.augment is not None:
+                    draws.check(step, inputs.detach())
                 pulled = student.adjoint(
                     step,
                     ctx.visited[step],
