@@ -225,7 +225,7 @@ template <class T> struct Conv {
     const index_t total = tile_rows(images), uplane = inputs * out_padded, tplane = outputs * in_padded;
     const bool both = b.gz && b.gzd;
     const index_t step = both ? chunk_rows : 2 * chunk_rows;
-    index_t filled = 0;
+    index_t filled = 0, cleared = 0;
     for (index_t begin = 0; begin < total; begin += step) {
       const Range rows{begin, min_of(total, begin + step)};
       const index_t tiles = (rows.end - rows.begin) * tiles_x;
@@ -255,6 +255,10 @@ template <class T> struct Conv {
           gemm<T, false, Packed::b>(tiles, in_padded, outputs, md, out_stride, wp, 0, both ? ad : a, in_stride, false,
                                     a + plane);
         }
+      }
+      for (; cleared < ceil_div(rows.end, tiles_y); ++cleared) {
+        if (b.gh) std::memset(b.gh + cleared * in_image, 0, in_image * sizeof(T));
+        if (b.ghd) std::memset(b.ghd + cleared * in_image, 0, in_image * sizeof(T));
       }
       if (b.gh) scatter(in, rows, b.gh);
       if (b.ghd) scatter(both ? in_tangent : in, rows, b.ghd);

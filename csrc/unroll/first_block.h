@@ -4,9 +4,8 @@
 #pragma once
 #include "block.h"
 #include "engine.h"
+#include "first_windows.h"
 #include "gemm.h"
-#include "masks.h"
-#include "transpose.h"
 
 namespace pad_fast {
 namespace unroll {
@@ -27,11 +26,6 @@ template <class T> struct Carver {
 };
 
 constexpr index_t kMostTaps = 63;  // up to 7 channels; more go the ordinary way
-#if PAD_VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int kSlots = 14;  // taps whose sums stay in registers, for two streams
-#else
-constexpr int kSlots = 5;
-#endif
 
 template <class T> struct FirstBlock {
   using V = Vec<T>;
@@ -41,7 +35,8 @@ template <class T> struct FirstBlock {
   index_t taps, taps_padded, height, width, pooled_h, pooled_w;
   index_t row, plane;  // of the padded image, channel by channel
   index_t outputs, outputs_padded, stride, vectors;
-  index_t offset[kMostTaps + kSlots];
+  index_t offset[kMostTaps + 4];  // moments() takes taps four at a time
+  PoolWindows<T> windows;
 
   static bool serves(const Network& net) { return 9 * net.channels <= kMostTaps; }
 
@@ -54,7 +49,8 @@ template <class T> struct FirstBlock {
     plane = (height + 3) * row;
     outputs = net.net_width, outputs_padded = padded<T>(outputs), stride = pixel_stride<T>(outputs);
     vectors = outputs_padded / L;
-    for (index_t k = 0; k < kMostTaps + kSlots; ++k)
+    windows = {channels, row, plane, pooled_h, pooled_w, vectors, stride};
+    for (index_t k = 0; k < kMostTaps + 4; ++k)
       offset[k] = k < taps ? (k / 9) * plane + (k % 9 / 3) * row + k % 3 : 0;
   }
 
@@ -124,20 +120,22 @@ template <class T> struct FirstBlock {
 
   // Scratch of one thread.
   struct Scratch {
-    T *sa, *sd, *k;        // patch sums [taps + kSlots][stride]; coefficients [12][stride]
+    T *sa, *sd, *k;        // patch sums [taps][stride]; coefficients [12][stride]
+    T *windows, *points;   // transformed windows; sums by point [channels][16][stride]
     T *left, *right;       // [outputs_padded][taps_padded] twice: factors of Q
-    T *b;                  // [2 outputs_padded][taps_padded]
+    T* filters;            // transformed, of both streams (window_pull)
     T *q, *q0;             // Q [taps][taps_padded], q0 [taps_padded]
-    T *masked, *patches;   // two rows of pixels: masked o', od'; patch gradients
+    T* patches;            // patch gradients of two rows of pixels
     T *dx;                 // padded image gradient
   };
   template <class C> Scratch carve_scratch(C& c) const {
     Scratch s;
-    s.sa = c.take((taps + kSlots) * stride), s.sd = c.take((taps + kSlots) * stride), s.k = c.take(12 * stride);
+    s.sa = c.take(taps * stride), s.sd = c.take(taps * stride), s.k = c.take(12 * stride);
+    s.windows = c.take(windows.window_elements()), s.points = c.take(windows.point_elements());
     s.left = c.take(outputs_padded * taps_padded), s.right = c.take(outputs_padded * taps_padded);
-    s.b = c.take(2 * outputs_padded * taps_padded);
+    s.filters = c.take(windows.filter_elements());
     s.q = c.take(taps * taps_padded), s.q0 = c.take(taps_padded);
-    s.masked = c.take(4 * pooled_w * masked_row()), s.patches = c.take(2 * (width + 4) * taps_padded);
+    s.patches = c.take(2 * (width + 4) * taps_padded);
     s.dx = c.take(channels * plane + 2 * row);
     return s;
   }
@@ -150,7 +148,6 @@ template <class T> struct FirstBlock {
     carve_scratch(c);
     return c.used;
   }
-  index_t masked_row() const { return 2 * outputs_padded + line_elements<T>; }
 
   // --- once per call --------------------------------------------------------------------------------------------------
   void prepare(const T* w, T* memory) const {
@@ -352,7 +349,7 @@ template <class T> struct FirstBlock {
   }
   // o (and od) of one image, with the signs (eq. 31).
   template <Mode mode> void forward(Image im, Mask* signs, View<T> o, View<T> od) const {
-    constexpr int P = kSlots > 8 ? 2 : 1;
+    constexpr int P = kManyRegisters ? 2 : 1;
     const index_t step = mode == kBoth ? L : 2 * L;
     for (index_t n = 0; n < outputs_padded; n += step) {
       const index_t second = mode != kBoth && n + L < outputs_padded ? n + L : n;
@@ -365,89 +362,13 @@ template <class T> struct FirstBlock {
     }
   }
 
-  // Sums over the plane of stream value times patch, for K taps; with `totals`, of the streams themselves too (eq. 32).
-  struct Stream {
-    View<const T> pull;  // o' at the first channel of the vector
-    const Mask* signs;   // of that vector
-    T *sums, *total;     // [taps][stride]
-    index_t ahead;       // elements to what the next call will read
-  };
-  template <int K, bool totals> void patch_sums(const T* x, const index_t* taps_at, Stream a, Stream b) const {
-    const index_t ahead = a.ahead;
-    for (index_t y = 0; y < pooled_h; ++y) {
-      V sa[K], sb[K], ta = V{}, tb = V{};
-#pragma GCC unroll 16
-      for (int k = 0; k < K; ++k) sa[k] = V{}, sb[k] = V{};
-      for (index_t at = 0; at < pooled_w; ++at) {
-        const V ga = load(a.pull.at(y, at)), gb = load(b.pull.at(y, at));
-        __builtin_prefetch(a.pull.at(y, at) + ahead), __builtin_prefetch(b.pull.at(y, at) + ahead);
-        const index_t bits = (y * pooled_w + at) * vectors * 4;
-        const T* p = x + 2 * y * row + 2 * at;
-#pragma GCC unroll 1
-        for (int i = 0; i < 4; ++i) {
-          const V va = select(a.signs[bits + i], ga), vb = select(b.signs[bits + i], gb);
-          const T* q = p + (i / 2) * row + i % 2;
-          if (totals) ta += va, tb += vb;
-#pragma GCC unroll 16
-          for (int k = 0; k < K; ++k) {
-            const V value = splat(q[taps_at[k]]);
-            sa[k] += value * va, sb[k] += value * vb;
-          }
-        }
-      }
-#pragma GCC unroll 16
-      for (int k = 0; k < K; ++k) {
-        store(a.sums + k * stride, load(a.sums + k * stride) + sa[k]);
-        store(b.sums + k * stride, load(b.sums + k * stride) + sb[k]);
-      }
-      if (totals) {
-        store(a.total, load(a.total) + ta);
-        store(b.total, load(b.total) + tb);
-      }
-    }
-  }
-  void all_patch_sums(const T* x, Stream a, Stream b) const {
-    index_t k = 0;
-    for (; taps - k > kSlots - 1; k += kSlots) {
-      patch_sums<kSlots, false>(x, offset + k, a, b);
-      a.sums += kSlots * stride, b.sums += kSlots * stride;
-    }
-    if (taps - k <= 9 && kSlots > 10)
-      patch_sums<9, true>(x, offset + k, a, b);
-    else
-      patch_sums<kSlots - 1, true>(x, offset + k, a, b);
-  }
-
-  // Patch sums of od' only, two vectors of channels at a time; sums [taps + kSlots][stride], total [stride].
-  void sums_plain(Image im, const Mask* signs, View<const T> god, T* sums, T* total, T* unused) const {
-    std::memset(sums, 0, (taps + kSlots) * stride * sizeof(T));
-    std::memset(total, 0, stride * sizeof(T));
-    for (index_t n = 0; n < outputs_padded; n += 2 * L) {
-      const bool pair = n + L < outputs_padded;  // an odd vector at the end goes alone, its twin's sums to nowhere
-      const index_t m = pair ? n + L : n;
-      const Stream a{{god.origin + n, god.row, god.pixel}, signs + n / L * 4, sums + n, total + n, 2 * L};
-      const Stream b{{god.origin + m, god.row, god.pixel}, signs + m / L * 4, pair ? sums + m : unused,
-                     pair ? total + m : unused, 2 * L};
-      all_patch_sums(im.x, a, b);
-    }
-  }
-  void sums_adjoint(Image im, const Mask* signs, View<const T> go, View<const T> god, Scratch s, T* total_a,
-                    T* total_d) const {
-    std::memset(s.sa, 0, (taps + kSlots) * stride * sizeof(T));
-    std::memset(s.sd, 0, (taps + kSlots) * stride * sizeof(T));
-    std::memset(total_a, 0, stride * sizeof(T));
-    std::memset(total_d, 0, stride * sizeof(T));
-    for (index_t n = 0; n < outputs_padded; n += L)
-      all_patch_sums(im.x, {{go.origin + n, go.row, go.pixel}, signs + n / L * 4, s.sa + n, total_a + n, L},
-                     {{god.origin + n, god.row, god.pixel}, signs + n / L * 4, s.sd + n, total_d + n, L});
-  }
-
   // --- backward -------------------------------------------------------------------------------------------------------
   // Plain step: dW += sum zd' p (eq. 33).
   void backward_plain(Image im, Saved from, Weights w, NormParameters<T> np, View<const T> god, Scratch s,
                       T* dw, NormGradients<T> out) const {
     T* total = s.k;
-    sums_plain(im, from.signs, god, s.sd, total, s.sa);
+    windows.transform_image(im.x, s.windows);
+    windows.patch_sums(s.windows, from.signs, god, s.points, s.sd, total);
     center(s.sd, total, from.mean);
     accumulate_plain(im, w, np, s, total, dw, out);
   }
@@ -490,7 +411,9 @@ template <class T> struct FirstBlock {
                         NormGradients<T> plain_out, T* dx) const {
     T *total_a = s.k, *total_d = s.k + stride;
     T *k1 = s.k + 2 * stride, *k2 = k1 + stride, *k3 = k2 + stride, *k4 = k3 + stride;
-    sums_adjoint(im, from.signs, go, god, s, total_a, total_d);
+    windows.transform_image(im.x, s.windows);
+    windows.patch_sums(s.windows, from.signs, go, s.points, s.sa, total_a);
+    windows.patch_sums(s.windows, from.signs, god, s.points, s.sd, total_d);
     center(s.sa, total_a, from.mean);
     center(s.sd, total_d, from.mean);
     const T count = T(height * width), scale = T(1) / count;
@@ -515,7 +438,8 @@ template <class T> struct FirstBlock {
     if (dx) image_gradient(im, from, w, v, go, god, s, dx);
   }
 
-  // dp = A w1 + Ad w2 + Q p + q0 for every pixel, then the transpose of taking patches (eq. 35, 36).
+  // The transpose of taking patches, of dp = A w1 + Ad w2 + Q p + q0 for every pixel (eq. 35, 36). The first two terms go
+  // window by window in the transformed domain, the others pixel by pixel.
   void image_gradient(Image im, Saved from, Weights w, Weights v, View<const T> go, View<const T> god, Scratch s,
                       T* dx) const {
     const T *total_a = s.k, *total_d = s.k + stride;
@@ -526,12 +450,9 @@ template <class T> struct FirstBlock {
       // z' = ... + k3 v.pc + k4 w.pc + k5,  zd' = ... + k3 w.pc + k7  (k6 = k3)
       const T k5 = -scale * (k1[n] * total_a[n] + k2[n] * total_d[n]), k7 = -scale * k1[n] * total_d[n];
       const T *wr = w.rows + n * taps_padded, *vr = v.rows + n * taps_padded;
-      T *b1 = s.b + n * taps_padded, *b2 = b1 + outputs_padded * taps_padded;
       T *left = s.left + n * taps_padded, *right = s.right + n * taps_padded;
 #pragma GCC ivdep
       for (index_t k = 0; k < taps_padded; ++k) {
-        b1[k] = T(0.25) * k1[n] * wr[k];
-        b2[k] = T(0.25) * (k2[n] * wr[k] + k1[n] * vr[k]);
         left[k] = k3[n] * vr[k] + k4[n] * wr[k];
         right[k] = k3[n] * wr[k];
         s.q0[k] += k5 * wr[k] + k7 * vr[k];
@@ -542,16 +463,13 @@ template <class T> struct FirstBlock {
     for (index_t j = 0; j < taps; ++j)
       for (index_t k = 0; k < taps_padded; ++k) s.q0[k] -= T(from.mean[j]) * s.q[j * taps_padded + k];
 
+    windows.transform_filters(w.columns, v.columns, k1, k2, s.filters);
+    windows.pull_streams(s.filters, from.signs, go, god, s.windows);
     std::memset(s.dx, 0, channels * plane * sizeof(T));
-    const index_t even = (width + 1) / 2 * 2, lda = masked_row();
+    windows.add_to_image(s.windows, s.dx);
+    const index_t even = (width + 1) / 2 * 2;
     for (index_t y = 0; y < (height + 1) / 2; ++y) {
       moments_part(im.x + 2 * y * row, s, even);
-      if (y < pooled_h) {
-        mask_rows(from.signs, go, god, y, s.masked);
-        for (int half = 0; half < 2; ++half)
-          gemm<T, false>(2 * pooled_w, taps_padded, 2 * outputs_padded, s.masked + half * 2 * pooled_w * lda, lda, s.b,
-                         taps_padded, s.patches + half * even * taps_padded, taps_padded, true);
-      }
       for (int half = 0; half < 2 && 2 * y + half < height; ++half)
         add_patches(s.patches + half * even * taps_padded, s.dx + (2 * y + half) * row);
     }
@@ -571,23 +489,6 @@ template <class T> struct FirstBlock {
           T* to = s.patches + ((i / 2) * even + at + i % 2) * taps_padded;
           store(to + k, sum[i][0]);
           store(to + m, sum[i][1]);
-        }
-      }
-    }
-  }
-  void mask_rows(const Mask* signs, View<const T> go, View<const T> god, index_t y, T* to) const {
-    const index_t lda = masked_row();
-    for (index_t x = 0; x < pooled_w; ++x) {
-      const Mask* bits = signs + (y * pooled_w + x) * vectors * 4;
-      const T *a = go.at(y, x), *d = god.at(y, x);
-      for (index_t n = 0; n < outputs_padded; n += L) {
-        const V va = load(a + n), vd = load(d + n);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          T* at = to + ((i / 2) * 2 * pooled_w + 2 * x + i % 2) * lda + n;
-          const Mask m = bits[n / L * 4 + i];
-          store(at, select(m, va));
-          store(at + outputs_padded, select(m, vd));
         }
       }
     }

@@ -17,10 +17,11 @@ constexpr int kRows = 4, kVectors = 3;  // 12 accumulators of 16 registers
 constexpr index_t kBlock = 32;
 
 // C[R][N vectors] (+)= A[R][depth] B[depth][N vectors], depth <= kBlock. Into L2 are prefetched, as the terms go by:
-// `ahead`, ahead_step bytes per term, and `other`, half as fast.
+// `ahead` and `other`, so many bytes per term.
 template <class T, int R, int N, bool transposed>
 static PAD_INLINE void micro_kernel(index_t depth, const T* a, index_t lda, const T* b, index_t ldb, T* c, index_t ldc,
-                                    bool accumulate, const char* ahead, index_t ahead_step, const char* other) {
+                                    bool accumulate, const char* ahead, index_t ahead_step, const char* other,
+                                    index_t other_step) {
   using V = Vec<T>;
   constexpr int L = lanes<T>;
   V sum[R][N];
@@ -34,7 +35,7 @@ static PAD_INLINE void micro_kernel(index_t depth, const T* a, index_t lda, cons
     for (int n = 0; n < N; ++n) row[n] = load(b + n * L);
     __builtin_prefetch(ahead, 0, 2);
     __builtin_prefetch(other, 0, 2);
-    ahead += ahead_step, other += ahead_step / 2;
+    ahead += ahead_step, other += other_step;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const V scalar = splat(transposed ? a[r] : a[r * lda]);
@@ -64,8 +65,8 @@ static PAD_INLINE void micro_kernel(index_t depth, const T* a, index_t lda, cons
 }
 
 // Which operand comes from far away. It is stored panel by panel, in the order in which it is used (`packed_*`), so
-// that the hardware prefetcher follows it, and touched a little ahead as well; `next` is what the caller reads next. Panel n0 of a packed matrix of R rows
-// starts at n0 * R; its rows are as wide as the panel.
+// that the hardware prefetcher follows it, and touched a little ahead as well; `next` is what the caller reads next.
+// Panel n0 of a packed matrix of R rows starts at n0 * R; its rows are as wide as the panel.
 enum class Packed { none, b, c };
 
 // Panels of a row of `columns` are kVectors vectors wide, then 2, then 1.
@@ -77,10 +78,10 @@ template <class T> PAD_INLINE index_t panel_width(index_t columns, index_t start
 // All rows of one block of B, which stays in L1 meanwhile.
 template <class T, int N, bool transposed, Packed packed>
 static PAD_INLINE void rows_of_block(index_t rows, index_t depth, const T* a, index_t lda, const T* b, index_t ldb, T* c,
-                                     index_t ldc, bool accumulate, const T* next_b, const char*& other) {
+                                     index_t ldc, bool accumulate, const char*& ahead, index_t step,
+                                     const char*& other) {
   const index_t row_step = transposed ? 1 : lda;
-  const char* ahead = reinterpret_cast<const char*>(packed == Packed::b ? next_b : b);
-  constexpr index_t step = packed == Packed::b ? kLine / 2 : 0;
+  constexpr index_t other_step = packed == Packed::b ? kLine / 4 : 0;
   index_t r = 0;
   for (; r + kRows <= rows; r += kRows) {
     if (packed == Packed::c && r + 3 * kRows <= rows) {
@@ -89,28 +90,37 @@ static PAD_INLINE void rows_of_block(index_t rows, index_t depth, const T* a, in
       for (int i = 0; i < kRows * N * int(sizeof(Vec<T>)) / kLine; ++i) __builtin_prefetch(soon + i * kLine, 1, 3);
     }
     micro_kernel<T, kRows, N, transposed>(depth, a + r * row_step, lda, b, ldb, c + r * ldc, ldc, accumulate, ahead,
-                                          step, other);
-    ahead += step * depth, other += step / 2 * depth;
+                                          step, other, other_step);
+    ahead += step * depth, other += other_step * depth;
   }
   if (kRows > 4 && r + 4 <= rows) {
-    micro_kernel<T, 4, N, transposed>(depth, a + r * row_step, lda, b, ldb, c + r * ldc, ldc, accumulate, ahead, 0, other);
+    micro_kernel<T, 4, N, transposed>(depth, a + r * row_step, lda, b, ldb, c + r * ldc, ldc, accumulate, ahead, 0,
+                                        other, 0);
     r += 4;
   }
   if (r + 2 <= rows) {
-    micro_kernel<T, 2, N, transposed>(depth, a + r * row_step, lda, b, ldb, c + r * ldc, ldc, accumulate, ahead, 0, other);
+    micro_kernel<T, 2, N, transposed>(depth, a + r * row_step, lda, b, ldb, c + r * ldc, ldc, accumulate, ahead, 0,
+                                        other, 0);
     r += 2;
   }
   if (r < rows)
-    micro_kernel<T, 1, N, transposed>(depth, a + r * row_step, lda, b, ldb, c + r * ldc, ldc, accumulate, ahead, 0, other);
+    micro_kernel<T, 1, N, transposed>(depth, a + r * row_step, lda, b, ldb, c + r * ldc, ldc, accumulate, ahead, 0,
+                                        other, 0);
 }
 
 template <class T, int N, bool transposed, Packed packed>
 static void panel(index_t rows, index_t depth, const T* a, index_t lda, const T* b, index_t ldb, T* c, index_t ldc,
                   bool accumulate, const char*& other) {
+  // Bytes per term, so that by the end of a block of B the next one is in L2 and, by the end of a panel of C, so is
+  // the next panel: a steady trickle instead of bursts.
+  const index_t width = N * lanes<T> * index_t(sizeof(T));
+  const index_t step = packed == Packed::none ? 0 : ceil_div(width * kRows, packed == Packed::b ? rows : depth);
+  const char* ahead = reinterpret_cast<const char*>(packed == Packed::c ? c + rows * ldc : b);
   for (index_t k = 0; k < depth; k += kBlock) {
+    if (packed == Packed::b) ahead = reinterpret_cast<const char*>(b + (k + kBlock) * ldb);
     const index_t now = min_of(kBlock, depth - k);
     rows_of_block<T, N, transposed, packed>(rows, now, a + (transposed ? k * lda : k), lda, b + k * ldb, ldb, c, ldc,
-                                            accumulate || k > 0, b + (k + kBlock) * ldb, other);
+                                            accumulate || k > 0, ahead, step, other);
   }
 }
 

@@ -41,7 +41,7 @@ template <class T> PAD_INLINE Vec<T> keep_positive(Vec<T> a, Vec<T> value) { ret
 
 template <class T> PAD_INLINE T min_of(T a, T b) { return b < a ? b : a; }
 template <class T> PAD_INLINE T max_of(T a, T b) { return a < b ? b : a; }
-PAD_INLINE index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
+constexpr PAD_INLINE index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 
 // Channels rounded up to whole cache lines ...
 template <class T> PAD_INLINE index_t padded(index_t channels) {

@@ -356,8 +356,6 @@ template <class T> class EngineOf final : public Engine {
       b.ghd = l > 0 && !cached ? s.pull[l] : nullptr;
       if (adjoint) b.du = w.sums[0].du[l], b.keep = w.sums[0].used[l], w.sums[0].used[l] = true;
       if (call.grad) b.du_plain = w.sums[1].du[l], b.keep_plain = w.sums[1].used[l], w.sums[1].used[l] = true;
-      if (b.gh) std::memset(b.gh, 0, group.images * y.conv.in_image * sizeof(T));
-      if (b.ghd) std::memset(b.ghd, 0, group.images * y.conv.in_image * sizeof(T));
       y.conv.backward(b, weights_.filters[l], direction_.filters[l], group.images, w.chunk, pull);
     }
     if (y_.fused_first)

@@ -34,6 +34,25 @@ template <class T, int d> PAD_INLINE void exchange(Vec<T>* rows) {
     }
 }
 
+// Lane i of the result: the sum of the lanes of rows[i]. Overwrites the rows; half the shuffles of a transpose.
+template <class T, int d> PAD_INLINE void fold(Vec<T>* rows) {
+  constexpr int L = lanes<T>;
+  typename IntsOf<T>::type low, high;
+#pragma GCC unroll 16
+  for (int j = 0; j < L; ++j) low[j] = j & d ? L + j - d : j, high[j] = j & d ? L + j : j + d;
+#pragma GCC unroll 8
+  for (int i = 0; i < d; ++i)
+    rows[i] = __builtin_shuffle(rows[i], rows[i + d], low) + __builtin_shuffle(rows[i], rows[i + d], high);
+}
+template <class T> PAD_INLINE Vec<T> sums_of_rows(Vec<T>* rows) {
+  constexpr int L = lanes<T>;
+  if (L > 8) fold<T, (L > 8 ? 8 : 1)>(rows);
+  if (L > 4) fold<T, (L > 4 ? 4 : 1)>(rows);
+  if (L > 2) fold<T, (L > 2 ? 2 : 1)>(rows);
+  fold<T, 1>(rows);
+  return rows[0];
+}
+
 // to[j * to_row + i] = from[i * from_row + j] for i, j < lanes; only the first `keep` rows of the result are stored.
 template <class T>
 static inline void transpose_square(const T* from, index_t from_row, T* to, index_t to_row, int keep = lanes<T>) {
