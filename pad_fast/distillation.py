@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from . import files
@@ -77,11 +75,7 @@ class State:
         if self.average is not None:
             tensors["average"] = self.average
         described = {"format": _FORMAT, "key": key, "iteration": self.iteration, "skipped": self.skipped}
-        data = save_tensors(
-            {name: value.cpu().contiguous() for name, value in tensors.items()},
-            {"pad_fast": json.dumps(described)},
-        )
-        files.write_bytes(path, data)
+        files.write_bytes(path, files.pack_tensors(tensors, described))
 
     @classmethod
     def load(cls, path: Path, key: str, device: torch.device) -> State:
@@ -91,10 +85,8 @@ class State:
             StoreError: truncated, foreign, or written with other settings.
         """
         try:
-            data = path.read_bytes()
-            tensors = {name: value.to(device) for name, value in load_tensors(data).items()}
-            size = int.from_bytes(data[:8], "little")
-            described = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["pad_fast"])
+            stored, described = files.unpack_tensors(path.read_bytes())
+            tensors = {name: value.to(device) for name, value in stored.items()}
             if described["format"] != _FORMAT:
                 raise StoreError(f"{path} has format {described['format']!r}; this version reads {_FORMAT!r}")
             if described["key"] != key:

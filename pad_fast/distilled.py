@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -120,8 +117,7 @@ class DistilledDataset:
             "class_names": list(self.class_names),
             "history": [dict(row) for row in self.history],
         }
-        # One metadata key: the library writes several in no fixed order, and equal runs should give equal files.
-        data = save_tensors({k: v.contiguous() for k, v in tensors.items()}, {"pad_fast": json.dumps(described)})
+        data = files.pack_tensors(tensors, described)
         files.write_bytes(folder / FILE, data)
         targets = self.labels if self.label_logits is None else self.label_logits
         for name, value in zip(TRIO, (self.images, targets, tensors["lr"]), strict=True):
@@ -140,10 +136,7 @@ def load(path: str | os.PathLike[str]) -> DistilledDataset:
     if not file.exists() and all((path / name).exists() for name in TRIO):
         return _load_trio(path)
     try:
-        data = file.read_bytes()
-        tensors = load_tensors(data)
-        size = int.from_bytes(data[:8], "little")
-        described = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["pad_fast"])
+        tensors, described = files.unpack_tensors(file.read_bytes())
         if described["format"] != FORMAT:
             raise StoreError(f"{file} has format {described['format']!r}; this version reads {FORMAT!r}")
         state = {k.removeprefix("whitening."): v for k, v in tensors.items() if k.startswith("whitening.")}

@@ -6,10 +6,12 @@ import io
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .errors import StoreError
 
@@ -91,6 +93,30 @@ def read_torch(path: str | os.PathLike[str], what: str) -> Any:
             raise StoreError(
                 f"{what} {path} cannot be read as a tensor file (truncated, foreign, or pickled code): {reason}"
             ) from error
+
+
+def pack_tensors(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> bytes:
+    """A safetensors file of `tensors` that says what it is in JSON; equal values give equal bytes.
+
+    The description is one metadata key, because the library writes several in no fixed order.
+    """
+    from safetensors.torch import save
+
+    return save({k: v.cpu().contiguous() for k, v in tensors.items()}, {"pad_fast": json.dumps(described)})
+
+
+def unpack_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the description of :func:`pack_tensors`.
+
+    Raises:
+        SafetensorError, KeyError, TypeError, ValueError: truncated or foreign bytes; the caller knows what they were
+            meant to be.
+    """
+    from safetensors.torch import load
+
+    tensors = load(data)
+    size = int.from_bytes(data[:8], "little")
+    return tensors, json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["pad_fast"])
 
 
 def require_writable(folder: str | os.PathLike[str]) -> Path:

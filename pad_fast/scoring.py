@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from . import files, native
@@ -173,7 +170,7 @@ class Difficulty:
             "method": self.method,
             "fingerprint": self.fingerprint,
         }
-        return files.write_bytes(path, save_tensors(tensors, {"pad_fast": json.dumps(described)}))
+        return files.write_bytes(path, files.pack_tensors(tensors, described))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Difficulty:
@@ -186,9 +183,7 @@ class Difficulty:
         if path.suffix == ".pt":
             return cls._from_table(files.read_torch(path, "order table"), path)
         try:
-            data = path.read_bytes()
-            tensors = load_tensors(data)
-            described = json.loads(_header(data)["pad_fast"])
+            tensors, described = files.unpack_tensors(path.read_bytes())
             order = list(tensors["order"].split(tensors["class_sizes"].tolist()))
             scores, method, fingerprint = tensors["scores"], described["method"], described["fingerprint"]
         except OSError as error:
@@ -364,8 +359,3 @@ def _require_permutation(order: list[Tensor], path: Path) -> int:
             f"{path}: the {count} indices are not a permutation of 0..{count - 1}; each image must occur once"
         )
     return count
-
-
-def _header(data: bytes) -> dict[str, str]:
-    size = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + size]).get("__metadata__", {})
