@@ -47,6 +47,9 @@ SOURCES: dict[str, list[str]] = {
         *(["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"] if X86 else []),
     ],
 }
+# The scoring loops come in the same three versions.
+for isa in ("baseline", "avx2", "avx512"):
+    SOURCES[f"csrc/scoring/isa_{isa}.cpp"] = SOURCES[f"csrc/unroll/isa_{isa}.cpp"]
 
 # -fno-math-errno and -fno-trapping-math are the parts of -ffast-math that leave NaN and infinity alone.
 # -ffast-math itself must not reach the linker: it would switch the importing thread to flush-to-zero.

@@ -1,36 +1,57 @@
-"""Types of the compiled extension (csrc/module.cpp). Addresses are those of `Tensor.data_ptr()`.
+"""Types of the compiled extension (csrc/module.cpp and what it registers). Addresses are those of `Tensor.data_ptr()`.
 
 Nothing is checked on the other side: call these through :mod:`pad_fast.native`.
 """
 
-def el2n_f32(out: int, logits: int, labels: int, rows: int, classes: int, threads: int) -> None: ...
-def el2n_f64(out: int, logits: int, labels: int, rows: int, classes: int, threads: int) -> None: ...
-def grand_f32(
-    out: int, logits: int, features: int, labels: int, rows: int, classes: int, width: int, threads: int
-) -> None: ...
-def grand_f64(
-    out: int, logits: int, features: int, labels: int, rows: int, classes: int, width: int, threads: int
-) -> None: ...
-def class_order_f32(
-    order: int, offsets: int, scores: int, labels: int, rows: int, classes: int, threads: int
-) -> None: ...
-def class_order_f64(
-    order: int, offsets: int, scores: int, labels: int, rows: int, classes: int, threads: int
+# dtype "f32", "f64" or "bf16"; label_dtype "i32" or "i64"; 0 leaves features, scores, or mean and deviations out.
+def score(
+    *,
+    dtype: str,
+    label_dtype: str,
+    logits: int,
+    features: int,
+    labels: int,
+    rows: int,
+    classes: int,
+    width: int,
+    scores: int,
+    mean: int,
+    deviations: int,
+    seen: int,
+    threads: int,
 ) -> None: ...
 
 # With CUDA kernels only. `stream` is `torch.cuda.Stream.cuda_stream`; the result is CUDA's message where it refused.
-def el2n_cuda_f32(
-    out: int, logits: int, labels: int, rows: int, classes: int, device: int, stream: int
+def score_cuda(
+    *,
+    dtype: str,
+    label_dtype: str,
+    logits: int,
+    features: int,
+    labels: int,
+    rows: int,
+    classes: int,
+    width: int,
+    scores: int,
+    mean: int,
+    deviations: int,
+    seen: int,
+    device: int,
+    stream: int,
 ) -> str | None: ...
-def el2n_cuda_f64(
-    out: int, logits: int, labels: int, rows: int, classes: int, device: int, stream: int
-) -> str | None: ...
-def grand_cuda_f32(
-    out: int, logits: int, features: int, labels: int, rows: int, classes: int, width: int, device: int, stream: int
-) -> str | None: ...
-def grand_cuda_f64(
-    out: int, logits: int, features: int, labels: int, rows: int, classes: int, width: int, device: int, stream: int
-) -> str | None: ...
+def class_order(
+    *,
+    dtype: str,
+    label_dtype: str,
+    order: int,
+    offsets: int,
+    scores: int,
+    labels: int,
+    rows: int,
+    classes: int,
+    threads: int,
+) -> None: ...
+def read_memory(*, address: int, bytes: int, threads: int) -> int: ...
 def build_info() -> dict[str, str | bool]: ...
 def instruction_sets() -> list[str]: ...
 

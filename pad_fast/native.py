@@ -1,4 +1,4 @@
-"""The compiled extension `pad_fast._C` on torch tensors: difficulty scores and orders.
+"""The compiled extension `pad_fast._C` on torch tensors: difficulty scores, their running means, and orders.
 
 Every wrapper checks dtype, shape, memory layout, device and label range before an address crosses over. The
 extension is optional: :func:`available` says whether it is there, :func:`unavailable_reason` why it is not.
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .errors import BackendError, InputError
 
-FLOATS = (torch.float32, torch.float64)
+FLOATS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
+LABELS = {torch.int32: "i32", torch.int64: "i64"}
 _BUILD_RECORD = Path(__file__).with_name("_build.json")
 
 
@@ -74,17 +75,18 @@ def build_info() -> dict[str, str | bool]:
 def el2n(logits: Tensor, labels: Tensor, *, threads: int | None = None) -> Tensor:
     """EL2N difficulty `||softmax(z) - onehot(y)||_2` of every sample (Paul et al. 2021, arXiv 2107.07075).
 
-    Sums run in double precision for either dtype. The entry `1 - p_y` is computed as the sum of the other
-    probabilities, so that samples classified with near certainty keep distinct scores. A NaN logit gives a
-    NaN score. Nothing is recorded for autograd.
+    The entry `1 - p_y` is computed from the sum of the other classes, so that samples classified with near certainty
+    keep distinct scores. A NaN logit gives a NaN score. Nothing is recorded for autograd.
 
     Args:
-        logits: `[N, K]`, float32 or float64, contiguous; on the CPU, or on a GPU where CUDA kernels are built.
-        labels: `[N]`, int64, in `[0, K)`, on the same device.
+        logits: `[N, K]`, float32, float64 or bfloat16, contiguous; on the CPU, or on a GPU where CUDA kernels are
+            built.
+        labels: `[N]`, int32 or int64, in `[0, K)`, contiguous, on the same device.
         threads: CPU threads; `torch.get_num_threads()` by default. The result does not depend on it.
 
     Returns:
-        Scores `[N]` between 0 and sqrt(2), dtype and device of `logits`.
+        Scores `[N]` between 0 and sqrt(2) on the device of `logits`: float64 for float64, else float32, within 2 units
+        of its last place of the float64 result for the same logits.
 
     Raises:
         InputError: a tensor that does not fit the description above.
@@ -94,25 +96,26 @@ def el2n(logits: Tensor, labels: Tensor, *, threads: int | None = None) -> Tenso
         >>> el2n(torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
         tensor([0.7071, 1.2456])
     """
-    rows, classes = _check_logits(logits, labels)
-    out = torch.empty(rows, dtype=logits.dtype, device=logits.device)
-    _run("el2n", out, logits, labels, rows, classes, threads=threads)
+    rows = _check_logits(logits, labels, None)
+    out = torch.empty(rows, dtype=score_dtype(logits.dtype), device=logits.device)
+    _score(logits, labels, None, scores=out, threads=threads)
     return out
 
 
 def grand(logits: Tensor, features: Tensor, labels: Tensor, *, threads: int | None = None) -> Tensor:
     """Last-layer GraNd `EL2N * sqrt(1 + ||h||^2)` of every sample (Paul et al. 2021, arXiv 2107.07075).
 
-    It equals the norm of the sample's cross-entropy gradient in the weights and the bias of the last layer.
+    It equals the norm of the sample's cross-entropy gradient in the weights and the bias of the last layer, which is
+    never formed.
 
     Args:
         logits: `[N, K]` as in :func:`el2n`.
         features: `[N, F]`, the last layer's inputs, contiguous; dtype and device of `logits`.
-        labels: `[N]`, int64, in `[0, K)`, on the same device.
+        labels: `[N]` as in :func:`el2n`.
         threads: CPU threads; `torch.get_num_threads()` by default. The result does not depend on it.
 
     Returns:
-        Scores `[N]`, dtype and device of `logits`.
+        Scores `[N]`, dtype and device as in :func:`el2n`.
 
     Raises:
         InputError: a tensor that does not fit the description above.
@@ -122,13 +125,62 @@ def grand(logits: Tensor, features: Tensor, labels: Tensor, *, threads: int | No
         >>> grand(torch.zeros(1, 2), torch.tensor([[2.0, 2.0, 4.0]]), torch.tensor([1]))
         tensor([3.5355])
     """
-    rows, classes = _check_logits(logits, labels)
-    _check_tensor("features", features, (logits.dtype,), dims=2, device=logits.device)
-    if features.shape[0] != rows:
-        raise InputError(f"features has {features.shape[0]} rows, logits has {rows}; pass one row per sample")
-    out = torch.empty(rows, dtype=logits.dtype, device=logits.device)
-    _run("grand", out, logits, features, labels, rows, classes, features.shape[1], threads=threads)
+    rows = _check_logits(logits, labels, features)
+    out = torch.empty(rows, dtype=score_dtype(logits.dtype), device=logits.device)
+    _score(logits, labels, features, scores=out, threads=threads)
     return out
+
+
+def accumulate(
+    mean: Tensor,
+    deviations: Tensor,
+    seen: int,
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    features: Tensor | None = None,
+    threads: int | None = None,
+) -> None:
+    """Add one network's scores to a running mean over networks, in place and without storing them (Welford 1962).
+
+    Args:
+        mean: float64 `[N]`, contiguous, on the device of `logits`: the mean over `seen` networks.
+        deviations: float64 `[N]` likewise: the sum of squared deviations from that mean, so that the variance over n
+            networks is `deviations / (n - 1)`.
+        seen: networks that are in both already; with 0 their contents are overwritten.
+        logits, labels: as in :func:`el2n`.
+        features: with them the score is :func:`grand`, without it is :func:`el2n`.
+        threads: as in :func:`el2n`.
+
+    Raises:
+        InputError: a tensor that does not fit the description above.
+        BackendError: the extension is not loaded, or CUDA refuses.
+
+    Example:
+        >>> mean, deviations = torch.empty(1, dtype=torch.float64), torch.empty(1, dtype=torch.float64)
+        >>> for seen, margin in enumerate([0.0, 50.0]):
+        ...     accumulate(mean, deviations, seen, torch.tensor([[margin, 0.0]]), torch.tensor([0]))
+        >>> mean, deviations
+        (tensor([0.3536], dtype=torch.float64), tensor([0.2500], dtype=torch.float64))
+    """
+    rows = _check_logits(logits, labels, features)
+    for name, tensor in (("mean", mean), ("deviations", deviations)):
+        _check_tensor(name, tensor, (torch.float64,), dims=1, device=logits.device)
+        if tensor.shape[0] != rows:
+            raise InputError(f"{name} has {tensor.shape[0]} entries for {rows} samples; pass the same rows of it")
+    if rows and mean.data_ptr() == deviations.data_ptr():
+        raise InputError("mean and deviations are the same memory; pass two tensors")
+    if seen < 0:
+        raise InputError(f"seen is {seen}; it counts the networks that were added before, from 0")
+    _score(logits, labels, features, mean=mean, deviations=deviations, seen=seen, threads=threads)
+
+
+def score_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the scores of logits of `dtype`: float64 for float64, else float32.
+
+    bfloat16 scores would be mostly ties.
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def class_order(scores: Tensor, labels: Tensor, classes: int, *, threads: int | None = None) -> list[Tensor]:
@@ -136,7 +188,7 @@ def class_order(scores: Tensor, labels: Tensor, classes: int, *, threads: int | 
 
     Args:
         scores: `[N]`, float32 or float64, free of NaN, contiguous, on the CPU.
-        labels: `[N]`, int64, in `[0, classes)`, on the CPU.
+        labels: `[N]`, int32 or int64, in `[0, classes)`, contiguous, on the CPU.
         classes: number of classes; one without samples gets an empty tensor.
         threads: CPU threads; `torch.get_num_threads()` by default. The result does not depend on it.
 
@@ -151,16 +203,39 @@ def class_order(scores: Tensor, labels: Tensor, classes: int, *, threads: int | 
         >>> class_order(torch.tensor([0.5, 0.1, 0.5, 0.2]), torch.tensor([1, 0, 1, 1]), 2)
         [tensor([1]), tensor([3, 0, 2])]
     """
-    _extension()
-    _check_tensor("scores", scores, FLOATS, dims=1, device=torch.device("cpu"))
+    extension = _extension()
+    _check_tensor("scores", scores, (torch.float32, torch.float64), dims=1, device=torch.device("cpu"))
     _check_labels(labels, scores.shape[0], classes, device=scores.device)
     if scores.isnan().any():
         first = int(scores.isnan().nonzero()[0])
         raise InputError(f"scores[{first}] is NaN, which has no place in an order; drop or recompute it")
     order = torch.empty(scores.shape[0], dtype=torch.int64)
     offsets = torch.empty(classes + 1, dtype=torch.int64)
-    _run("class_order", order, offsets, scores, labels, scores.shape[0], classes, threads=threads)
+    extension.class_order(
+        dtype=FLOATS[scores.dtype],
+        label_dtype=LABELS[labels.dtype],
+        order=order.data_ptr(),
+        offsets=offsets.data_ptr(),
+        scores=scores.data_ptr(),
+        labels=labels.data_ptr(),
+        rows=scores.shape[0],
+        classes=classes,
+        threads=_check_threads(threads),
+    )
     return list(order.split(offsets.diff().tolist()))
+
+
+def read_memory(tensor: Tensor, *, threads: int | None = None) -> int:
+    """Read a tensor's memory on the CPU and keep only a checksum: what scoring it cannot be faster than.
+
+    Raises:
+        InputError: the tensor is not contiguous or not on the CPU.
+        BackendError: the extension is not loaded.
+    """
+    extension = _extension()
+    _check_tensor("tensor", tensor, (tensor.dtype,), dims=tensor.dim(), device=torch.device("cpu"))
+    size = tensor.numel() * tensor.element_size()
+    return int(extension.read_memory(address=tensor.data_ptr(), bytes=size, threads=_check_threads(threads)))
 
 
 def plan(
@@ -213,25 +288,50 @@ def _extension() -> Any:
     return _module
 
 
-def _run(operation: str, *arguments: Tensor | int, threads: int | None) -> None:
-    """Call the extension's version of `operation` for the tensors' dtype and device; all have been checked."""
+def _score(
+    logits: Tensor,
+    labels: Tensor,
+    features: Tensor | None,
+    *,
+    scores: Tensor | None = None,
+    mean: Tensor | None = None,
+    deviations: Tensor | None = None,
+    seen: int = 0,
+    threads: int | None,
+) -> None:
+    """Cross over; every tensor has been checked."""
     extension = _extension()
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    suffix = "f64" if any(tensor.dtype == torch.float64 for tensor in tensors) else "f32"
-    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+
+    def address(tensor: Tensor | None) -> int:
+        return 0 if tensor is None else tensor.data_ptr()
+
+    arguments = {
+        "dtype": FLOATS[logits.dtype],
+        "label_dtype": LABELS[labels.dtype],
+        "logits": logits.data_ptr(),
+        # GraNd of no features is EL2N, and memory of size 0 has no address.
+        "features": address(features),
+        "labels": labels.data_ptr(),
+        "rows": logits.shape[0],
+        "classes": logits.shape[1],
+        "width": 0 if features is None else features.shape[1],
+        "scores": address(scores),
+        "mean": address(mean),
+        "deviations": address(deviations),
+        "seen": seen,
+    }
     threads = _check_threads(threads)
-    device = tensors[0].device
-    if device.type == "cpu":
-        getattr(extension, f"{operation}_{suffix}")(*values, threads)
+    if logits.device.type == "cpu":
+        extension.score(**arguments, threads=threads)
         return
-    stream = torch.cuda.current_stream(device).cuda_stream
-    refusal = getattr(extension, f"{operation}_cuda_{suffix}")(*values, device.index, stream)
+    stream = torch.cuda.current_stream(logits.device).cuda_stream
+    refusal = extension.score_cuda(**arguments, device=logits.device.index, stream=stream)
     if refusal is not None:
-        raise BackendError(f"{operation} on {device}: {refusal}; the same tensors on the CPU would do")
+        raise BackendError(f"scoring on {logits.device}: {refusal}; the same tensors on the CPU would do")
 
 
-def _check_logits(logits: Tensor, labels: Tensor) -> tuple[int, int]:
-    """(rows, classes) of a valid pair on a device that the extension serves."""
+def _check_logits(logits: Tensor, labels: Tensor, features: Tensor | None) -> int:
+    """Rows of tensors that fit together on a device that the extension serves."""
     extension = _extension()
     device = logits.device
     if device.type == "cuda" and not extension.build_info()["cuda"]:
@@ -241,16 +341,20 @@ def _check_logits(logits: Tensor, labels: Tensor) -> tuple[int, int]:
         )
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"logits is on {device}; this runs on the CPU and on CUDA devices, pass logits.cpu()")
-    _check_tensor("logits", logits, FLOATS, dims=2, device=device)
+    _check_tensor("logits", logits, tuple(FLOATS), dims=2, device=device)
     rows, classes = logits.shape
     _check_labels(labels, rows, classes, device=device)
-    return rows, classes
+    if features is not None:
+        _check_tensor("features", features, (logits.dtype,), dims=2, device=device)
+        if features.shape[0] != rows:
+            raise InputError(f"features has {features.shape[0]} rows, logits has {rows}; pass one row per sample")
+    return int(rows)
 
 
 def _check_labels(labels: Tensor, rows: int, classes: int, *, device: torch.device) -> None:
     if classes < 1:
         raise InputError(f"the number of classes is {classes}; there must be at least one")
-    _check_tensor("labels", labels, (torch.int64,), dims=1, device=device)
+    _check_tensor("labels", labels, tuple(LABELS), dims=1, device=device)
     if labels.shape[0] != rows:
         raise InputError(f"labels has {labels.shape[0]} entries for {rows} samples; pass one per sample")
     if rows:

@@ -135,7 +135,7 @@ def test_sdist_holds_every_source_and_no_build_product(unpacked: Path) -> None:
         "Makefile",
         "tests/test_packaging.py",
     }
-    assert "csrc/scoring.h" in wanted
+    assert "csrc/scoring/score.h" in wanted
     assert wanted - names == set()
     assert {name for name in names if name.endswith((".so", ".pyc", "_build.json"))} == set()
 

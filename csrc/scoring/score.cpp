@@ -1,0 +1,114 @@
+#include "score.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "parallel.h"
+
+namespace pad_fast {
+namespace scoring {
+namespace {
+
+struct Isa {
+  const char* name;
+  void (*score_rows)(const Request&, int64_t, int64_t, void*);
+  bool (*available)();
+};
+
+const Isa kIsas[] = {
+#if defined(__x86_64__)
+    {"avx512", score_rows_avx512,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("fma");
+     }},
+    {"avx2", score_rows_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+    {"baseline", score_rows_baseline, [] { return true; }},
+};
+
+// The best one, or the one that PAD_FAST_ISA names; other names there mean sets that only the student engine knows.
+const Isa& chosen() {
+  const char* named = std::getenv("PAD_FAST_ISA");
+  const Isa* best = nullptr;
+  for (const Isa& isa : kIsas) {
+    if (!isa.available()) continue;
+    if (named != nullptr && std::strcmp(named, isa.name) == 0) return isa;
+    if (best == nullptr) best = &isa;
+  }
+  return *best;
+}
+
+// Rows are handed out in blocks of this many, the size of rows.h's own.
+constexpr int64_t kBlock = 64;
+
+// Elements below which starting a thread costs more than it saves.
+constexpr int64_t kGrain = 1 << 16;
+
+// Either one wide row with its padding, or a block of narrow ones.
+int64_t scratch_bytes(int64_t classes) {
+  const int64_t elements = std::max<int64_t>(classes, kBlock * std::min<int64_t>(classes, kBlock)) + 64;
+  return elements * static_cast<int64_t>(sizeof(double));
+}
+
+}  // namespace
+
+void score(const Request& request, int threads) {
+  constexpr std::align_val_t line{64};
+  const auto run = chosen().score_rows;
+  const int64_t blocks = (request.rows + kBlock - 1) / kBlock;
+  const int64_t work = kBlock * (request.classes + (request.features != nullptr ? request.width / 8 : 0));
+  const int64_t bytes = (scratch_bytes(request.classes) + 63) / 64 * 64;
+  char* scratch = static_cast<char*>(::operator new(static_cast<size_t>(bytes * threads), line));
+  parallel_for(blocks, kGrain / work, threads, [&](int64_t piece, int64_t begin, int64_t end) {
+    run(request, begin * kBlock, std::min(end * kBlock, request.rows), scratch + piece * bytes);
+  });
+  ::operator delete(scratch, line);
+}
+
+const char* instructions() { return chosen().name; }
+
+template <class T, class Label>
+void class_order(int64_t* order, int64_t* offsets, const T* scores, const Label* labels, int64_t rows,
+                 int64_t classes, int threads) {
+  std::fill(offsets, offsets + classes + 1, 0);
+  for (int64_t i = 0; i < rows; ++i) ++offsets[labels[i] + 1];
+  for (int64_t c = 0; c < classes; ++c) offsets[c + 1] += offsets[c];
+  std::vector<int64_t> next(offsets, offsets + classes);
+  for (int64_t i = 0; i < rows; ++i) order[next[static_cast<size_t>(labels[i])]++] = i;
+  // The index as second key makes the order total, and std::sort, unlike std::stable_sort, needs no memory.
+  const auto easier = [scores](int64_t a, int64_t b) {
+    return scores[a] != scores[b] ? scores[a] < scores[b] : a < b;
+  };
+  parallel_for(classes, 1, threads, [&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) std::sort(order + offsets[c], order + offsets[c + 1], easier);
+  });
+}
+
+template void class_order(int64_t*, int64_t*, const float*, const int32_t*, int64_t, int64_t, int);
+template void class_order(int64_t*, int64_t*, const float*, const int64_t*, int64_t, int64_t, int);
+template void class_order(int64_t*, int64_t*, const double*, const int32_t*, int64_t, int64_t, int);
+template void class_order(int64_t*, int64_t*, const double*, const int64_t*, int64_t, int64_t, int);
+
+uint64_t read_memory(const void* address, int64_t bytes, int threads) {
+  constexpr int64_t chunk = 512;
+  std::vector<uint64_t> sums(static_cast<size_t>(threads));
+  parallel_for(bytes / chunk, kGrain / chunk, threads, [&](int64_t piece, int64_t begin, int64_t end) {
+    uint64_t lanes[chunk / 8] = {};
+    for (int64_t i = begin; i < end; ++i) {
+      uint64_t words[chunk / 8];
+      std::memcpy(words, static_cast<const char*>(address) + i * chunk, chunk);
+      for (int64_t j = 0; j < chunk / 8; ++j) lanes[j] ^= words[j];
+    }
+    for (const uint64_t lane : lanes) sums[static_cast<size_t>(piece)] ^= lane;
+  });
+  uint64_t sum = 0;
+  for (const uint64_t each : sums) sum ^= each;
+  return sum;
+}
+
+}  // namespace scoring
+}  // namespace pad_fast
