@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from . import files, native
+from . import files, native, score_networks
 from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
 from .device import resolve_device
 from .errors import ConfigError, InputError, StoreError, nearest
-from .models.flat import embed
-from .optimizers import SGD
 from .progress import Progress
-from .rng import generator
-from .training import NetworkSpec, Trainer, shuffled_batches
+from .score_networks import Recipe, ScoreNetwork
+from .training import NetworkSpec
 
 METHODS = ("el2n", "grand", "forgetting")
 
@@ -39,15 +36,16 @@ def grand_naive(logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
 def el2n(logits: Tensor, labels: Tensor) -> Tensor:
     """`||softmax(z) - onehot(label)||_2` per row (arXiv 2107.07075).
 
-    The compiled extension computes it where it can (CPU, float32 or float64, no gradient wanted); otherwise the
+    The compiled extension computes it where it can (float32, float64 or bfloat16, no gradient wanted); otherwise the
     formula is evaluated in float64, so that images which are classified with near certainty keep distinct scores.
 
     Args:
         logits: `[N, classes]`, floating point.
-        labels: int64 `[N]`, each in [0, classes).
+        labels: int32 or int64 `[N]`, each in [0, classes).
 
     Returns:
-        `[N]`, in [0, sqrt(2)], dtype and device of `logits`.
+        `[N]`, in [0, sqrt(2)], on the device of `logits`: float64 for float64, else float32 (scores in a half
+        precision would be mostly ties).
 
     Raises:
         InputError: shapes, dtypes or labels that do not fit.
@@ -59,7 +57,7 @@ def el2n(logits: Tensor, labels: Tensor) -> Tensor:
     _check_scored(logits, labels)
     if _native_serves(logits):
         return native.el2n(logits.contiguous(), labels.contiguous())
-    return el2n_naive(logits.double(), labels).to(logits.dtype)
+    return el2n_naive(logits.double(), labels.long()).to(native.score_dtype(logits.dtype))
 
 
 def grand(logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
@@ -68,10 +66,10 @@ def grand(logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: `[N, classes]`, floating point.
         features: penultimate features h `[N, F]`, dtype and device of `logits`.
-        labels: int64 `[N]`, each in [0, classes).
+        labels: int32 or int64 `[N]`, each in [0, classes).
 
     Returns:
-        `[N]`, dtype and device of `logits`.
+        `[N]`, dtype and device as in :func:`el2n`.
 
     Raises:
         InputError: shapes, dtypes or labels that do not fit.
@@ -88,7 +86,7 @@ def grand(logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         )
     if _native_serves(logits, features):
         return native.grand(logits.contiguous(), features.contiguous(), labels.contiguous())
-    return grand_naive(logits.double(), features.double(), labels).to(logits.dtype)
+    return grand_naive(logits.double(), features.double(), labels.long()).to(native.score_dtype(logits.dtype))
 
 
 def class_order(scores: Tensor, labels: Tensor, classes: int) -> list[Tensor]:
@@ -109,17 +107,51 @@ def class_order(scores: Tensor, labels: Tensor, classes: int) -> list[Tensor]:
     return [indices[scores[indices].argsort(stable=True)] for indices in members]
 
 
+class RunningScores:
+    """Mean and variance of every image's score over networks, without ever holding more than the two.
+
+    Networks are added in any number of batches of images; each image sees its networks in the same order.
+
+    Attributes:
+        mean: float64 `[N]`, of the networks added so far.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.mean = torch.zeros(count, dtype=torch.float64, device=device)
+        self._deviations = torch.zeros_like(self.mean)
+
+    def add(self, network: int, rows: slice, logits: Tensor, labels: Tensor, features: Tensor | None = None) -> None:
+        """Add the scores of images `rows` under network number `network` (from 0): EL2N, or GraNd with `features`."""
+        mean, deviations = self.mean[rows], self._deviations[rows]
+        if _native_serves(logits, *([] if features is None else [features])):
+            whole = None if features is None else features.contiguous()
+            native.accumulate(mean, deviations, network, logits.contiguous(), labels.contiguous(), features=whole)
+            return
+        scores = (
+            el2n(logits.double(), labels) if features is None else grand(logits.double(), features.double(), labels)
+        )
+        before = mean if network else scores
+        delta = scores - before
+        mean.copy_(before + delta / (network + 1))
+        deviations.mul_(bool(network)).add_(delta * (scores - mean))
+
+    def variance(self, networks: int) -> Tensor:
+        """Unbiased variance over the `networks` added, float64 `[N]`; 0 for a single one."""
+        return self._deviations / max(networks - 1, 1)
+
+
 def _native_serves(*tensors: Tensor) -> bool:
-    return native.available() and all(
-        tensor.device.type == "cpu" and tensor.dtype in native.FLOATS and not tensor.requires_grad for tensor in tensors
-    )
+    if not native.available() or any(t.requires_grad or t.dtype not in native.FLOATS for t in tensors):
+        return False
+    kinds = {tensor.device.type for tensor in tensors}
+    return kinds == {"cpu"} or (kinds == {"cuda"} and bool(native.build_info()["cuda"]))
 
 
 def _check_scored(logits: Tensor, labels: Tensor) -> None:
     if logits.dim() != 2 or not logits.is_floating_point() or logits.shape[1] < 1:
         raise InputError(f"logits are {logits.dtype} {list(logits.shape)}; expected floating point [N, classes]")
-    if labels.dtype != torch.int64 or list(labels.shape) != [len(logits)]:
-        raise InputError(f"labels are {labels.dtype} {list(labels.shape)}; expected int64 [{len(logits)}]")
+    if labels.dtype not in native.LABELS or list(labels.shape) != [len(logits)]:
+        raise InputError(f"labels are {labels.dtype} {list(labels.shape)}; expected int32 or int64 [{len(logits)}]")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
         raise InputError(
             f"labels reach from {int(labels.min())} to {int(labels.max())}; with {logits.shape[1]} classes they lie "
@@ -137,12 +169,18 @@ class Difficulty:
         order: per class, dataset indices easy to hard, ties by index.
         method: "el2n", "grand", "forgetting", or "order" for a file of the reference.
         fingerprint: of the data set it belongs to; empty when unknown.
+        variance: `[N]`, of the score over networks (unbiased; 0 for a single one), or None where unknown.
+        forgetting: `[N]`, forgetting events of each image, averaged over networks, or None where unknown.
+        settings: how the scores were made: networks, epochs and so on; empty where unknown.
     """
 
     scores: Tensor
     order: list[Tensor]
     method: str
     fingerprint: str = ""
+    variance: Tensor | None = None
+    forgetting: Tensor | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Difficulty({self.method}, {len(self.scores):,} images, {len(self.order)} classes)"
@@ -165,10 +203,14 @@ class Difficulty:
             "order": torch.cat(self.order),
             "class_sizes": torch.tensor([len(indices) for indices in self.order]),
         }
+        for name in ("variance", "forgetting"):
+            if (values := getattr(self, name)) is not None:
+                tensors[name] = values
         described = {
             "format": "pad_fast difficulty 1",
             "method": self.method,
             "fingerprint": self.fingerprint,
+            "settings": self.settings,
         }
         return files.write_bytes(path, files.pack_tensors(tensors, described))
 
@@ -191,7 +233,8 @@ class Difficulty:
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise StoreError(f"{path} does not hold difficulty scores of pad_fast ({error})") from error
         _require_permutation(order, path)
-        return cls(scores, order, method, fingerprint)
+        more = {name: tensors.get(name) for name in ("variance", "forgetting")}
+        return cls(scores, order, method, fingerprint, **more, settings=described.get("settings", {}))
 
     @classmethod
     def _from_table(cls, table: Any, path: Path) -> Difficulty:
@@ -242,24 +285,33 @@ def score(
     device: str = "auto",
     backend: str = "auto",
     data_dir: str | os.PathLike[str] | None = None,
+    networks_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Difficulty:
     """Train a few networks for a few epochs and average each image's score over them (arXiv 2107.07075, 1812.05159).
 
-    Scores are taken in eval mode without augmentation, and never divided by a batch size.
+    Networks are trained one after the other; then one pass over the data scores all of them, in eval mode without
+    augmentation. Scores are never divided by a batch size.
 
     Args:
         dataset: anything :func:`pad_fast.load_dataset` takes.
         method: "el2n"; "grand" (last layer, closed form); "forgetting" (times an image goes from right to wrong
-            between epochs; an image never learnt counts as `epochs`).
+            between the epochs' looks at it; an image never learnt counts as `epochs`).
         model, networks, epochs, batch, lr, momentum: the score networks and their SGD.
         dsa: augmentation during training, a DSA strategy or "none".
         normalization: how pixels are normalised; fitted to the data when None (`zca` chooses ZCA).
         seed: same seed, same scores.
+        networks_dir: folder that keeps each network as soon as it is trained. A killed call is continued by repeating
+            it and gives the result of an undisturbed one; with another method or more networks, those that are there
+            are used again.
+
+    Returns:
+        The scores, their variance over networks, the order they give, and each image's forgetting events.
 
     Raises:
         ConfigError: unknown method, a count below 1, or a learning rate that is not positive.
         InputError: the networks diverged.
+        StoreError: `networks_dir` cannot be written to, or holds networks of other settings.
 
     Example:
         >>> difficulty = score("digits", model="ConvNetD1W8", networks=1, epochs=1, progress=Progress(quiet=True))
@@ -275,80 +327,98 @@ def score(
             raise ConfigError(f"score {name} is {value}; it must be at least 1")
     if not lr > 0:
         raise ConfigError(f"score learning rate is {lr}; it must be positive")
+    if dsa != "none":
+        DSA(dsa)
     progress = progress or Progress()
     data = load_dataset(dataset, data_dir=data_dir)
     where = resolve_device(device)
     normalization = normalization or fit_normalization(data, "zca" if zca else "mean-std")
-    images = normalization.apply(data.train_images).to(where)
-    labels = data.train_labels.to(where)
-    augment = None if dsa == "none" else DSA(dsa)
-
     spec = NetworkSpec(model, data.channels, data.classes, data.resolution)
-    total = torch.zeros(len(labels), dtype=torch.float64)
-    for index in progress.track(range(networks), "scores", total=networks, unit="network"):
-        draws = generator(seed, "score draws", index)
-        trainer = Trainer(spec.build(seed, "score network", index), device=where, backend=backend)
-        optimizer = SGD(lr, momentum=momentum)
-        forgetting = _Forgetting(epochs)
-        everything = torch.arange(len(labels), device=where)
-        for _ in range(epochs):
-            batches = shuffled_batches(everything, batch, draws)
-            trainer.epoch(images, labels, batches, optimizer, _with_generator(augment, draws))
-            if method == "forgetting":
-                forgetting.observe(trainer.logits(images).argmax(-1) == labels)
-        if method == "forgetting":
-            total += forgetting.counts()
-        else:
-            total += _scores(trainer, images, labels, method).double().cpu()
-    scores = (total / networks).float()
+    recipe = Recipe(spec, epochs, batch, lr, momentum, dsa, seed, where, backend)
+    if method == "grand":
+        score_networks.require_features(recipe)
+    key = recipe.key(data.fingerprint, normalization)
+    trained = _trained(recipe, networks, data, normalization, score_networks.Folder(networks_dir, key), progress)
+
+    events = torch.stack([network.forgetting for network in trained]).double()  # [networks, N]
+    forgetting = events.mean(0)
+    if method == "forgetting":
+        mean, variance = forgetting, events.var(0, correction=min(1, networks - 1))
+    else:
+        running = _one_pass(recipe, trained, data, normalization, method, progress)
+        mean, variance = running.mean.cpu(), running.variance(networks).cpu()
+    scores = mean.float()
     if not bool(scores.isfinite().all()):
         raise InputError(f"the score networks diverged with learning rate {lr:g}; lower it")
-    order = class_order(scores, data.train_labels, data.classes)
-    return Difficulty(scores, order, method, data.fingerprint)
+    return Difficulty(
+        scores,
+        class_order(scores, data.train_labels, data.classes),
+        method,
+        data.fingerprint,
+        variance=variance.float(),
+        forgetting=forgetting.float(),
+        settings={
+            "dataset": data.name,
+            "model": model,
+            "networks": networks,
+            "epochs": epochs,
+            "batch": batch,
+            "lr": lr,
+            "momentum": momentum,
+            "dsa": dsa,
+            "normalization": normalization.kind,
+            "seed": seed,
+        },
+    )
 
 
-def _with_generator(augment: DSA | None, draws: torch.Generator) -> Callable[[Tensor], Tensor] | None:
-    if augment is None:
-        return None
-    # One device-independent stream per network, drawn on the CPU.
-    return lambda images: augment(images, generator=draws)
+def _trained(
+    recipe: Recipe,
+    networks: int,
+    data: ImageDataset,
+    normalization: Normalization,
+    folder: score_networks.Folder,
+    progress: Progress,
+) -> list[ScoreNetwork]:
+    """The first `networks` networks: those in the folder, and the others trained now."""
+    found = [folder.get(index) for index in range(networks)]
+    done = sum(network is not None for network in found)
+    if done:
+        progress.say(f"scores: {done} of {networks} networks are trained already")
+    if done == networks:
+        return [network for network in found if network is not None]
+    images = normalization.apply(data.train_images).to(recipe.device)
+    labels = data.train_labels.to(recipe.device)
+    missing = [index for index, network in enumerate(found) if network is None]
+    for index in progress.track(missing, "scores: training", total=networks, done=done, unit="network"):
+        network = score_networks.train(recipe, index, images, labels)
+        if not bool(network.theta.isfinite().all()):
+            raise InputError(f"score network {index} diverged with learning rate {recipe.lr:g}; lower it")
+        folder.put(index, network)
+        found[index] = network
+    return [network for network in found if network is not None]
 
 
-def _scores(trainer: Trainer, images: Tensor, labels: Tensor, method: str) -> Tensor:
-    if method == "el2n":
-        return el2n(trainer.logits(images), labels)
-    module = trainer.network.load(trainer.theta)
-    module.eval()
-    pieces = []
-    with torch.no_grad():
-        for start in range(0, len(images), 512):
-            features = embed(module, images[start : start + 512])
-            logits = module.get_submodule("classifier")(features)
-            pieces.append(grand(logits, features, labels[start : start + 512]))
-    return torch.cat(pieces)
-
-
-class _Forgetting:
-    """Counts right-to-wrong flips between consecutive observations."""
-
-    def __init__(self, never: int) -> None:
-        self.never = never
-        self.flips: Tensor | None = None
-        self.before: Tensor | None = None
-        self.ever: Tensor | None = None
-
-    def observe(self, correct: Tensor) -> None:
-        correct = correct.cpu()
-        if self.flips is None or self.before is None or self.ever is None:
-            self.flips, self.ever = torch.zeros(len(correct), dtype=torch.float64), correct
-        else:
-            self.flips += self.before & ~correct
-            self.ever = self.ever | correct
-        self.before = correct
-
-    def counts(self) -> Tensor:
-        assert self.flips is not None and self.ever is not None  # observe() ran: epochs >= 1
-        return torch.where(self.ever, self.flips, float(self.never))
+def _one_pass(
+    recipe: Recipe,
+    networks: list[ScoreNetwork],
+    data: ImageDataset,
+    normalization: Normalization,
+    method: str,
+    progress: Progress,
+) -> RunningScores:
+    """All networks' scores from one pass over the images; only a chunk's logits exist at a time."""
+    scorer = score_networks.Scorer(recipe, networks, wants_features=method == "grand")
+    running = RunningScores(len(data.train_labels), recipe.device)
+    pieces = score_networks.chunks(len(data.train_labels))
+    with scorer.running():
+        for rows in progress.track(pieces, "scores: one pass", total=len(pieces), unit="batch"):
+            images = normalization.apply(data.train_images[rows]).to(recipe.device)
+            labels = data.train_labels[rows].to(recipe.device)
+            for index in range(len(networks)):
+                logits, features = scorer(index, images)
+                running.add(index, rows, logits, labels, features)
+    return running
 
 
 def _require_permutation(order: list[Tensor], path: Path) -> int:

@@ -14,6 +14,7 @@ from .optimizers import Optimizer
 from .rng import derive_seed
 
 BatchAugment = Callable[[Tensor], Tensor]
+Observe = Callable[[Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,15 @@ class Trainer:
         batches: Iterable[Tensor],
         optimizer: Optimizer,
         augment: BatchAugment | None = None,
+        observe: Observe | None = None,
     ) -> float:
-        """One pass over `batches` of indices; returns the mean training loss."""
+        """One pass over `batches` of indices; returns the mean training loss.
+
+        `observe(batch, logits)` is called with the indices `[B]` and the logits `[B, classes]` of every step's forward
+        pass, before the update.
+        """
         with self.engine.running():
-            return self._epoch(images, labels, batches, optimizer, augment)
+            return self._epoch(images, labels, batches, optimizer, augment, observe)
 
     def _epoch(
         self,
@@ -67,6 +73,7 @@ class Trainer:
         batches: Iterable[Tensor],
         optimizer: Optimizer,
         augment: BatchAugment | None,
+        observe: Observe | None,
     ) -> float:
         self.network.module.train()
         losses = []
@@ -75,13 +82,21 @@ class Trainer:
             if augment is not None:
                 inputs = augment(inputs)
 
+            seen: list[Tensor] = []
+
             def loss_and_grad(
-                theta: Tensor, inputs: Tensor = inputs, targets: Tensor = targets
+                theta: Tensor, inputs: Tensor = inputs, targets: Tensor = targets, seen: list[Tensor] = seen
             ) -> tuple[Tensor, Tensor]:
-                return self.engine.loss_and_grad(self.task, theta, inputs, targets)
+                if observe is None or seen:  # an optimiser's second evaluation is at other parameters
+                    return self.engine.loss_and_grad(self.task, theta, inputs, targets)
+                loss, gradient, logits = self.engine.loss_grad_logits(self.task, theta, inputs, targets)
+                seen.append(logits)
+                return loss, gradient
 
             self.theta, loss = optimizer.step(self.theta, loss_and_grad)
             losses.append(loss)
+            if observe is not None:
+                observe(batch, seen[0])
         return float(torch.stack(losses).mean())
 
     def logits(self, images: Tensor, *, chunk: int = 512) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pad_fast import Difficulty, files, native, score, scoring
+from pad_fast import Difficulty, Progress, files, native, score, scoring
 from pad_fast.errors import ConfigError, InputError, StoreError
+from pad_fast.models import FlatNetwork
 from pad_fast.rng import generator
-from pad_fast.scoring import el2n, el2n_naive, grand, grand_naive
+from pad_fast.score_networks import Forgetting
+from pad_fast.scoring import RunningScores, el2n, el2n_naive, grand, grand_naive
 from pad_fast.training import NetworkSpec, Trainer, shuffled_batches
 
 from .compare import relative_error
@@ -30,9 +32,11 @@ def no_extension(monkeypatch):
 def spied(monkeypatch):
     """Names of the extension's functions in the order they were called."""
     calls = []
-    for name in ("el2n", "grand", "class_order"):
+    for name in ("el2n", "grand", "class_order", "accumulate"):
         original = getattr(native, name)
-        monkeypatch.setattr(native, name, lambda *a, name=name, original=original: calls.append(name) or original(*a))
+        monkeypatch.setattr(
+            native, name, lambda *a, name=name, original=original, **k: calls.append(name) or original(*a, **k)
+        )
     return calls
 
 
@@ -80,6 +84,35 @@ def test_order_is_the_same_without_the_extension(monkeypatch):
         assert keys == sorted(keys) and all(int(labels[row]) == label for row in rows.tolist())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("extension", [True, False])
+def test_running_scores_are_mean_and_variance_over_networks(extension, dtype, monkeypatch):
+    if not extension:
+        monkeypatch.setattr(native, "_module", None)
+    draws = torch.Generator().manual_seed(1)
+    labels = torch.randint(4, (11,), generator=draws)
+    logits = torch.randn(3, 11, 4, generator=draws).to(dtype)
+    features = torch.randn(3, 11, 5, generator=draws).to(dtype)
+    for wanted in (False, True):
+        running = RunningScores(11, torch.device("cpu"))
+        for rows in (slice(0, 4), slice(4, 11)):
+            for network in range(3):
+                more = features[network, rows] if wanted else None
+                running.add(network, rows, logits[network, rows], labels[rows], more)
+        scores = torch.stack(
+            [
+                grand_naive(logits[k].double(), features[k].double(), labels)
+                if wanted
+                else el2n_naive(logits[k].double(), labels)
+                for k in range(3)
+            ]
+        )
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+        assert relative_error(running.mean, scores.mean(0)) < tolerance
+        assert relative_error(running.variance(3), scores.var(0)) < tolerance
+    assert running.variance(1).isfinite().all()
+
+
 def test_float32_keeps_easy_images_apart(no_extension):
     logits = torch.tensor([[20.0, 0.0], [21.0, 0.0], [30.0, 0.0]])
     scores = el2n(logits, torch.zeros(3, dtype=torch.int64))
@@ -94,11 +127,16 @@ def test_extension_is_used_only_where_it_can_serve(spied):
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(6) % 3
     expected = el2n_naive(logits.double(), labels)
-    assert relative_error(el2n(logits.bfloat16(), labels).double(), expected) < 0.02
+    assert relative_error(el2n(logits.half(), labels), el2n_naive(logits.half().double(), labels)) < 1e-6
     leaf = logits.clone().requires_grad_()
     el2n(leaf, labels).sum().backward()
     assert float(leaf.grad.norm()) > 0.1
     assert spied == []
+    coarse = logits.bfloat16()
+    assert el2n(coarse, labels).dtype == torch.float32
+    assert relative_error(el2n(coarse, labels.int()), el2n_naive(coarse.double(), labels)) < 1e-6
+    assert spied == ["el2n"] * 2
+    spied.clear()
     strided = torch.stack([logits, -logits], 2)[..., 0]
     assert not strided.is_contiguous()
     assert relative_error(el2n(strided, labels), expected) < 1e-6
@@ -118,7 +156,7 @@ def test_tensors_that_do_not_fit(extension, monkeypatch):
         (logits[0], labels, "logits are"),
         (logits.long(), labels, "logits are torch.int64"),
         (logits, labels[:3], r"labels are torch.int64 \[3\]"),
-        (logits, labels.int(), "labels are torch.int32"),
+        (logits, labels.short(), "labels are torch.int16"),
         (logits, labels + 1, "from 1 to 3"),
         (logits, labels - 1, "from -1 to 1"),
     ):
@@ -132,7 +170,7 @@ def test_tensors_that_do_not_fit(extension, monkeypatch):
 
 
 def trained_by_hand(data, epochs, *, index=0, lr=0.05, batch=8):
-    """Score network `index` of seed 0, and which images it gets right after each epoch."""
+    """Score network `index` of seed 0, and which images it gets right when it trains on them, `[epochs, N]`."""
     from pad_fast.data import fit_normalization
     from pad_fast.optimizers import SGD
 
@@ -140,12 +178,12 @@ def trained_by_hand(data, epochs, *, index=0, lr=0.05, batch=8):
     spec = NetworkSpec(MODEL, 1, data.classes, 8)
     trainer = Trainer(spec.build(0, "score network", index), device=torch.device("cpu"), backend="auto")
     draws, optimizer = generator(0, "score draws", index), SGD(lr)
-    correct = []
-    for _ in range(epochs):
-        batches = shuffled_batches(torch.arange(len(images)), batch, draws)
-        trainer.epoch(images, data.train_labels, batches, optimizer)
-        correct.append(trainer.logits(images).argmax(-1) == data.train_labels)
-    return trainer, images, torch.stack(correct)
+    correct = torch.zeros(epochs, len(images), dtype=torch.bool)
+    for epoch in range(epochs):
+        for rows in shuffled_batches(torch.arange(len(images)), batch, draws):
+            correct[epoch, rows] = trainer.logits(images[rows]).argmax(-1) == data.train_labels[rows]
+            trainer.epoch(images, data.train_labels, [rows], optimizer)
+    return trainer, images, correct
 
 
 SETTINGS = {"model": MODEL, "epochs": 4, "batch": 8, "lr": 0.05, "progress": QUIET}
@@ -166,6 +204,9 @@ def test_scores_are_averages_of_each_networks_scores(method):
     assert relative_error(one.scores, expected[0]) < 1e-5
     assert relative_error(both.scores, (expected[0] + expected[1]) / 2) < 1e-5
     assert relative_error(expected[1], expected[0]) > 1e-3, "the second network is the first"
+    spread = torch.stack(expected)
+    assert relative_error(both.variance, spread.var(0)) < 1e-3 and not one.variance.any()
+    assert both.settings["networks"] == 2 and both.settings["lr"] == 0.05
     assert both.scores.shape == (sum(SIZES),) and both.method == method and both.fingerprint == data.fingerprint
     both.require(data)
     for label, rows in enumerate(both.order):
@@ -197,16 +238,83 @@ def test_forgetting_counts_flips_and_the_never_learnt():
     flips = (correct[:-1] & ~correct[1:]).sum(0).float()
     expected = torch.where(correct.any(0), flips, float(epochs))
     assert float(flips.max()) >= 1, "nothing was forgotten"
-    found = score(data, method="forgetting", networks=1, **{**SETTINGS, "epochs": epochs, "lr": 0.3})
-    assert found.scores.tolist() == expected.tolist()
+    for method in ("forgetting", "el2n"):  # recorded along the way, whichever score is asked for
+        found = score(data, method=method, networks=1, **{**SETTINGS, "epochs": epochs, "lr": 0.3})
+        assert found.forgetting.tolist() == expected.tolist()
+        assert (found.scores.tolist() == expected.tolist()) == (method == "forgetting")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "autograd"])
+def test_every_engine_gives_the_logits_of_its_steps(backend):
+    if backend == "cpu" and not native.available():
+        pytest.skip(f"no compiled extension: {native.unavailable_reason()}")
+    data = small_data()
+    trainer = Trainer(NetworkSpec(MODEL, 1, 3, 8).build(0, "logits"), device=torch.device("cpu"), backend=backend)
+    images, labels = data.train_images[:7], data.train_labels[:7]
+    loss, gradient, logits = trainer.engine.loss_grad_logits(trainer.task, trainer.theta, images, labels)
+    assert relative_error(logits, trainer.logits(images)) < 1e-6
+    again = trainer.engine.loss_and_grad(trainer.task, trainer.theta, images, labels)
+    assert torch.equal(loss, again[0]) and torch.equal(gradient, again[1])
 
 
 def test_forgetting_by_hand():
-    counter = scoring._Forgetting(9)
+    counter = Forgetting(torch.zeros(4, dtype=torch.int64), 9)
     #           always, learnt late, forgotten twice, never
     for row in ([1, 0, 1, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]):
-        counter.observe(torch.tensor(row, dtype=torch.bool))
+        logits = torch.tensor([[float(right), 0.5] for right in row])
+        for rows in torch.tensor([2, 0, 3, 1]).split(3):
+            counter.observe(rows, logits[rows])
     assert counter.counts().tolist() == [0, 0, 2, 9]
+
+
+def test_a_repeated_call_uses_the_networks_that_are_there(tmp_path, monkeypatch, capsys):
+    data = small_data()
+    undisturbed = score(data, networks=3, **SETTINGS)
+    trained = []
+    original = scoring.score_networks.train
+
+    def train(recipe, index, *arguments):
+        if len(trained) == 2:
+            raise KeyboardInterrupt  # in the middle of the third network
+        trained.append(index)
+        return original(recipe, index, *arguments)
+
+    monkeypatch.setattr(scoring.score_networks, "train", train)
+    settings = {**SETTINGS, "networks_dir": tmp_path / "networks"}
+    with pytest.raises(KeyboardInterrupt):
+        score(data, networks=3, **settings)
+    assert trained == [0, 1]
+    trained.clear()
+    resumed = score(data, networks=3, **{**settings, "progress": Progress()})
+    assert trained == [2] and "2 of 3 networks are trained already" in capsys.readouterr().err
+    first, second = (one.save(tmp_path / f"{i}.safetensors") for i, one in enumerate((undisturbed, resumed)))
+    assert first.read_bytes() == second.read_bytes()
+    # Another score of the same networks trains nothing.
+    trained.clear()
+    assert score(data, method="grand", networks=3, **settings).method == "grand" and trained == []
+    with pytest.raises(StoreError, match=r"network-0000.safetensors was trained with other settings"):
+        score(data, networks=3, **{**settings, "lr": 0.04})
+    with pytest.raises(StoreError, match="other settings or on other data"):
+        score(small_data(seed=1), networks=3, **settings)
+    path = tmp_path / "networks" / "network-0001.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(StoreError, match="is not a score network of pad_fast"):
+        score(data, networks=3, **settings)
+
+
+def test_batch_statistics_are_kept_with_a_network(tmp_path):
+    data = small_data()
+    settings = {**SETTINGS, "model": "ConvNetD1W8BN", "batch": 19}
+    undisturbed = score(data, networks=1, **settings)
+    for _ in range(2):
+        assert torch.equal(score(data, networks=1, networks_dir=tmp_path, **settings).scores, undisturbed.scores)
+
+
+def test_grand_says_early_that_a_network_has_no_features(monkeypatch):
+    monkeypatch.setattr(scoring.score_networks, "train", lambda *a: pytest.fail("trained before the check"))
+    monkeypatch.setattr(scoring.score_networks.NetworkSpec, "build", lambda *a: FlatNetwork(torch.nn.Linear(2, 2)))
+    with pytest.raises(InputError, match="GraNd needs the penultimate features"):
+        score(small_data(), method="grand", **SETTINGS)
 
 
 def test_seed_decides():
@@ -243,8 +351,10 @@ def test_divergence_is_named():
 
 
 def difficulty_of(data) -> Difficulty:
-    scores = torch.rand(len(data.train_labels), generator=torch.Generator().manual_seed(2))
-    return Difficulty(scores, scoring.class_order(scores, data.train_labels, 3), "el2n", data.fingerprint)
+    scores, variance = torch.rand(2, len(data.train_labels), generator=torch.Generator().manual_seed(2))
+    order = scoring.class_order(scores, data.train_labels, 3)
+    settings = {"networks": 4}
+    return Difficulty(scores, order, "el2n", data.fingerprint, variance=variance, settings=settings)
 
 
 def same_order(one: Difficulty, other: Difficulty) -> bool:
@@ -258,6 +368,7 @@ def test_files_of_ours_round_trip(tmp_path):
     read = Difficulty.load(path)
     assert torch.equal(read.scores, written.scores) and same_order(read, written)
     assert (read.method, read.fingerprint) == ("el2n", data.fingerprint)
+    assert torch.equal(read.variance, written.variance) and read.forgetting is None and read.settings == {"networks": 4}
     assert path.read_bytes() == written.save(tmp_path / "again.safetensors").read_bytes()
     assert "38 images, 3 classes" in repr(read)
 

@@ -98,6 +98,13 @@ class Engine(ABC):
     def loss_and_grad(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross entropy (scalar) and its gradient `[P]` at `theta` `[P]`, for ordinary training."""
 
+    def loss_grad_logits(
+        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`loss_and_grad` with the logits `[B, classes]`, which an engine has at hand anyway."""
+        logits = self.forward(task, theta, images)
+        return *self.loss_and_grad(task, theta, images, labels), logits
+
     @abstractmethod
     def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]` without a graph."""

@@ -33,11 +33,19 @@ class FunctionalEngine(Engine):
 
     def loss_and_grad(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One forward and one backward pass."""
+        loss, gradient, _ = self.loss_grad_logits(task, theta, images, labels)
+        return loss, gradient
+
+    def loss_grad_logits(
+        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One forward and one backward pass."""
         with torch.enable_grad():
             leaf = theta.detach().requires_grad_()
-            loss = cross_entropy(task.network(leaf, images), labels)
+            logits = task.network(leaf, images)
+            loss = cross_entropy(logits, labels)
             (gradient,) = torch.autograd.grad(loss, leaf)
-        return loss.detach(), gradient
+        return loss.detach(), gradient, logits.detach()
 
     def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """One forward pass without a graph."""

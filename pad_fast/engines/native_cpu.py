@@ -88,8 +88,16 @@ class CpuEngine(Engine):
 
     def loss_and_grad(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One plain step."""
+        loss, gradient, _ = self.loss_grad_logits(task, theta, images, labels)
+        return loss, gradient
+
+    def loss_grad_logits(
+        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One plain step, and what it computes on the way."""
         theta, images, labels = _ready(theta), _ready(images), _ready(labels)
         gradient = torch.empty_like(theta)
+        logits = images.new_empty(len(images), _config(task).classes)
         loss = self._plan(task, len(images)).native.loss_and_grad(
             theta=theta.data_ptr(),
             x=images.data_ptr(),
@@ -97,8 +105,9 @@ class CpuEngine(Engine):
             labels=labels.data_ptr(),
             kind=_kind(labels),
             grad=gradient.data_ptr(),
+            logits=logits.data_ptr(),
         )
-        return torch.tensor(loss, dtype=theta.dtype), gradient
+        return torch.tensor(loss, dtype=theta.dtype), gradient, logits
 
     def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]`."""
