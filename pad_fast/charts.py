@@ -95,8 +95,22 @@ def line_chart(
     return _figure(body, *axes, description, legend, note)
 
 
-def histogram(values: Sequence[float], *, x_label: str, y_label: str, description: str) -> str:
+def histogram(
+    values: Sequence[float],
+    *,
+    x_label: str,
+    y_label: str,
+    description: str,
+    span: tuple[float, float] | None = None,
+) -> str:
     """Counts of finite values in 5 to 30 bins of equal width (about the square root of their number).
+
+    Args:
+        values: what is counted.
+        x_label, y_label: names of the axes.
+        description: what the chart shows, for screen readers.
+        span: lowest and highest of the horizontal axis, which all values lie between; theirs by default. Charts that
+            are compared with each other need the same.
 
     Returns:
         A `<figure>`; a sentence instead of bars when there is no finite value.
@@ -104,7 +118,7 @@ def histogram(values: Sequence[float], *, x_label: str, y_label: str, descriptio
     kept = [float(value) for value in values if math.isfinite(value)]
     if not kept:
         return '<p class="empty">Nothing recorded.</p>'
-    low, high = _span(kept)
+    low, high = _span(kept if span is None else span)
     bins = max(5, min(30, math.ceil(math.sqrt(len(kept)))))
     counts = [0] * bins
     for value in kept:

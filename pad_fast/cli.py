@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -75,7 +76,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_settings(distill, "distill")
 
     score = _command(commands, "score", "score the difficulty of every training image", _score)
-    score.add_argument("--out", required=True, metavar="FILE", help="where scores and order go (.safetensors, or .pt)")
+    score.add_argument(
+        "--out",
+        required=True,
+        metavar="PATH",
+        help="a folder, or a file (.safetensors, or .pt for the reference's order table) that the others are named "
+        "after; repeating a killed command continues it",
+    )
     _add_settings(score, "score")
 
     experts = _command(commands, "experts", "train expert trajectories", _experts)
@@ -218,13 +225,14 @@ def _prepare(options: argparse.Namespace) -> Any:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from .files import require_writable
     from .pipeline import score_as_configured
+    from .score_page import ScoreFiles
 
     config, data, normalization, device, progress = _prepare(options)
-    require_writable(Path(options.out).parent)
-    difficulty = score_as_configured(config, data, normalization, device, progress)
-    print(f"{difficulty!r} -> {difficulty.save(options.out)}")
+    written = ScoreFiles.at(options.out, data)
+    difficulty = score_as_configured(config, data, normalization, device, progress, networks_dir=written.networks)
+    written.write(difficulty, data)
+    print(f"{difficulty!r} -> {written.main}\n{written.page}")
 
 
 def _experts(options: argparse.Namespace) -> None:
@@ -239,7 +247,9 @@ def _experts(options: argparse.Namespace) -> None:
         # Kept beside the experts, so that repeating the command continues with the same order.
         path = Path(config.order_file or out / "difficulty.safetensors")
         if config.order_file is None and not path.exists():
-            score_as_configured(config, data, normalization, device, progress).save(path)
+            kept = out / "score-networks"
+            score_as_configured(config, data, normalization, device, progress, networks_dir=kept).save(path)
+            shutil.rmtree(kept)
         difficulty = Difficulty.load(path)
     print(repr(train_as_configured(config, data, normalization, difficulty, out, device, progress)))
 

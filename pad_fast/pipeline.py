@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -159,8 +160,7 @@ class Pipeline:
             with self._timed("scores"):
                 difficulty = self._difficulty(data)
                 if difficulty is None and needs_order(config):
-                    difficulty = score_as_configured(config, data, normalization, self.device, self.progress)
-                    difficulty.save(_scores_path(self.out, data.fingerprint, config))
+                    difficulty = self._score(data, normalization)
             with self._timed("experts"):
                 store = self._experts(data, normalization, difficulty)
         else:
@@ -247,6 +247,17 @@ class Pipeline:
             self.progress.say(f"scores: reusing {path} (same settings)")
             return Difficulty.load(path)
         return None
+
+    def _score(self, data: ImageDataset, normalization: Normalization) -> Difficulty:
+        """Scores from scratch, or from the networks that a killed run has left."""
+        path = _scores_path(self.out, data.fingerprint, self.config)
+        kept = path.with_suffix(".networks")
+        difficulty = score_as_configured(
+            self.config, data, normalization, self.device, self.progress, networks_dir=kept
+        )
+        difficulty.save(path)
+        shutil.rmtree(kept)
+        return difficulty
 
     def _experts(self, data: ImageDataset, normalization: Normalization, difficulty: Difficulty | None) -> ExpertStore:
         config = self.config
@@ -380,7 +391,13 @@ def curriculum_of(config: Config) -> Curriculum:
 
 
 def score_as_configured(
-    config: Config, data: ImageDataset, normalization: Normalization, device: torch.device, progress: Progress
+    config: Config,
+    data: ImageDataset,
+    normalization: Normalization,
+    device: torch.device,
+    progress: Progress,
+    *,
+    networks_dir: Path,
 ) -> Difficulty:
     """:func:`pad_fast.score` with a config's settings."""
     return score(
@@ -395,6 +412,7 @@ def score_as_configured(
         seed=config.seed,
         device=str(device),
         backend=config.backend,
+        networks_dir=networks_dir,
         progress=progress,
     )
 

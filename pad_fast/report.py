@@ -59,19 +59,24 @@ def render_report(data: ReportData) -> str:
     """
     sections = [
         _accuracy(data.accuracy, data.notes),
-        _images(data.grid_png),
+        sheet("Synthetic images", data.grid_png, "Synthetic images, one row per class"),
         _loss(data.history, data.settings),
         _learning_rate(data.history),
         _difficulty(data.difficulty),
-        _details("Settings", data.settings),
-        _details("Versions", data.versions),
+        details("Settings", data.settings),
+        details("Versions", data.versions),
     ]
+    return page(data.title, _summary(data.settings), sections)
+
+
+def page(title: str, summary: str, sections: Sequence[str]) -> str:
+    """A whole page of sections; empty ones are left out. `summary` is HTML that goes under the title."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(data.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{_text(data.title)}</h1>{_summary(data.settings)}</header>\n"
-        + "\n".join(section for section in sections if section)
+        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<header><h1>{_text(title)}</h1>{summary}</header>\n"
+        + "\n".join(part for part in sections if part)
         + "\n</main>\n</body>\n</html>\n"
     )
 
@@ -97,7 +102,7 @@ def _accuracy(rows: Sequence[AccuracyRow], notes: Sequence[str]) -> str:
     else:
         table = '<p class="empty">Not evaluated yet.</p>'
     listed = "".join(f"<li>{_text(note)}</li>" for note in notes)
-    return _section("Test accuracy", table + (f'<ul class="notes">{listed}</ul>' if listed else ""))
+    return section("Test accuracy", table + (f'<ul class="notes">{listed}</ul>' if listed else ""))
 
 
 def _accuracy_row(row: AccuracyRow) -> str:
@@ -121,7 +126,12 @@ def _accuracy_row(row: AccuracyRow) -> str:
     )
 
 
-def _images(png: bytes) -> str:
+def sheet(heading: str, png: bytes, description: str) -> str:
+    """A section with a contact sheet (a PNG file's bytes); nothing for empty bytes.
+
+    Raises:
+        InputError: the bytes are not a PNG file.
+    """
     if not png:
         return ""
     if png[:8] != b"\x89PNG\r\n\x1a\n" or png[12:16] != b"IHDR":
@@ -130,10 +140,10 @@ def _images(png: bytes) -> str:
     # Wide sheets scroll sideways; a phone shrinks them, but not until the class names cannot be read.
     smallest = min(width, max(560, width // 2))
     source = base64.b64encode(png).decode("ascii")
-    return _section(
-        "Synthetic images",
+    return section(
+        heading,
         f'<div class="scroll sheet" tabindex="0"><img src="data:image/png;base64,{source}" width="{width}" '
-        f'height="{height}" style="--least:{smallest}px" alt="Synthetic images, one row per class"></div>',
+        f'height="{height}" style="--least:{smallest}px" alt="{_text(description)}"></div>',
     )
 
 
@@ -164,7 +174,7 @@ def _loss(history: Sequence[Mapping[str, float]], settings: Mapping[str, object]
         if ys:
             hint += f" Median of the last tenth: {median(ys[-max(1, len(ys) // 10) :]):.4g}."
         hint = f'<p class="hint">{hint}</p>'
-    return _section("Matching loss", chart + hint)
+    return section("Matching loss", chart + hint)
 
 
 def _learning_rate(history: Sequence[Mapping[str, float]]) -> str:
@@ -180,7 +190,7 @@ def _learning_rate(history: Sequence[Mapping[str, float]]) -> str:
         description="The student's learning rate over iterations",
     )
     hint = f'<p class="hint">From {ys[0]:.4g} to {ys[-1]:.4g}.</p>' if ys else ""
-    return _section("Student's learning rate", chart + hint)
+    return section("Student's learning rate", chart + hint)
 
 
 def _difficulty(difficulty: Mapping[str, Sequence[float]] | None) -> str:
@@ -204,10 +214,11 @@ def _difficulty(difficulty: Mapping[str, Sequence[float]] | None) -> str:
         easy = ", ".join(f"{name} ({score:.3g})" for score, name in ranked[:shown])
         hard = ", ".join(f"{name} ({score:.3g})" for score, name in ranked[: -shown - 1 : -1])
         hint = f"Easiest by class median: {easy}. Hardest: {hard}."
-    return _section("Difficulty", chart + (f'<p class="hint">{_text(hint)}</p>' if hint else ""))
+    return section("Difficulty", chart + (f'<p class="hint">{_text(hint)}</p>' if hint else ""))
 
 
-def _details(heading: str, values: Mapping[str, object] | Mapping[str, str]) -> str:
+def details(heading: str, values: Mapping[str, object] | Mapping[str, str]) -> str:
+    """A folded section with a table of names and values; nothing where there are none."""
     if not values:
         return ""
     rows = "".join(
@@ -219,7 +230,8 @@ def _details(heading: str, values: Mapping[str, object] | Mapping[str, str]) -> 
     )
 
 
-def _section(heading: str, body: str) -> str:
+def section(heading: str, body: str) -> str:
+    """A section; `body` is HTML."""
     return f"<section><h2>{_text(heading)}</h2>{body}</section>"
 
 
@@ -303,6 +315,8 @@ path.mark { stroke: var(--warn); stroke-width: 1.5; }
 .plot .y { right: calc(100% + .5rem); transform: translateY(50%); }
 .plot .x { top: calc(100% + .5rem); transform: translateX(-50%); }
 .x-label { text-align: center; margin-left: 3.4rem; }
+.multiples { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: .5rem 1.5rem; }
+.multiples h3 { margin: .6rem 0 0 3.4rem; font-size: .95rem; } .multiples .plot { height: 110px; }
 figcaption { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .5rem 0 0 3.4rem; }
 .key::before { content: ""; display: inline-block; width: 1.3rem; height: 0; margin-right: .45rem;
   vertical-align: middle; border-top: 2px solid var(--accent); }

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -52,8 +53,12 @@ def test_score_and_experts(tmp_path, capsys):
     scores = tmp_path / "scores.safetensors"
     chosen = {name: TRAINING[name] for name in ("model", "score_networks", "score_epochs")}
     assert main(["score", "--out", str(scores), "--quiet", *flags(chosen), "--score-method", "grand"]) == 0
-    assert "Difficulty(grand" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Difficulty(grand" in said and str(scores) in said
     assert pad_fast.Difficulty.load(scores).method == "grand"
+    kinds = {path.name for path in tmp_path.iterdir()}
+    # The digits' classes differ in size, so there is no rectangular table.
+    assert kinds == {f"scores.{kind}" for kind in ("safetensors", "json", "png", "html", "networks")}
     out = str(tmp_path / "experts")
     training = flags(TRAINING) + ["--quiet"]
     assert main(["experts", "--out", out, *training, "--order-file", str(scores)]) == 0
@@ -64,6 +69,29 @@ def test_score_and_experts(tmp_path, capsys):
     assert "3 experts" in capsys.readouterr().out
     assert main(["experts", "--out", out, *training]) == 2
     assert "were made with order" in capsys.readouterr().err
+
+
+def test_a_killed_score_command_continues(tmp_path):
+    """SIGKILL after the first network; the repeated command trains the others and writes the same files."""
+    chosen = flags({"model": "ConvNetD2W32", "score_networks": 3, "score_epochs": 3})
+    command = [sys.executable, "-m", "pad_fast.cli", "score", "--quiet", *chosen, "--out"]
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    subprocess.run([*command, str(undisturbed)], check=True)
+    first = killed / "difficulty.networks" / "network-0000.safetensors"
+    running = subprocess.Popen([*command, str(killed)])
+    deadline = time.monotonic() + 120
+    while not first.exists() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    running.kill()
+    running.wait()
+    assert first.exists() and not (killed / "difficulty.safetensors").exists()
+    stamp = first.stat().st_mtime_ns
+    subprocess.run([*command, str(killed)], check=True)
+    assert first.stat().st_mtime_ns == stamp, "the first network was trained again"
+    written = sorted(path.relative_to(undisturbed) for path in undisturbed.rglob("*") if path.is_file())
+    assert len(written) == 4 + 3
+    for path in written:
+        assert (killed / path).read_bytes() == (undisturbed / path).read_bytes(), path
 
 
 def test_config_file_of_the_reference(tmp_path, capsys):

@@ -1,0 +1,155 @@
+"""What `pad-fast score` writes: scores, order table, metadata, a contact sheet, and a page that shows them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import files
+from .charts import histogram
+from .data import ImageDataset
+from .environment import environment
+from .errors import StoreError
+from .grid import image_grid, png_bytes
+from .report import details, page, section, sheet
+from .scoring import Difficulty
+
+_SHOWN = 5  # images from either end of a class
+_CLASSES = 100  # at most these get a histogram of their own
+
+
+@dataclass(frozen=True)
+class ScoreFiles:
+    """The files of one scored data set, all named after one stem.
+
+    Attributes:
+        scores: scores, variance, forgetting and order, safetensors; :meth:`pad_fast.Difficulty.load` reads it.
+        table: the order as the reference's index table `[classes, n_c]`; None where classes differ in size.
+        metadata: settings, versions and a summary of every class, JSON.
+        picture: the easiest and the hardest images of each class.
+        page: all of it to look at.
+        networks: folder of the trained networks; with it, repeating the command trains nothing.
+        main: the file that was asked for.
+    """
+
+    scores: Path
+    table: Path | None
+    metadata: Path
+    picture: Path
+    page: Path
+    networks: Path
+    main: Path
+
+    @classmethod
+    def at(cls, out: str | os.PathLike[str], data: ImageDataset) -> ScoreFiles:
+        """Names under a folder, or beside a file.
+
+        Raises:
+            StoreError: the folder cannot be written to, or a .pt table was asked for and classes differ in size.
+        """
+        path = Path(out)
+        named = path.suffix in (".safetensors", ".pt")
+        stem = path.with_suffix("") if named else path / "difficulty"
+        sizes = sorted(set(torch.bincount(data.train_labels).tolist()))
+        table = stem.with_name(stem.name + ".pt") if len(sizes) == 1 else None
+        if path.suffix == ".pt" and table is None:
+            raise StoreError(
+                f"the reference's .pt table is rectangular, but class sizes of {data.name} are {sizes}; "
+                "name a .safetensors file or a folder"
+            )
+        files.require_writable(stem.parent)
+        scores, metadata, picture, shown, networks = (
+            stem.with_name(stem.name + suffix) for suffix in (".safetensors", ".json", ".png", ".html", ".networks")
+        )
+        return cls(scores, table, metadata, picture, shown, networks, path if named else scores)
+
+    def write(self, difficulty: Difficulty, data: ImageDataset) -> None:
+        """Write everything but the networks; equal scores give equal bytes."""
+        difficulty.save(self.scores)
+        if self.table is not None:
+            difficulty.save(self.table)
+        described = metadata(difficulty, data)
+        files.write_json(self.metadata, described)
+        png = contact_sheet(difficulty, data)
+        files.write_bytes(self.picture, png)
+        files.write_text(self.page, render(difficulty, data, described, png))
+
+
+def metadata(difficulty: Difficulty, data: ImageDataset) -> dict[str, Any]:
+    """Settings, versions, and what each class looks like, ready for JSON."""
+    versions = {k: str(v) for k, v in environment().items() if k in ("pad_fast", "python", "torch", "numpy")}
+    classes = []
+    for name, indices in zip(data.class_names, difficulty.order, strict=True):
+        scores = difficulty.scores[indices].double()
+        summary: dict[str, Any] = {"name": name, "images": len(indices), "mean": float(scores.mean())}
+        summary["quartiles"] = [float(q) for q in scores.quantile(torch.tensor([0.25, 0.5, 0.75]).double())]
+        if difficulty.forgetting is not None:
+            summary["mean_forgetting"] = float(difficulty.forgetting[indices].mean())
+        summary["easiest"] = indices[:_SHOWN].tolist()
+        summary["hardest"] = indices[-_SHOWN:].flip(0).tolist()
+        classes.append(summary)
+    described: dict[str, Any] = {"method": difficulty.method, "fingerprint": difficulty.fingerprint}
+    described |= {"settings": difficulty.settings, "versions": versions, "images": len(difficulty.scores)}
+    if difficulty.variance is not None:
+        described["std_over_networks"] = float(difficulty.variance.double().mean().sqrt())
+    return {**described, "classes": classes}
+
+
+def contact_sheet(difficulty: Difficulty, data: ImageDataset) -> bytes:
+    """PNG: one row per class, its easiest images (easy to hard) and then its hardest ones (to the hardest)."""
+    chosen = [ends(indices) for indices in difficulty.order]
+    rows = torch.cat(chosen)
+    pixels = data.train_images[rows]
+    in_range = bool((pixels.min() >= 0) and (pixels.max() <= 1))
+    title = f"easiest {_SHOWN}, then hardest {_SHOWN} of each class by {difficulty.method}"
+    drawn = image_grid(
+        pixels, data.train_labels[rows], data.class_names, max_columns=2 * _SHOWN, title=title, stretch=not in_range
+    )
+    return png_bytes(drawn)
+
+
+def ends(indices: Tensor) -> Tensor:
+    """The first and the last few of an order, none twice."""
+    if len(indices) <= 2 * _SHOWN:
+        return indices
+    return torch.cat([indices[:_SHOWN], indices[-_SHOWN:]])
+
+
+def render(difficulty: Difficulty, data: ImageDataset, described: dict[str, Any], png: bytes) -> str:
+    """One HTML page that needs no other file: histograms over all images and per class, contact sheet, settings."""
+    span = float(difficulty.scores.min()), float(difficulty.scores.max())
+    label = f"{difficulty.method}, easy to hard"
+    everything = histogram(
+        difficulty.scores.tolist(), x_label=label, y_label="training images", description="Difficulty of all images"
+    )
+    charts = [
+        f"<div><h3>{escape(name)}</h3>"
+        + histogram(
+            difficulty.scores[indices].tolist(),
+            x_label="",
+            y_label="",
+            description=f"Difficulty of the images of {name}",
+            span=span,
+        )
+        + "</div>"
+        for name, indices in zip(data.class_names[:_CLASSES], difficulty.order[:_CLASSES], strict=True)
+    ]
+    left = len(data.class_names) - len(charts)
+    hint = f'<p class="hint">{left} more classes are in the .json file.</p>' if left else ""
+    summary = f"<p>{escape(f'{len(difficulty.scores):,} images · {len(difficulty.order)} classes')}</p>"
+    sections = [
+        section("All images", everything),
+        section("Each class, on the same scale", f'<div class="multiples">{"".join(charts)}</div>{hint}'),
+        sheet("Easiest and hardest", png, "The easiest and then the hardest images, one row per class"),
+        details("Settings", difficulty.settings),
+        details("Versions", described["versions"]),
+        details("Classes", {row["name"]: json.dumps(row["quartiles"]) for row in described["classes"]}),
+    ]
+    return page(f"Difficulty of {data.name}", summary, sections)
