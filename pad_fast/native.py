@@ -357,6 +357,13 @@ def _check_labels(labels: Tensor, rows: int, classes: int, *, device: torch.devi
     _check_tensor("labels", labels, tuple(LABELS), dims=1, device=device)
     if labels.shape[0] != rows:
         raise InputError(f"labels has {labels.shape[0]} entries for {rows} samples; pass one per sample")
+    if device.type == "cpu":
+        # Not by torch, whose OpenMP threads would go on spinning and take the cores from the scoring that follows.
+        fit = _extension().labels_fit(
+            label_dtype=LABELS[labels.dtype], labels=labels.data_ptr(), rows=rows, classes=classes
+        )
+        if fit:
+            return
     if rows:
         low, high = (int(end) for end in labels.aminmax())
         if low < 0 or high >= classes:

@@ -61,6 +61,12 @@ void class_order(const std::string& dtype, const std::string& label_dtype, std::
   run(order, offsets, scores, labels, rows, classes, threads);
 }
 
+bool labels_fit(const std::string& label_dtype, std::uintptr_t labels, int64_t rows, int64_t classes) {
+  return integer(label_dtype) == Integer::i64
+             ? pad_fast::scoring::labels_fit(pointer<const int64_t>(labels), rows, classes)
+             : pad_fast::scoring::labels_fit(pointer<const int32_t>(labels), rows, classes);
+}
+
 uint64_t read_memory(std::uintptr_t address, int64_t bytes, int threads) {
   return pad_fast::scoring::read_memory(pointer<void>(address), bytes, threads);
 }
@@ -86,6 +92,8 @@ void bind_scoring(py::module_& m) {
   m.def("class_order", &class_order, no_gil, py::kw_only(), py::arg("dtype"), py::arg("label_dtype"),
         py::arg("order"), py::arg("offsets"), py::arg("scores"), py::arg("labels"), py::arg("rows"),
         py::arg("classes"), py::arg("threads"));
+  m.def("labels_fit", &labels_fit, no_gil, py::kw_only(), py::arg("label_dtype"), py::arg("labels"), py::arg("rows"),
+        py::arg("classes"));
   m.def("read_memory", &read_memory, no_gil, py::kw_only(), py::arg("address"), py::arg("bytes"), py::arg("threads"));
 #ifdef PAD_FAST_CUDA
   m.def("score_cuda", &score_cuda, no_gil, py::kw_only(), py::arg("dtype"), py::arg("label_dtype"),

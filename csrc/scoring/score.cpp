@@ -71,6 +71,15 @@ void score(const Request& request, int threads) {
 
 const char* instructions() { return chosen().name; }
 
+template <class Label> bool labels_fit(const Label* labels, int64_t rows, int64_t classes) {
+  bool bad = false;
+  for (int64_t i = 0; i < rows; ++i) bad |= labels[i] < 0 || labels[i] >= classes;
+  return !bad;
+}
+
+template bool labels_fit(const int32_t*, int64_t, int64_t);
+template bool labels_fit(const int64_t*, int64_t, int64_t);
+
 template <class T, class Label>
 void class_order(int64_t* order, int64_t* offsets, const T* scores, const Label* labels, int64_t rows,
                  int64_t classes, int threads) {

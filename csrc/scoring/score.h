@@ -40,6 +40,9 @@ const char* instructions();
 // the launch is refused.
 const char* score_cuda(const Request& request, int device, void* stream);
 
+// Whether every label is in [0, classes).
+template <class Label> bool labels_fit(const Label* labels, int64_t rows, int64_t classes);
+
 // Rows grouped by label, each group from low to high score, ties by index. `order` [rows] holds the groups one
 // after the other; group c is order[offsets[c]] .. order[offsets[c + 1]], with `offsets` [classes + 1].
 template <class T, class Label>

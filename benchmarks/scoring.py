@@ -1,0 +1,351 @@
+"""EL2N and GraNd of many rows: milliseconds and peak memory, beside eager torch, the materialising form, and a read.
+
+    python -m benchmarks.scoring
+    python -m benchmarks.scoring --parts el2n --sizes 50000x10 --rounds 9 --json benchmarks/results/scoring-cpu.json
+    python -m benchmarks.scoring --parts end-to-end --data imagefolder:DIR --rounds 1
+
+Parts run one by one add their rows to the same JSON file. Rows are taken from memory that the call before has not
+touched, as in a pass over a data set; the plain read takes the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import harness
+from pad_fast import ConvNet, load_dataset, native
+from pad_fast.data import fit_normalization
+from pad_fast.engines import Task, select
+from pad_fast.models import FlatNetwork
+from pad_fast.scoring import RunningScores, el2n_naive
+
+PARTS = ("el2n", "grand", "memory", "end-to-end")
+SIZES = ("50000x10", "50000x100", "100000x200")
+WIDTH = 2048  # of the features
+TOLERANCE = 1e-5  # relative L2 against float64; eager torch in float32 is off by about 1e-7
+
+_BATCH = 256  # of the materialising form
+_FRESH = 600 << 20  # bytes between two uses of the same memory
+_AT_LEAST = 0.02  # seconds of one timing
+
+
+class Case:
+    """Random logits, labels and features of one size, in as many copies as keep them out of the caches."""
+
+    def __init__(self, rows: int, classes: int, *, features: bool) -> None:
+        draws = torch.Generator().manual_seed(0)
+        logits = 3 * torch.randn(rows, classes, generator=draws)
+        self.labels = torch.randint(classes, (rows,), generator=draws)
+        self.features = torch.randn(rows, WIDTH, generator=draws) if features else None
+        size = 4 * rows * (classes + (WIDTH if features else 0))
+        self.logits = [logits.clone() for _ in range(max(1, min(300, _FRESH // size)))]
+        self.turn = 0
+
+    def next(self) -> Tensor:
+        """The copy that was used longest ago."""
+        self.turn += 1
+        return self.logits[self.turn % len(self.logits)]
+
+    def truth(self) -> Tensor:
+        """In float64, by the formula."""
+        scores = [
+            el2n_naive(logits.double(), labels)
+            for logits, labels in zip(self.logits[0].split(5000), self.labels.split(5000), strict=True)
+        ]
+        factor = 1 if self.features is None else torch.cat([f.double().norm(dim=1) for f in self.features.split(5000)])
+        return torch.cat(scores) * (factor if self.features is None else (1 + factor**2) ** 0.5)
+
+
+def eager_el2n(logits: Tensor, labels: Tensor) -> Tensor:
+    """As one writes it: softmax, one-hot, difference, norm."""
+    return (logits.softmax(1) - torch.nn.functional.one_hot(labels, logits.shape[1])).norm(dim=1)
+
+
+def eager_el2n_in_place(logits: Tensor, labels: Tensor) -> Tensor:
+    """Without the one-hot matrix: subtract 1 at the label in place."""
+    errors = logits.softmax(1)
+    errors[torch.arange(len(labels)), labels] -= 1
+    return errors.norm(dim=1)
+
+
+def eager_grand(logits: Tensor, labels: Tensor, features: Tensor) -> Tensor:
+    """The closed form in torch."""
+    return eager_el2n(logits, labels) * (1 + features.square().sum(1)).sqrt()
+
+
+def materialised_grand(logits: Tensor, labels: Tensor, features: Tensor) -> Tensor:
+    """Every sample's gradient of the last layer, bias and weights [batch, classes, features], and then its norm."""
+    norms = []
+    for z, y, h in zip(logits.split(_BATCH), labels.split(_BATCH), features.split(_BATCH), strict=True):
+        bias = z.softmax(1) - torch.nn.functional.one_hot(y, z.shape[1])  # [B, K]
+        weight = bias[:, :, None] * h[:, None, :]  # [B, K, F]
+        norms.append(torch.cat([bias, weight.flatten(1)], 1).norm(dim=1))
+    return torch.cat(norms)
+
+
+def read(case: Case) -> Tensor:
+    """Every byte that scoring has to read, and nothing done with it."""
+    native.read_memory(case.next())
+    native.read_memory(case.labels)
+    if case.features is not None:
+        native.read_memory(case.features)
+    return case.labels
+
+
+def ours_grand(case: Case) -> Tensor:
+    """Both matrices in one pass."""
+    assert case.features is not None
+    return native.grand(case.next(), case.features, case.labels)
+
+
+def with_features(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Case], Tensor]:
+    """A rival for GraNd on a case."""
+
+    def run(case: Case) -> Tensor:
+        assert case.features is not None
+        return function(case.next(), case.labels, case.features)
+
+    return run
+
+
+RIVALS: dict[str, dict[str, Callable[[Case], Tensor]]] = {
+    "el2n": {
+        "eager torch": lambda case: eager_el2n(case.next(), case.labels),
+        "eager torch, in place": lambda case: eager_el2n_in_place(case.next(), case.labels),
+        "ours": lambda case: native.el2n(case.next(), case.labels),
+        "plain read": read,
+    },
+    "grand": {
+        "materialised": with_features(materialised_grand),
+        "eager torch, closed form": with_features(eager_grand),
+        "ours": ours_grand,
+        "plain read": read,
+    },
+}
+
+
+def rows_timed(rival: str, rows: int, classes: int) -> int:
+    """The materialising form is linear in the rows and takes minutes: a part of them stands for all."""
+    return min(rows, max(_BATCH, 20_480 // classes)) if rival == "materialised" else rows
+
+
+def work(part: str, rival: str, size: str, threads: int) -> None:
+    """Be the worker of one rival: answer `time` (seconds of one call, the mean of a few) and `check`."""
+    torch.set_num_threads(threads)
+    rows, classes = (int(number) for number in size.split("x"))
+    case = Case(rows_timed(rival, rows, classes), classes, features=part == "grand")
+    run = RIVALS[part][rival]
+    run(case)
+    start = time.perf_counter()
+    run(case)
+    calls = max(1, round(_AT_LEAST / (time.perf_counter() - start)))
+    for line in sys.stdin:
+        request = line.strip()
+        if request == "time":
+            start = time.perf_counter()
+            for _ in range(calls):
+                run(case)
+            print((time.perf_counter() - start) / calls, flush=True)
+        elif request == "check":  # on this rival's own rows
+            print(harness.relative_error(run(case), case.truth()), flush=True)
+
+
+def time_size(part: str, size: str, rounds: int) -> list[dict[str, Any]]:
+    """Check and time all rivals at one size."""
+    rows, classes = (int(number) for number in size.split("x"))
+    threads = torch.get_num_threads()
+    workers = {name: harness.Worker("benchmarks.scoring", part, name, size, str(threads)) for name in RIVALS[part]}
+    try:
+        errors = {name: float(worker.ask("check")) for name, worker in workers.items() if name != "plain read"}
+        for name, error in errors.items():
+            if not error <= TOLERANCE:
+                raise SystemExit(f"{name}: {part} is off by {error:.1e}; no speed is reported")
+        samples = harness.alternate(workers, rounds=rounds)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    whole = {name: rows / rows_timed(name, rows, classes) for name in workers}
+    seconds = {name: [value * whole[name] for value in values] for name, values in samples.items()}
+    table = []
+    for name, values in seconds.items():
+        row: dict[str, Any] = {"part": part, "size": size, "rival": name, "ms": harness.summary(values, scale=1e3)}
+        row |= {"rows_timed": rows_timed(name, rows, classes), "threads": threads}
+        if name in errors:
+            row["error"] = errors[name]
+        ratios = [other / own for other, own in zip(values, seconds["ours"], strict=True)]
+        row["ours_is_times_faster"] = harness.summary(ratios)
+        table.append(row)
+    return table
+
+
+def peak_memory(part: str, rival: str, size: str) -> float:
+    """MiB above imports and inputs that one call needs at its peak, in a process of its own."""
+    code = (
+        "import sys\nfrom benchmarks import scoring\n"
+        "def peak():\n"
+        "    with open('/proc/self/status') as f:\n"
+        "        return next(int(l.split()[1]) for l in f if l.startswith('VmHWM'))\n"
+        "part, rival, size = sys.argv[1:]\nrows, classes = map(int, size.split('x'))\n"
+        "case = scoring.Case(scoring.rows_timed(rival, rows, classes), classes, features=part == 'grand')\n"
+        "del case.logits[1:]\n"
+        "small = scoring.Case(64, classes, features=part == 'grand')\n"
+        "scoring.RIVALS[part][rival](small)\n"  # threads and libraries are no part of it
+        "before = peak()\nscoring.RIVALS[part][rival](case)\nprint((peak() - before) / 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, part, rival, size], capture_output=True, text=True)
+    return float(done.stdout) if done.returncode == 0 else float("nan")
+
+
+class Pass:
+    """One pass over a data set with one network, by the native engine or in plain torch."""
+
+    def __init__(self, dataset: str, images: int) -> None:
+        data = load_dataset(dataset)
+        self.normalization = fit_normalization(data, "mean-std")
+        self.pixels, self.labels = data.train_images[:images], data.train_labels[:images]
+        torch.manual_seed(0)
+        self.module = ConvNet(channels=data.channels, classes=data.classes, resolution=data.resolution).eval()
+
+    def ours(self) -> tuple[Tensor, float]:
+        """Mean scores, and the seconds of the network's forward passes."""
+        network = FlatNetwork(self.module)
+        task = Task(network, torch.device("cpu"), torch.float32)
+        engine, theta = select("cpu", task), network.initial()
+        running, forward = RunningScores(len(self.labels), torch.device("cpu")), 0.0
+        with engine.running():
+            for start in range(0, len(self.labels), 512):
+                rows = slice(start, start + 512)
+                images = self.normalization.apply(self.pixels[rows])
+                begin = time.perf_counter()
+                logits = engine.forward(task, theta, images)
+                forward += time.perf_counter() - begin
+                running.add(0, rows, logits, self.labels[rows])
+        return running.mean, forward
+
+    def plain(self) -> tuple[Tensor, float]:
+        """The same in torch: module, softmax, one-hot, norm."""
+        scores, forward = [], 0.0
+        with torch.no_grad():
+            for start in range(0, len(self.labels), 512):
+                rows = slice(start, start + 512)
+                images = self.normalization.apply(self.pixels[rows])
+                begin = time.perf_counter()
+                logits = self.module(images)
+                forward += time.perf_counter() - begin
+                scores.append(eager_el2n(logits, self.labels[rows]))
+        return torch.cat(scores), forward
+
+
+def time_pass(dataset: str, images: int, rounds: int) -> list[dict[str, Any]]:
+    """End to end: images scored per second, and where the time goes."""
+    job = Pass(dataset, images)
+    error = harness.relative_error(job.ours()[0][:2048], _first(job, 2048))
+    if not error <= 1e-4:
+        raise SystemExit(f"end to end: scores are off by {error:.1e}; no speed is reported")
+    samples: dict[str, list[tuple[float, float]]] = {"plain torch": [], "ours": []}
+    for _ in range(rounds):
+        for name, run in (("plain torch", job.plain), ("ours", job.ours)):
+            start = time.perf_counter()
+            _, forward = run()
+            samples[name].append((time.perf_counter() - start, forward))
+    table = []
+    for name, taken in samples.items():
+        seconds = [whole for whole, _ in taken]
+        faster = [a / b for (a, _), (b, _) in zip(taken, samples["ours"], strict=True)]
+        row: dict[str, Any] = {"part": "end-to-end", "size": str(len(job.labels)), "rival": name, "error": error}
+        row["images_per_second"] = harness.summary([len(job.labels) / value for value in seconds])
+        row["seconds"] = harness.summary(seconds)
+        row["forward_share"] = harness.summary([forward / whole for whole, forward in taken])
+        row["ours_is_times_faster"] = harness.summary(faster)
+        row["threads"] = torch.get_num_threads()
+        table.append(row)
+    return table
+
+
+def _first(job: Pass, count: int) -> Tensor:
+    """The scores of the first images in float64."""
+    module = ConvNet(**vars(job.module.config)).double().eval()
+    module.load_state_dict(job.module.state_dict())
+    pieces = []
+    with torch.no_grad():
+        for start in range(0, min(count, len(job.labels)), 256):
+            images = job.normalization.apply(job.pixels[start : start + 256]).double()
+            pieces.append(el2n_naive(module(images), job.labels[start : start + 256]))
+    return torch.cat(pieces)
+
+
+def show(row: dict[str, Any]) -> str:
+    """One line of the table."""
+    start = f"{row['part']:<11}{row['size']:<12}{row['rival']:<26}"
+    if "peak_mib" in row:
+        return f"{start}{row['peak_mib']:>11.1f} MiB"
+    ratio = f"{row['ours_is_times_faster']['median']:>9.2f}"
+    if "ms" in row:
+        taken = row["ms"]
+        text = f"{start}{taken['median']:>11.3f} ms{taken['min']:>11.3f}..{taken['max']:<10.3f}{ratio}"
+        return text + (f"{row['error']:>10.1e}" if "error" in row else "")
+    rate, share = row["images_per_second"]["median"], row["forward_share"]["median"]
+    return f"{start}{rate:>8.0f} images/s, {share:.1%} of the time in the network's forward pass{ratio}"
+
+
+def merged(path: Path | None, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """These rows and those of an earlier piece in the same file that they do not replace."""
+    if path is None or not path.exists():
+        return rows
+    mine = {(row["part"], row["size"]) for row in rows}
+    earlier = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [row for row in earlier if (row["part"], row["size"]) not in mine] + rows
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["el2n", "grand", "memory"], help="what to run")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="ROWSxCLASSES", help="problem sizes")
+    parser.add_argument("--data", metavar="NAME", help="data set of the end-to-end part, e.g. imagefolder:DIR")
+    parser.add_argument("--images", type=int, default=50_000, help="images of the end-to-end part (default: 50000)")
+    parser.add_argument("--worker", nargs=4, metavar=("PART", "RIVAL", "SIZE", "THREADS"), help=argparse.SUPPRESS)
+    harness.add_common(parser)
+    options = parser.parse_args()
+    if options.worker:
+        work(*options.worker[:3], threads=int(options.worker[3]))
+        return
+    if "end-to-end" in options.parts and options.data is None:
+        parser.error("the end-to-end part needs --data, for example imagefolder:DIR")
+    source = f" ({options.data.partition(':')[0]})" if options.data else ""
+    pieces = f"--parts {' '.join(options.parts)} --sizes {' '.join(options.sizes)} --rounds {options.rounds}"
+    command = f"python -m benchmarks.scoring {pieces}{source}"
+    print(harness.heading(command) + "\n")
+    rows: list[dict[str, Any]] = []
+    for part in options.parts:
+        if part == "end-to-end":
+            new = time_pass(options.data, options.images, options.rounds)
+        elif part == "memory":
+            new = [
+                {"part": "memory", "size": f"{kind} {size}", "rival": name, "peak_mib": peak_memory(kind, name, size)}
+                for kind, rivals in RIVALS.items()
+                for size in options.sizes
+                for name in rivals
+                if name != "plain read"
+            ]
+        else:
+            new = [row for size in options.sizes for row in time_size(part, size, options.rounds)]
+        for row in new:
+            row["command"] = command
+            print(show(row), flush=True)
+        rows += new
+    harness.write(options.json, "scoring", "python -m benchmarks.scoring", merged(options.json, rows))
+
+
+if __name__ == "__main__":
+    main()
