@@ -36,6 +36,7 @@ sanitize: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.unroll
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.scoring
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info pad_fast/_C.*.so pad_fast/_build.json

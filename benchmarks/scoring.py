@@ -3,6 +3,7 @@
     python -m benchmarks.scoring
     python -m benchmarks.scoring --parts el2n --sizes 50000x10 --rounds 9 --json benchmarks/results/scoring-cpu.json
     python -m benchmarks.scoring --parts end-to-end --data imagefolder:DIR --rounds 1
+    python -m benchmarks.scoring --parts cuda
 
 Parts run one by one add their rows to the same JSON file. Rows are taken from memory that the call before has not
 touched, as in a pass over a data set; the plain read takes the same.
@@ -29,7 +30,7 @@ from pad_fast.engines import Task, select
 from pad_fast.models import FlatNetwork
 from pad_fast.scoring import RunningScores, el2n_naive
 
-PARTS = ("el2n", "grand", "memory", "end-to-end")
+PARTS = ("el2n", "grand", "memory", "end-to-end", "cuda")
 SIZES = ("50000x10", "50000x100", "100000x200")
 WIDTH = 2048  # of the features
 TOLERANCE = 1e-5  # relative L2 against float64; eager torch in float32 is off by about 1e-7
@@ -284,11 +285,56 @@ def _first(job: Pass, count: int) -> Tensor:
     return torch.cat(pieces)
 
 
+def time_cuda(rows: int, classes: int, rounds: int) -> list[dict[str, Any]]:
+    """Bandwidth of EL2N on the GPU beside that of a copy in the same run, GB/s of bytes read and written."""
+    logits = 3 * torch.randn(rows, classes, device="cuda")
+    labels = torch.randint(classes, (rows,), device="cuda")
+    other, spoiled = torch.empty_like(logits), torch.empty(64 << 20, device="cuda")
+    error = harness.relative_error(native.el2n(logits, labels), el2n_naive(logits.double(), labels))
+    if not error <= TOLERANCE:
+        raise SystemExit(f"cuda: el2n is off by {error:.1e}; no speed is reported")
+    scores = torch.empty(rows, device="cuda")
+    runs: dict[str, tuple[int, Callable[[], object]]] = {
+        "copy": (2 * logits.nbytes, lambda: other.copy_(logits)),
+        # The kernel alone: the check of the labels waits for the GPU, and a streaming pass does it once.
+        "ours": (
+            logits.nbytes + labels.nbytes + scores.nbytes,
+            lambda: native._score(logits, labels, None, scores=scores, threads=None),
+        ),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(rounds + 1):
+        for name, (size, run) in runs.items():
+            spoiled.zero_()  # nothing of the inputs is left in the caches
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            if round_:
+                speeds[name].append(size / begin.elapsed_time(end) / 1e6)
+    size_name, device = f"{rows}x{classes}", torch.cuda.get_device_name()
+    return [
+        {
+            "part": "cuda",
+            "size": size_name,
+            "rival": name,
+            "device": device,
+            "gb_per_second": harness.summary(values),
+            "share_of_copy": harness.summary([v / c for v, c in zip(values, speeds["copy"], strict=True)]),
+        }
+        for name, values in speeds.items()
+    ]
+
+
 def show(row: dict[str, Any]) -> str:
     """One line of the table."""
     start = f"{row['part']:<11}{row['size']:<12}{row['rival']:<26}"
     if "peak_mib" in row:
         return f"{start}{row['peak_mib']:>11.1f} MiB"
+    if "gb_per_second" in row:
+        speed, share = row["gb_per_second"]["median"], row["share_of_copy"]["median"]
+        return f"{start}{speed:>11.0f} GB/s{share:>10.1%} of the copy"
     ratio = f"{row['ours_is_times_faster']['median']:>9.2f}"
     if "ms" in row:
         taken = row["ms"]
@@ -330,6 +376,8 @@ def main() -> None:
     for part in options.parts:
         if part == "end-to-end":
             new = time_pass(options.data, options.images, options.rounds)
+        elif part == "cuda":
+            new = time_cuda(1_000_000, 10, options.rounds) + time_cuda(100_000, 1000, options.rounds)
         elif part == "memory":
             new = [
                 {"part": "memory", "size": f"{kind} {size}", "rival": name, "peak_mib": peak_memory(kind, name, size)}

@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("run", metavar="RUN", help="folder of the run")
 
     bench = _command(commands, "bench", "measure engines against plain torch (in a source checkout)", _bench)
-    bench.add_argument("suite", choices=("unroll", "training"), help="what to measure")
+    bench.add_argument("suite", choices=("unroll", "training", "scoring"), help="what to measure")
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the suite, e.g. --rounds 3")
 
     _command(commands, "env", "say what is installed, built and missing", _env)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import harness, rivals
+from benchmarks import scoring as scoring_suite
 from benchmarks import training as training_suite
 from benchmarks import unroll as unroll_suite
 from pad_fast.models import FlatNetwork
@@ -89,13 +92,59 @@ def test_the_training_suite_runs_and_writes_its_evidence(tmp_path, monkeypatch, 
     assert {row["suite"] for row in json.loads(path.read_text())["rows"]} == {"experts", "evaluation"}
 
 
+@pytest.mark.parametrize("part", ["el2n", "grand"])
+def test_the_scoring_rivals_compute_the_same_scores(part, golden):
+    require_native()
+    case = scoring_suite.Case(300, 7, features=part == "grand")
+    for name, run in scoring_suite.RIVALS[part].items():
+        if name != "plain read":
+            assert relative_error(run(case), case.truth()) < 1e-6, name
+    known = {name: torch.from_numpy(array) for name, array in golden("scores.npz").items()}
+    inputs = known["logits"], known["labels"]
+    for rival in (scoring_suite.eager_el2n, scoring_suite.eager_el2n_in_place):
+        assert relative_error(rival(*inputs), known["el2n"]) < 1e-12
+    for rival in (scoring_suite.eager_grand, scoring_suite.materialised_grand):
+        assert relative_error(rival(*inputs, known["embedding"]), known["grand"]) < 1e-12
+
+
+@pytest.mark.slow
+def test_the_scoring_suite_runs_piece_by_piece(tmp_path, monkeypatch, capsys):
+    require_native()
+    folder = tmp_path / "data"
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            (folder / split / label).mkdir(parents=True)
+            for index in range(6):
+                pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{index}.png")
+    path = tmp_path / "result.json"
+    pieces = [["--parts", "el2n", "grand", "--sizes", "500x10"], ["--parts", "memory", "--sizes", "500x10"]]
+    pieces += [["--parts", "end-to-end", "--data", f"imagefolder:{folder}"], pieces[0]]
+    for piece in pieces:
+        monkeypatch.setattr(sys, "argv", ["scoring", "--rounds", "1", "--json", str(path), *piece])
+        scoring_suite.main()
+    rows = json.loads(path.read_text())["rows"]
+    # Two parts of four rivals, the memory of six, and two ways through the images; nothing twice.
+    assert len(rows) == 8 + 6 + 2
+    assert str(tmp_path) not in path.read_text(), "a path of this machine in the result"
+    assert "images/s" in capsys.readouterr().out
+
+
+def test_no_speed_of_scoring_is_printed_when_the_check_fails(monkeypatch):
+    monkeypatch.setattr(harness, "Worker", FakeWorker)
+    with pytest.raises(SystemExit, match="eager torch: el2n is off by 1.9e"):
+        scoring_suite.time_size("el2n", "500x10", 1)
+
+
 class FakeWorker:
-    """Answers at once; its gradient is as wrong as it is told to be."""
+    """Answers at once; its result is as wrong as it is told to be."""
 
     def __init__(self, module: str, name: str, *arguments: str) -> None:
         self.name = name
 
     def ask(self, request: str) -> str:
+        if request == "check":
+            return "1.9"
         if request.startswith("compare"):
             return "1.9" if self.name == "functional" else "1e-7"
         return "0.1" if request == "time" else "saved"

@@ -176,3 +176,14 @@ def test_the_kernels_compile_without_spilling(tmp_path: Path) -> None:
     assert len(kernels) == 2 * 6 * 7
     spills = [int(count) for count in re.findall(r"(\d+) bytes spill", said)]
     assert len(spills) == 2 * len(kernels) and not any(spills), said
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("rows", "classes"), [(1_000_000, 10), (100_000, 1000)])
+def test_bandwidth_is_near_that_of_a_copy(rows: int, classes: int) -> None:
+    from benchmarks.scoring import time_cuda
+
+    _, ours = time_cuda(rows, classes, rounds=20)
+    assert ours["share_of_copy"]["median"] >= 0.8, ours

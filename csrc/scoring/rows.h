@@ -51,21 +51,48 @@ template <class V, class P> PAD_INLINE V load(const P* p) {
 template <class V, class P> PAD_INLINE void store(P* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
 template <class F> PAD_INLINE Vec<F> splat(F value) { return Vec<F>{} + value; }
 
-// Sum and largest of a vector's lanes, by halves.
-template <class F> PAD_INLINE F sum_of(Vec<F> v) {
-  F lane[lanes<F>];
-  store(lane, v);
-  for (int half = lanes<F> / 2; half > 0; half /= 2)
-    for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
-  return lane[0];
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define PAD_HAS_SHUFFLEVECTOR
+#endif
+#endif
+
+template <class F, int bytes> struct Sized { typedef F Vec __attribute__((vector_size(bytes))); };
+
+// Lanes first, first + 1, ... of a vector, as many as `lane` counts.
+#if defined(PAD_HAS_SHUFFLEVECTOR)
+template <int first, class V, int... lane> PAD_INLINE auto piece(V v, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(v, v, (first + lane)...);
 }
-template <class F> PAD_INLINE F largest_of(Vec<F> v) {
-  F lane[lanes<F>];
+#endif
+template <class F, int bytes, bool upper> PAD_INLINE auto half(typename Sized<F, bytes>::Vec v) {
+  constexpr int count = bytes / 2 / int(sizeof(F));
+#if defined(PAD_HAS_SHUFFLEVECTOR)
+  return piece<upper ? count : 0>(v, std::make_integer_sequence<int, count>());
+#else
+  F lane[2 * count];
   store(lane, v);
-  for (int half = lanes<F> / 2; half > 0; half /= 2)
-    for (int j = 0; j < half; ++j) lane[j] = lane[j + half] > lane[j] ? lane[j + half] : lane[j];
-  return lane[0];
+  return load<typename Sized<F, bytes / 2>::Vec>(lane + (upper ? count : 0));
+#endif
 }
+
+// Sum or largest of a vector's lanes, by halves.
+template <class F, bool largest, int bytes = PAD_VECTOR_BYTES> PAD_INLINE F folded(typename Sized<F, bytes>::Vec v) {
+  if constexpr (bytes == 2 * int(sizeof(F))) {
+    if constexpr (largest)
+      return v[1] > v[0] ? v[1] : v[0];
+    else
+      return v[0] + v[1];
+  } else {
+    const auto low = half<F, bytes, false>(v), high = half<F, bytes, true>(v);
+    if constexpr (largest)
+      return folded<F, largest, bytes / 2>(high > low ? high : low);
+    else
+      return folded<F, largest, bytes / 2>(low + high);
+  }
+}
+template <class F> PAD_INLINE F sum_of(Vec<F> v) { return folded<F, false>(v); }
+template <class F> PAD_INLINE F largest_of(Vec<F> v) { return folded<F, true>(v); }
 
 // Half a vector of numbers as a whole vector of doubles.
 PAD_INLINE VecDouble doubles(const float* p) {
@@ -83,23 +110,23 @@ PAD_INLINE VecDouble doubles(const BFloat16* p) {
 
 // A whole vector's lanes, added two by two as doubles.
 PAD_INLINE VecDouble doubled(VecFloat v) {
-  float lane[lanes<float>];
-  store(lane, v);
-  return doubles(lane) + doubles(lane + lanes<double>);
+  return __builtin_convertvector((half<float, PAD_VECTOR_BYTES, false>(v)), VecDouble) +
+         __builtin_convertvector((half<float, PAD_VECTOR_BYTES, true>(v)), VecDouble);
 }
 PAD_INLINE VecDouble doubled(VecDouble v) { return v; }
 
 // A vector's lanes as doubles.
 PAD_INLINE void store_doubles(double* p, VecFloat v) {
-  float lane[lanes<float>];
-  store(lane, v);
-  store(p, doubles(lane));
-  store(p + lanes<double>, doubles(lane + lanes<double>));
+  store(p, __builtin_convertvector((half<float, PAD_VECTOR_BYTES, false>(v)), VecDouble));
+  store(p + lanes<double>, __builtin_convertvector((half<float, PAD_VECTOR_BYTES, true>(v)), VecDouble));
 }
 PAD_INLINE void store_doubles(double* p, VecDouble v) { store(p, v); }
 
 // Rows scored together before anything is written: their sums fit into the first cache.
 constexpr int kBlock = 64;
+// Wide rows worked on together, and the bytes they may take: half of a small first cache.
+constexpr int kGroup = 16;
+constexpr int64_t kGroupBytes = 1 << 14;
 // Up to this many classes a lane is a row; above, a lane is a class.
 constexpr int64_t kNarrow = 64;
 // Vectors that may be summed in F before the sums move on to double.
@@ -110,22 +137,13 @@ struct Sums {
 };
 
 // 16 bytes each from p, p + stride, p + 2 stride ...: as many as make a vector.
-template <class F> struct Parts;
-template <> struct Parts<float> { typedef float Part __attribute__((vector_size(16))); };
-template <> struct Parts<double> { typedef double Part __attribute__((vector_size(16))); };
-
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define PAD_HAS_SHUFFLEVECTOR
-#endif
-#endif
 #if defined(PAD_HAS_SHUFFLEVECTOR)
 template <class V, int... lane> PAD_INLINE auto joined(V a, V b, std::integer_sequence<int, lane...>) {
   return __builtin_shufflevector(a, b, lane...);
 }
 template <class F, int bytes> PAD_INLINE auto strided_bytes(const F* p, int64_t stride) {
   if constexpr (bytes == 16) {
-    return load<typename Parts<F>::Part>(p);
+    return load<typename Sized<F, 16>::Vec>(p);
   } else {
     constexpr int half = bytes / 2;
     return joined(strided_bytes<F, half>(p, stride), strided_bytes<F, half>(p + half / 16 * stride, stride),
@@ -210,52 +228,61 @@ PAD_INLINE void copy_row(const BFloat16* z, float* row, int64_t classes) {
 template <class F> PAD_INLINE const F* in_place(const F* z) { return z; }
 PAD_INLINE const float* in_place(const BFloat16*) { return nullptr; }
 
-// Wide rows: the vectors run along one row. `row` is scratch, padded with minus infinity to a whole vector.
-template <class T, class F>
-PAD_INLINE void wide_row(const T* z, int64_t label, int64_t classes, F* row, Sums& sums, int at) {
+// Wide rows: the vectors run along a row. A group of rows goes through each phase together, because what one row has to
+// wait for (the largest logit before the first exponential, then the sums) the processor fills with the next row's work.
+// `work` holds the group's rows, each padded with minus infinity to a whole vector.
+template <class T, class F, class Label>
+PAD_INLINE void wide_rows(const T* z, const Label* labels, int count, int64_t classes, F* work, Sums& sums, int at) {
   constexpr int L = lanes<F>;
   const int64_t stop = (classes + L - 1) / L * L;
-  copy_row(z, row, classes);
-  const F own = row[label];
-  row[label] = -infinity<F>;
-
-  Vec<F> tops[2] = {splat(-infinity<F>), splat(-infinity<F>)};
-  int64_t k = 0;
-  for (; k + 2 * L <= stop; k += 2 * L)
-    for (int j = 0; j < 2; ++j) {
-      const Vec<F> x = load<Vec<F>>(row + k + j * L);
-      tops[j] = x > tops[j] ? x : tops[j];
-    }
-  if (k < stop) {
-    const Vec<F> x = load<Vec<F>>(row + k);
-    tops[0] = x > tops[0] ? x : tops[0];
+  for (int i = 0; i < count; ++i) {
+    F* row = work + i * stop;
+    copy_row(z + i * classes, row, classes);
+    sums.own[at + i] = row[labels[i]];
+    row[labels[i]] = -infinity<F>;
   }
-  const F top = largest_of<F>(tops[0] > tops[1] ? tops[0] : tops[1]);
-  const F base = top > -infinity<F> ? top : F(0);
-
-  VecDouble others = {}, squares = {};
-  for (k = 0; k < stop;) {
-    const int64_t end = stop - k > kRun * L ? k + kRun * L : stop;
-    Vec<F> o[2] = {}, q[2] = {};
-    for (; k + 2 * L <= end; k += 2 * L)
+  F base[kGroup];
+  for (int i = 0; i < count; ++i) {
+    const F* row = work + i * stop;
+    Vec<F> tops[2] = {splat(-infinity<F>), splat(-infinity<F>)};
+    int64_t k = 0;
+    for (; k + 2 * L <= stop; k += 2 * L)
       for (int j = 0; j < 2; ++j) {
-        const Vec<F> e = exp_nonpositive<F>(load<Vec<F>>(row + k + j * L) - base);
-        o[j] += e;
-        q[j] += e * e;
+        const Vec<F> x = load<Vec<F>>(row + k + j * L);
+        tops[j] = x > tops[j] ? x : tops[j];
       }
-    if (k < end) {
-      const Vec<F> e = exp_nonpositive<F>(load<Vec<F>>(row + k) - base);
-      o[0] += e;
-      q[0] += e * e;
-      k = end;
+    if (k < stop) {
+      const Vec<F> x = load<Vec<F>>(row + k);
+      tops[0] = x > tops[0] ? x : tops[0];
     }
-    others += doubled(o[0] + o[1]);
-    squares += doubled(q[0] + q[1]);
+    const F top = largest_of<F>(tops[0] > tops[1] ? tops[0] : tops[1]);
+    sums.top[at + i] = top;
+    base[i] = top > -infinity<F> ? top : F(0);
   }
-  sums.others[at] = sum_of<double>(others);
-  sums.squares[at] = sum_of<double>(squares);
-  sums.own[at] = own;
-  sums.top[at] = top;
+  for (int i = 0; i < count; ++i) {
+    const F* row = work + i * stop;
+    VecDouble others = {}, squares = {};
+    for (int64_t k = 0; k < stop;) {
+      const int64_t end = stop - k > kRun * L ? k + kRun * L : stop;
+      Vec<F> o[2] = {}, q[2] = {};
+      for (; k + 2 * L <= end; k += 2 * L)
+        for (int j = 0; j < 2; ++j) {
+          const Vec<F> e = exp_nonpositive<F>(load<Vec<F>>(row + k + j * L) - base[i]);
+          o[j] += e;
+          q[j] += e * e;
+        }
+      if (k < end) {
+        const Vec<F> e = exp_nonpositive<F>(load<Vec<F>>(row + k) - base[i]);
+        o[0] += e;
+        q[0] += e * e;
+        k = end;
+      }
+      others += doubled(o[0] + o[1]);
+      squares += doubled(q[0] + q[1]);
+    }
+    sums.others[at + i] = sum_of<double>(others);
+    sums.squares[at + i] = sum_of<double>(squares);
+  }
 }
 
 template <class T> PAD_INLINE double squared_norm(const T* h, int64_t width) {
@@ -284,7 +311,11 @@ PAD_INLINE void score_rows(const Request& request, int64_t begin, int64_t end, v
   const Label* labels = static_cast<const Label*>(request.labels);
   const T* features = static_cast<const T*>(request.features);
   F* own_scratch = static_cast<F*>(scratch);
-  for (int64_t k = classes; classes > kNarrow && k < classes + L; ++k) own_scratch[k] = -infinity<F>;
+  const int64_t stop = (classes + L - 1) / L * L;
+  const int64_t fitting = kGroupBytes / (stop * int64_t(sizeof(F)));
+  const int group = fitting < 1 ? 1 : fitting < kGroup ? static_cast<int>(fitting) : kGroup;
+  for (int i = 0; classes > kNarrow && i < group; ++i)
+    for (int64_t k = classes; k < stop; ++k) own_scratch[i * stop + k] = -infinity<F>;
 
   Sums sums;
   double scores[kBlock];
@@ -293,7 +324,9 @@ PAD_INLINE void score_rows(const Request& request, int64_t begin, int64_t end, v
     const T* z = static_cast<const T*>(request.logits) + first * classes;
     for (int i = 0; i < kBlock; ++i) sums.others[i] = sums.squares[i] = sums.own[i] = sums.top[i] = 0;
     if (classes > kNarrow) {
-      for (int i = 0; i < count; ++i) wide_row(z + i * classes, labels[first + i], classes, own_scratch, sums, i);
+      for (int i = 0; i < count; i += group)
+        wide_rows(z + i * classes, labels + first + i, count - i < group ? count - i : group, classes, own_scratch,
+                  sums, i);
     } else {
       typename Kinds<F>::Int label[kBlock] = {};
       for (int i = 0; i < count; ++i) label[i] = static_cast<typename Kinds<F>::Int>(labels[first + i]);

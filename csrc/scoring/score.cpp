@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #include "parallel.h"
 
@@ -48,10 +49,10 @@ constexpr int64_t kBlock = 64;
 // Elements below which starting a thread costs more than it saves.
 constexpr int64_t kGrain = 1 << 16;
 
-// Either one wide row with its padding, or a block of narrow ones.
+// Either a block of narrow rows, or a group of wide ones: one row, or as many as fit into 16 KB, with their padding.
 int64_t scratch_bytes(int64_t classes) {
   const int64_t elements = std::max<int64_t>(classes, kBlock * std::min<int64_t>(classes, kBlock)) + 64;
-  return elements * static_cast<int64_t>(sizeof(double));
+  return std::max<int64_t>(elements * static_cast<int64_t>(sizeof(double)), 1 << 14);
 }
 
 }  // namespace
