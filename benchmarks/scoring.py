@@ -33,7 +33,8 @@ from pad_fast.scoring import RunningScores, el2n_naive
 PARTS = ("el2n", "grand", "memory", "end-to-end", "cuda")
 SIZES = ("50000x10", "50000x100", "100000x200")
 WIDTH = 2048  # of the features
-TOLERANCE = 1e-5  # relative L2 against float64; eager torch in float32 is off by about 1e-7
+# Relative L2 against float64. The materialising form's float32 norm over classes x features is off by 1e-5.
+TOLERANCE = 1e-4
 
 _BATCH = 256  # of the materialising form
 _FRESH = 600 << 20  # bytes between two uses of the same memory

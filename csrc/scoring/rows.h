@@ -122,6 +122,12 @@ PAD_INLINE void store_doubles(double* p, VecFloat v) {
 }
 PAD_INLINE void store_doubles(double* p, VecDouble v) { store(p, v); }
 
+// Asks for memory that comes next: processors look ahead by themselves, but not across the ends of pages.
+template <class T> PAD_INLINE void prefetch(const T* p, int64_t count) {
+  const char* bytes = reinterpret_cast<const char*>(p);
+  for (int64_t at = 0; at < count * int64_t(sizeof(T)); at += 64) __builtin_prefetch(bytes + at);
+}
+
 // Rows scored together before anything is written: their sums fit into the first cache.
 constexpr int kBlock = 64;
 // Wide rows worked on together, and the bytes they may take: half of a small first cache.
@@ -201,12 +207,18 @@ PAD_INLINE void narrow_rows(const F* z, Ints<F> labels, int64_t classes, Sums& s
   }
   const Vec<F> base = top > -infinity<F> ? top : Vec<F>{};
   Vec<F> others[square] = {}, squares[square] = {};
-  for (int64_t k = 0; k < classes; k += square)
+  int64_t k = 0;
+  for (; k + square <= classes; k += square)
     for (int j = 0; j < square; ++j) {
       const Vec<F> e = exp_nonpositive<F>(load<Vec<F>>(columns[k + j]) - base);
       others[j] += e;
       squares[j] += e * e;
     }
+  for (; k < classes; ++k) {
+    const Vec<F> e = exp_nonpositive<F>(load<Vec<F>>(columns[k]) - base);
+    others[0] += e;
+    squares[0] += e * e;
+  }
   for (int j = 1; j < square; ++j) others[0] += others[j], squares[0] += squares[j];
   store_doubles(sums.others + at, others[0]);
   store_doubles(sums.squares + at, squares[0]);
@@ -324,10 +336,15 @@ PAD_INLINE void score_rows(const Request& request, int64_t begin, int64_t end, v
     const T* z = static_cast<const T*>(request.logits) + first * classes;
     for (int i = 0; i < kBlock; ++i) sums.others[i] = sums.squares[i] = sums.own[i] = sums.top[i] = 0;
     if (classes > kNarrow) {
-      for (int i = 0; i < count; i += group)
+      for (int i = 0; i < count; i += group) {
+        const int64_t left = request.rows - first - i - group;
+        if (left > 0) prefetch(z + (i + group) * classes, (left < group ? left : group) * classes);
         wide_rows(z + i * classes, labels + first + i, count - i < group ? count - i : group, classes, own_scratch,
                   sums, i);
+      }
     } else {
+      const int64_t left = request.rows - first - kBlock;
+      if (left > 0) prefetch(z + kBlock * classes, (left < kBlock ? left : kBlock) * classes);
       typename Kinds<F>::Int label[kBlock] = {};
       for (int i = 0; i < count; ++i) label[i] = static_cast<typename Kinds<F>::Int>(labels[first + i]);
       // The last rows of all, and those that need converting, are worked on in a copy.

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "parallel.h"
@@ -73,9 +75,13 @@ void score(const Request& request, int threads) {
 const char* instructions() { return chosen().name; }
 
 template <class Label> bool labels_fit(const Label* labels, int64_t rows, int64_t classes) {
-  bool bad = false;
-  for (int64_t i = 0; i < rows; ++i) bad |= labels[i] < 0 || labels[i] >= classes;
-  return !bad;
+  // The sign bit of y | (classes - 1 - y) says that y is below 0 or above the last class; without comparisons, which
+  // no baseline vector has for 64 bits.
+  using Bits = std::make_unsigned_t<Label>;
+  const Bits last = static_cast<Bits>(std::min<int64_t>(classes - 1, std::numeric_limits<Label>::max()));
+  Bits signs = 0;
+  for (int64_t i = 0; i < rows; ++i) signs |= static_cast<Bits>(labels[i]) | (last - static_cast<Bits>(labels[i]));
+  return static_cast<Label>(signs) >= 0;
 }
 
 template bool labels_fit(const int32_t*, int64_t, int64_t);
