@@ -255,7 +255,7 @@ def test_constraints_pin_what_the_project_asks_for() -> None:
 def test_every_source_has_flags_and_later_rows_win(
     build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert {path.name for path in build.sources(".cpp")} >= {"module.cpp", "scoring.cpp"}
+    assert {path.name for path in build.sources(".cpp")} >= {"module.cpp", "score.cpp"}
     assert len(build.sources(".cpp")) == len(list((ROOT / "csrc").rglob("*.cpp")))
     for name in ("one.cpp", "fast/two.cpp", "fast/three_avx512.cpp", "four.cu"):
         path = tmp_path / "csrc" / name
