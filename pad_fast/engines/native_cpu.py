@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..models import ConvNet, ConvNetConfig
+from ..models import ConvNetConfig
 from .base import Adjoint, Engine, Student, Task
+from .convnet import config_of, refuse_network
 
 # "high" is direct or F(2x2, 3x3) Winograd, whose rounding is torch's; "fast" is F(4x4, 3x3).
 _TILES = {"auto": "f2", "high": "f2", "fast": "f4"}
@@ -71,16 +72,7 @@ class CpuEngine(Engine):
             return f"it computes in float32 and float64, not {task.dtype}"
         if task.precision not in _TILES:
             return f"its precisions are {', '.join(_TILES)}, not {task.precision!r}"
-        module = task.network.module
-        if not isinstance(module, ConvNet):
-            return f"it serves pad_fast.ConvNet, not {type(module).__name__}; use backend='autograd'"
-        config = module.config
-        if (config.norm, config.activation, config.pooling) != ("instance", "relu", "avg"):
-            return (
-                "it serves ConvNets with instance norm, relu and avg pooling, not "
-                f"{config.norm} norm, {config.activation} and {config.pooling} pooling; use backend='autograd'"
-            )
-        return None
+        return refuse_network(task)
 
     def student(self, task: Task) -> Student:
         """A run that keeps `task.cache_bytes` of activations between the passes."""
@@ -103,7 +95,7 @@ class CpuEngine(Engine):
     def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]`."""
         theta, images = _ready(theta), _ready(images)
-        config = _config(task)
+        config = config_of(task)
         logits = images.new_empty(len(images), config.classes)
         self._plan(task, len(images)).native.forward(
             theta=theta.data_ptr(), x=images.data_ptr(), batch=len(images), logits=logits.data_ptr()
@@ -112,7 +104,7 @@ class CpuEngine(Engine):
 
     def _plan(self, task: Task, batch: int) -> _Plan:
         """The workspaces for this network, made once and kept while it is in use."""
-        config = _config(task)
+        config = config_of(task)
         threads = getattr(_outer, "threads", None) or torch.get_num_threads()
         if batch * _multiplications(config) < _SINGLE_THREAD_WORK:
             threads = 1
@@ -148,6 +140,8 @@ class _Plan:
 
 
 class _NativeStudent(Student):
+    random = False
+
     def __init__(self, engine: CpuEngine, task: Task) -> None:
         self.engine, self.task = engine, task
         self.left = task.cache_bytes
@@ -236,12 +230,6 @@ def _multiplications(config: ConvNetConfig) -> int:
         total += side * side * channels * config.width * 9
         channels = config.width
     return total
-
-
-def _config(task: Task) -> ConvNetConfig:
-    module = task.network.module
-    assert isinstance(module, ConvNet)  # refuse() has seen to it
-    return module.config
 
 
 def _ready(tensor: Tensor) -> Tensor:
