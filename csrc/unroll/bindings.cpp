@@ -28,13 +28,15 @@ struct Isa {
 };
 
 #if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+}
+
 const Isa kIsas[] = {
-    {"avx512", pad_fast::unroll::make_engine_avx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("fma");
-     }},
+    {"amx", pad_fast::unroll::make_engine_amx,
+     [] { return pad_fast::unroll::kAmxBuilt && has_avx512() && pad_fast::unroll::amx_allowed(); }},
+    {"avx512", pad_fast::unroll::make_engine_avx512, has_avx512},
     {"avx2", pad_fast::unroll::make_engine_avx2,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
     {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }},

@@ -42,10 +42,15 @@ class Engine {
                          LabelKind kind, void* dtheta, void* dx, void* dy, void* grad, Cache* cache) = 0;
 };
 
-// One factory per instruction set; null when this binary does not hold it.
+// One factory per instruction set.
+Engine* make_engine_amx(const Network& network, const Options& options, bool doubles);
 Engine* make_engine_avx512(const Network& network, const Options& options, bool doubles);
 Engine* make_engine_avx2(const Network& network, const Options& options, bool doubles);
 Engine* make_engine_baseline(const Network& network, const Options& options, bool doubles);
+
+// Whether this binary holds the AMX engine, and whether the machine and the operating system let us use tiles.
+extern const bool kAmxBuilt;
+bool amx_allowed();
 
 // Zeroed memory, aligned to a cache line, on huge pages where the system offers them.
 void* allocate(std::size_t bytes);
