@@ -184,6 +184,9 @@ template <class T> class EngineOf final : public Engine {
 
   void groups(const Call& call, int thread) {
     Work<T>& w = work_[thread];
+#if defined(PAD_TILES)
+    const TileScope tiles;
+#endif
     w.result = 0;
     if (call.kind_of_call == kAdjoint) w.sums[0].clear(y_.depth);
     if (call.grad) w.sums[1].clear(y_.depth);
@@ -254,11 +257,11 @@ template <class T> class EngineOf final : public Engine {
       f.derive(saved, weights, tangent ? &direction : nullptr, norm(0), image);
       const View<T> o = y_.output(0, group.saved.maps[1], i), od = y_.output(0, w.tangents[1], i);
       if (cached)
-        f.template forward<First::kTangentOnly>(image, saved.signs, o, od);
+        f.template forward<First::kTangentOnly>(image, saved.signs, o, od, f.scratch(w.first_scratch));
       else if (tangent)
-        f.template forward<First::kBoth>(image, saved.signs, o, od);
+        f.template forward<First::kBoth>(image, saved.signs, o, od, f.scratch(w.first_scratch));
       else
-        f.template forward<First::kValues>(image, saved.signs, o, od);
+        f.template forward<First::kValues>(image, saved.signs, o, od, f.scratch(w.first_scratch));
     }
   }
   void backward_first(const Call& call, Work<T>& w, const Group& group) const {

@@ -1,0 +1,463 @@
+// The first block on matrix tiles (amx.h): its forward pass, the sums over patches (eq. 32) and the pull back to patches
+// (first two terms of eq. 35) as products of packed tiles. They are direct sums over 9 C taps, which fit a tile better than
+// the few points of minimal filtering do. Packing the next block and using up the last one's results is done in between
+// the products (`Side`), which hides most of it.
+#pragma once
+#include "amx.h"
+#include "masks.h"
+#include "tiles.h"
+
+namespace pad_fast {
+namespace unroll {
+namespace PAD_ISA {
+
+constexpr index_t kMostTaps9 = 64;  // taps and the constant
+
+// A packed operand: where its tiles stand, in floats, and the distance of their rows in bytes.
+struct TileGrid {
+  const float* at;
+  index_t row_bytes, part, term, block;
+};
+
+// C[R blocks][N blocks] = A B over `depth` blocks of terms, as tile_kernel() of amx.h but with operands of any layout; rows of
+// C are 32 floats apart.
+template <int parts, int R, int N, class Side>
+static PAD_INLINE void grid_kernel(index_t depth, TileGrid a, TileGrid b, float* c, Side& side) {
+  const auto load_a = [&](index_t k, int part) __attribute__((always_inline)) {
+    const float* from = a.at + k * a.term + part * a.part;
+    tile_load<4>(from, a.row_bytes);
+    if (R > 1) tile_load<5>(from + a.block, a.row_bytes);
+  };
+  const auto load_b = [&](index_t k, int part) __attribute__((always_inline)) {
+    const float* from = b.at + k * b.term + part * b.part;
+    tile_load<6>(from, b.row_bytes);
+    if (N > 1) tile_load<7>(from + b.block, b.row_bytes);
+  };
+  asm volatile("" ::: "memory");
+  tile_zero<0>();
+  if (N > 1) tile_zero<1>();
+  if (R > 1) tile_zero<2>();
+  if (R > 1 && N > 1) tile_zero<3>();
+  for (index_t k = 0; k < depth; ++k) {
+    load_a(k, 0);
+    if (parts == 3) load_b(k, 2), multiply_loaded<R, N>(), side();  // hi * lo
+    load_b(k, 1), multiply_loaded<R, N>(), side();                  // hi * mid
+    load_a(k, 1);
+    if (parts == 3) multiply_loaded<R, N>(), side();                // mid * mid
+    load_b(k, 0), multiply_loaded<R, N>(), side();                  // mid * hi
+    if (parts == 3) load_a(k, 2), multiply_loaded<R, N>(), side();  // lo * hi
+  }
+  for (index_t k = 0; k < depth; ++k) load_a(k, 0), load_b(k, 0), multiply_loaded<R, N>(), side();
+  tile_store<0>(c, 128);
+  if (N > 1) tile_store<1>(c + kTile, 128);
+  if (R > 1) tile_store<2>(c + kTile * 32, 128);
+  if (R > 1 && N > 1) tile_store<3>(c + kTile * 32 + kTile, 128);
+}
+template <int parts> constexpr index_t side_calls = parts == 3 ? 6 : 3;  // per block of terms
+
+// Does unit 0, 1, .. of `units` as its turn comes, spread over `calls` calls.
+template <class Unit> struct Spread {
+  Unit& unit;
+  index_t units, calls, call = 0, done = 0;
+  PAD_INLINE void operator()() {
+    ++call;
+    for (const index_t until = units * call / calls; done < until; ++done) unit(done);
+  }
+};
+
+struct FirstTiles {
+  using V = VecFloat;
+  static constexpr bool used = true;
+  struct Sizes {
+    index_t channels, taps;
+    index_t row, plane;  // of the padded image
+    index_t pooled_h, pooled_w, vectors, stride;
+  };
+  index_t channels, taps, row, plane, pooled_h, pooled_w, vectors, stride;
+  index_t offset[kMostTaps9];
+
+  // --- sizes, in floats -------------------------------------------------------------------------------------------
+  index_t tap_blocks() const { return ceil_div(taps + 1, kTileTerms); }  // with the constant
+  index_t x_blocks() const { return ceil_div(pooled_w, 8); }             // of 16 pixels, 8 windows
+  index_t filter_elements() const { return packed_size(vectors * kTile, taps + 1, 3); }
+  index_t patch_elements() const { return x_blocks() * 2 * tap_blocks() * 3 * kTileWords; }
+  // Rows of taps for the sums: per image row, every channel shifted by 0, 1, 2, and a constant.
+  index_t lines() const { return 3 * channels + 1; }
+  index_t line_blocks() const { return ceil_div(3 * lines(), kTile); }
+  index_t pitch() const { return ceil_div(pooled_w, kTile) * kTile; }  // words: 16 windows are 32 pixels
+  index_t line_part() const { return ((2 * pooled_h + 2) * lines() + kTile) * pitch(); }
+  // Columns of taps for the pull: [dx][channel][dy].
+  index_t column_blocks() const { return ceil_div(taps, kTile); }
+  index_t columns() const { return column_blocks() * kTile; }
+  index_t turned_elements() const { return vectors * kTile * columns(); }
+  index_t pulled_row() const { return (x_blocks() * kTile + 4) * columns(); }  // a row of pixels, two more either side
+
+  struct Scratch {
+    float *filters, *patches, *lines, *pulls, *sums, *pulled, *results;
+  };
+  template <class C> Scratch carve(C& c) const {
+    Scratch s;
+    s.filters = c.take(max_of(2 * filter_elements(), vectors * column_blocks() * 3 * kTileWords));
+    s.patches = c.take(patch_elements());
+    s.lines = c.take(3 * line_part());
+    s.pulls = c.take(2 * 2 * 2 * 3 * kTileWords);  // twice two blocks by two blocks of terms
+    s.sums = c.take(line_blocks() * kTile * 32);
+    s.pulled = c.take(2 * pooled_h * pulled_row());
+    s.results = c.take(2 * 4 * kTileWords);
+    return s;
+  }
+
+  void set_up(Sizes s) {
+    channels = s.channels, taps = s.taps, row = s.row, plane = s.plane;
+    pooled_h = s.pooled_h, pooled_w = s.pooled_w, vectors = s.vectors, stride = s.stride;
+    for (index_t k = 0; k < kMostTaps9; ++k)
+      offset[k] = k < taps ? (k / 9) * plane + (k % 9 / 3) * row + k % 3 : 0;
+  }
+  // w as [outputs][columns], for the pull.
+  void turn(const float* w, index_t outputs, float* to) const {
+    for (index_t n = 0; n < outputs; ++n)
+      for (index_t k = 0; k < taps; ++k) to[n * columns() + k % 3 * 3 * channels + k / 3] = w[n * taps + k];
+  }
+
+  // --- forward ----------------------------------------------------------------------------------------------------
+  // Rows of packed A: 16 patches of one row of pixels, with a constant 1 behind the taps.
+  template <int parts> void pack_patches(const float* x, float* to) const {
+    for (index_t block = 0; block < tap_blocks(); ++block, to += parts * kTileWords) {
+      V part[2][kTile];
+      for (int half = 0; half < 2; ++half) {
+        const index_t k0 = block * kTileTerms + half * kTile;
+#pragma GCC unroll 16
+        for (index_t i = 0; i < kTile; ++i)
+          part[half][i] = k0 + i < taps ? load_unaligned(x + offset[k0 + i]) : splat(k0 + i == taps ? 1.0f : 0.0f);
+        exchange<float, 1>(part[half]);
+        exchange<float, 2>(part[half]);
+        exchange<float, 4>(part[half]);
+        exchange<float, 8>(part[half]);
+      }
+#pragma GCC unroll 16
+      for (index_t i = 0; i < kTile; ++i) split_to<parts>(part[0][i], part[1][i], to + i * kTile);
+    }
+  }
+
+  enum Mode { kValues, kBoth, kTangentOnly };
+  static PAD_INLINE __m512 larger(__m512 a, __m512 b) { return _mm512_maskz_max_ps(__mmask16(-1), a, b); }
+  // One window of a block's results: two rows of 16 pixels, two vectors of channels or of streams.
+  template <Mode mode>
+  static PAD_INLINE void finish_window(const float* c, Mask* first, Mask* other, float* to, float* to_other) {
+    const __m512 zero = _mm512_setzero_ps();
+    __m512 left = zero, right = zero;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const float* at = c + (i / 2 * kTile + i % 2) * 32;
+      const __m512 a = _mm512_load_ps(at), b = _mm512_load_ps(at + kTile);
+      // The larger of 0 and NaN is the second of them.
+      if (mode == kTangentOnly) {
+        left = _mm512_mask_add_ps(left, first[i], left, a), right = _mm512_mask_add_ps(right, other[i], right, b);
+      } else if (mode == kBoth) {
+        const __mmask16 on = _mm512_cmp_ps_mask(a, zero, _CMP_GT_OQ);
+        first[i] = on;
+        left = left + larger(zero, a), right = _mm512_mask_add_ps(right, on, right, b);
+      } else {
+        first[i] = _mm512_cmp_ps_mask(a, zero, _CMP_GT_OQ), other[i] = _mm512_cmp_ps_mask(b, zero, _CMP_GT_OQ);
+        left = left + larger(zero, a), right = right + larger(zero, b);
+      }
+    }
+    _mm512_store_ps(to, left), _mm512_store_ps(to_other, right);
+  }
+
+  // o (and od) of one image, with the signs (eq. 31). w1, w2: [taps, constant][stride].
+  template <int parts, Mode mode>
+  void forward(const float* x, const float* w1, const float* w2, Mask* signs, View<float> o, View<float> od,
+               Scratch s) const {
+    const index_t outputs = vectors * kTile, depth = tap_blocks(), block = depth * parts * kTileWords;
+    float *f1 = s.filters, *f2 = s.filters + filter_elements();
+    if (mode != kTangentOnly) pack_b<parts>(w1, stride, taps + 1, outputs, f1);
+    if (mode != kValues) pack_b<parts>(w2, stride, taps + 1, outputs, f2);
+    const index_t step = mode == kBoth ? 1 : 2, pairs = ceil_div(vectors, step);
+    struct Job {
+      const float* c;
+      Mask *first, *other;
+      float *to, *to_other;
+      index_t pixel, mask;
+    } last{};
+    const auto finish = [&](index_t i) __attribute__((always_inline)) {
+      finish_window<mode>(last.c + i * 64, last.first + i * last.mask, last.other + i * last.mask,
+                          last.to + i * last.pixel, last.to_other + i * last.pixel);
+    };
+    index_t left = 0, turn = 0;  // windows of the last block
+    for (index_t y = 0; y < pooled_h; ++y) {
+      for (index_t at = 0; at < x_blocks(); ++at)
+        for (int half = 0; half < 2; ++half)
+          pack_patches<parts>(x + (2 * y + half) * row + at * kTile, s.patches + (2 * at + half) * block);
+      for (index_t p = 0; p < pairs; ++p) {
+        const index_t n = p * step, second = mode != kBoth && n + 1 < vectors ? n + 1 : n;
+        const float* f = (mode == kTangentOnly ? f2 : f1) + n * block;
+        const index_t apart = mode == kBoth ? f2 - f1 : (second - n) * block;
+        for (index_t at = 0; at < x_blocks(); ++at, turn ^= 1) {
+          float* c = s.results + turn * 4 * kTileWords;
+          Spread<decltype(finish)> side{finish, left, depth * side_calls<parts>};
+          grid_kernel<parts, 2, 2>(depth, {s.patches + 2 * at * block, 64, kTileWords, parts * kTileWords, block},
+                                   {f, 64, kTileWords, parts * kTileWords, apart}, c, side);
+          const index_t window = y * pooled_w + 8 * at;
+          const View<float>&to = mode == kTangentOnly ? od : o, &to_other = mode == kValues ? o : od;
+          last = {c, signs + (window * vectors + n) * 4, signs + (window * vectors + second) * 4,
+                  to.at(y, 8 * at) + n * kTile, to_other.at(y, 8 * at) + second * kTile, to.pixel, vectors * 4};
+          left = min_of<index_t>(8, pooled_w - 8 * at);
+        }
+      }
+    }
+    for (index_t i = 0; i < left; ++i) finish(i);
+  }
+
+  // --- sums over patches ------------------------------------------------------------------------------------------
+  // Packed A of the sums: words pair the pixels j and j + 16 of 32.
+  template <int parts> void pack_lines(const float* x, float* to) const {
+    for (index_t r = 0; r < 2 * pooled_h + 2; ++r) {
+      for (index_t c = 0; c < channels; ++c)
+        for (index_t dx = 0; dx < 3; ++dx)
+          for (index_t at = 0; at < pitch(); at += kTile) {
+            const float* from = x + c * plane + r * row + dx + 2 * at;
+            Bits words[3];
+            split<parts>(load_unaligned(from), load_unaligned(from + kTile), words);
+            float* line = to + (r * lines() + 3 * c + dx) * pitch() + at;
+#pragma GCC unroll 3
+            for (int i = 0; i < parts; ++i) *reinterpret_cast<Bits*>(line + i * line_part()) = words[i];
+          }
+      for (index_t at = 0; at < pitch(); at += kTile) {
+        Bits words[3];
+        split<parts>(splat(1.0f), splat(1.0f), words);
+        float* line = to + (r * lines() + 3 * channels) * pitch() + at;
+#pragma GCC unroll 3
+        for (int i = 0; i < parts; ++i) *reinterpret_cast<Bits*>(line + i * line_part()) = words[i];
+      }
+    }
+  }
+
+  // Bits of m0 and m1 in turn: the mask of the 16-bit halves of words.
+  static PAD_INLINE std::uint64_t alternate(std::uint32_t m0, std::uint32_t m1) {
+    std::uint64_t even, odd;
+    asm("pdep %2, %1, %0" : "=r"(even) : "r"(std::uint64_t(m0)), "r"(0x5555555555555555ull));
+    asm("pdep %2, %1, %0" : "=r"(odd) : "r"(std::uint64_t(m1)), "r"(0xaaaaaaaaaaaaaaaaull));
+    return even | odd;
+  }
+  static PAD_INLINE void masked(__mmask32 mask, const Bits* words, int parts, float* to) {
+#pragma GCC unroll 3
+    for (int i = 0; i < parts; ++i)
+      _mm512_store_si512(to + i * kTileWords, _mm512_maskz_mov_epi16(mask, __m512i(words[i])));
+  }
+  // Windows w and w + 8 of a row of windows, one vector of channels: their rows of packed B, [two rows of pixels][parts].
+  template <int parts, int streams>
+  PAD_INLINE void pack_windows(const float* const (&pull)[2], index_t pixel, const Mask* signs, index_t w,
+                               index_t count, float* const (&to)[2]) const {
+    std::uint64_t low = 0, high = 0;
+    const bool has0 = w < count, has1 = w + 8 < count;
+    if (has0) std::memcpy(&low, signs + w * vectors * 4, 8);
+    if (has1) std::memcpy(&high, signs + (w + 8) * vectors * 4, 8);
+    const std::uint64_t top = alternate(std::uint32_t(low), std::uint32_t(high));
+    const std::uint64_t bottom = alternate(std::uint32_t(low >> 32), std::uint32_t(high >> 32));
+#pragma GCC unroll 2
+    for (int i = 0; i < streams; ++i) {
+      Bits words[3];
+      split<parts>(has0 ? load(pull[i] + w * pixel) : V{}, has1 ? load(pull[i] + (w + 8) * pixel) : V{}, words);
+      float* at = to[i] + 2 * w * kTile;
+      masked(__mmask32(top), words, parts, at);
+      masked(__mmask32(top >> 32), words, parts, at + kTile);
+      masked(__mmask32(bottom), words, parts, at + parts * kTileWords);
+      masked(__mmask32(bottom >> 32), words, parts, at + parts * kTileWords + kTile);
+    }
+  }
+
+  // S and total of one stream, or of two with the same signs (b not null): sums [taps][stride]. pack_lines() comes first.
+  template <int parts>
+  void patch_sums(const Mask* signs, const View<const float>* a, const View<const float>* b, float* const (&sums)[2],
+                  float* const (&totals)[2], Scratch s) const {
+    const index_t step = b ? 1 : 2;
+    for (index_t n = 0; n < vectors; n += step) {
+      const index_t second = b || n + 1 == vectors ? n : n + 1;
+      sum_columns<parts>(signs, *a, b ? *b : *a, n, second, b != nullptr, s);
+      for (int i = 0; i < 2; ++i) {
+        const index_t to = i ? second : n;
+        for (index_t k = 0; k < taps; ++k)
+          store(sums[i] + k * stride + to * kTile,
+                load(s.sums + ((k % 9 / 3) * lines() + k / 9 * 3 + k % 3) * 32 + i * kTile));
+        store(totals[i] + to * kTile, load(s.sums + 3 * channels * 32 + i * kTile));
+      }
+    }
+  }
+  // s.sums[lines][2 vectors]: of stream a at n and of stream b at `second`.
+  template <int parts>
+  void sum_columns(const Mask* signs, View<const float> a, View<const float> b, index_t n, index_t second,
+                   bool streams, Scratch s) const {
+    constexpr index_t tiles = 2 * parts * kTileWords;  // of one column block: two rows of pixels
+    std::memset(s.sums, 0, line_blocks() * kTile * 32 * sizeof(float));
+    const index_t across = ceil_div(pooled_w, kTile), count = across * pooled_h;
+    const auto pack = [&](index_t block, index_t i) __attribute__((always_inline)) {
+      const index_t y = block / across, at = block % across * kTile, left = min_of(kTile, pooled_w - at);
+      float* to = s.pulls + block % 2 * 2 * tiles;
+      const Mask* bits = signs + (y * pooled_w + at) * vectors * 4;
+      const float *pa = a.at(y, at) + n * kTile, *pb = b.at(y, at) + second * kTile;
+      if (streams) {
+        pack_windows<parts, 2>({pa, pb}, a.pixel, bits + n * 4, i, left, {to, to + tiles});
+      } else {
+        pack_windows<parts, 1>({pa, nullptr}, a.pixel, bits + n * 4, i, left, {to, nullptr});
+        pack_windows<parts, 1>({pb, nullptr}, b.pixel, bits + second * 4, i, left, {to + tiles, nullptr});
+      }
+    };
+    for (index_t i = 0; i < 8; ++i) pack(0, i);
+    // The side work of a product: 8 pairs of windows of the next block, and 16 times two rows of the last results.
+    const float* done = nullptr;
+    float* into = nullptr;
+    index_t rows = 0, turn = 0;
+    const auto add = [&](index_t i) __attribute__((always_inline)) {
+      for (index_t r = i * 2; r < i * 2 + 2; ++r) {
+        store(into + r * 32, load(into + r * 32) + load(done + r * 32));
+        store(into + r * 32 + kTile, load(into + r * 32 + kTile) + load(done + r * 32 + kTile));
+      }
+    };
+    for (index_t block = 0; block < count; ++block) {
+      const index_t y = block / across, at = block % across * kTile;
+      for (index_t r = 0; r < line_blocks(); r += 2, turn ^= 1) {
+        const index_t packing = r == 0 && block + 1 < count ? 8 : 0, adding = rows / 2;
+        const auto unit = [&](index_t i) __attribute__((always_inline)) {
+          if (i < packing)
+            pack(block + 1, i);
+          else
+            add(i - packing);
+        };
+        Spread<decltype(unit)> side{unit, packing + adding, 2 * side_calls<parts>};
+        const TileGrid left{s.lines + (2 * y * lines() + r * kTile) * pitch() + at, pitch() * 4, line_part(),
+                            lines() * pitch(), kTile * pitch()};
+        const TileGrid right{s.pulls + block % 2 * 2 * tiles, 64, kTileWords, parts * kTileWords, tiles};
+        float* c = s.results + turn * 4 * kTileWords;
+        const bool two = r + 1 < line_blocks();
+        if (two)
+          grid_kernel<parts, 2, 2>(2, left, right, c, side);
+        else
+          grid_kernel<parts, 1, 2>(2, left, right, c, side);
+        done = c, into = s.sums + r * kTile * 32, rows = two ? 32 : 16;
+      }
+    }
+    for (index_t i = 0; i < rows / 2; ++i) add(i);
+  }
+
+  // --- the image's gradient ---------------------------------------------------------------------------------------
+  // Packed B of the pull: words pair k1 w / 4 (stream a) with (k2 w + k1 v) / 4 (stream b); [block of channels][tap columns].
+  template <int parts>
+  void pack_turned(const float* w, const float* v, const float* k1, const float* k2, float* to) const {
+    const index_t across = column_blocks();
+    for (index_t n = 0; n < vectors * kTile; ++n) {
+      const V a = splat(0.25f * k1[n]), b = splat(0.25f * k2[n]);
+      for (index_t c = 0; c < across; ++c) {
+        const V wn = load(w + n * columns() + c * kTile), vn = load(v + n * columns() + c * kTile);
+        split_to<parts>(a * wn, b * wn + a * vn,
+                        to + (n / kTile * across + c) * parts * kTileWords + n % kTile * kTile);
+      }
+    }
+  }
+  // One window, one vector of channels: its four rows of packed A; words pair the streams.
+  template <int parts>
+  static PAD_INLINE void pack_window(const float* a, const float* b, const Mask* bits, float* to, index_t row_block) {
+    Bits words[3];
+    split<parts>(load(a), load(b), words);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 3
+      for (int j = 0; j < parts; ++j)
+        _mm512_store_si512(to + i / 2 * row_block + i % 2 * kTile + j * kTileWords,
+                           _mm512_maskz_mov_epi32(bits[i], __m512i(words[j])));
+  }
+
+  // dx[channel][row][..] += the pull of both streams: per pixel the gradient of its patch, then the transpose of taking patches.
+  template <int parts>
+  void pull(const float* w, const float* v, const float* k1, const float* k2, const Mask* signs, View<const float> go,
+            View<const float> god, float* dx, Scratch s) const {
+    constexpr index_t most = 2;  // blocks of channels at a time, so that all operands stay in L1
+    pack_turned<parts>(w, v, k1, k2, s.filters);
+    const index_t across = x_blocks(), count = across * pooled_h, bands = column_blocks();
+    for (index_t n0 = 0; n0 < vectors; n0 += most) {
+      const index_t depth = min_of(most, vectors - n0), row_block = depth * parts * kTileWords;
+      const auto pack = [&](index_t block, index_t i) __attribute__((always_inline)) {
+        const index_t y = block / across, at = block % across * 8 + i / depth, n = n0 + i % depth;
+        float* to = s.pulls + block % 2 * 4 * 3 * kTileWords + i % depth * parts * kTileWords + i / depth * 2 * kTile;
+        pack_window<parts>(go.at(y, at) + n * kTile, god.at(y, at) + n * kTile,
+                           signs + ((y * pooled_w + at) * vectors + n) * 4, to, row_block);
+      };
+      const auto windows = [&](index_t block) { return min_of<index_t>(8, pooled_w - block % across * 8); };
+      for (index_t i = 0; i < windows(0) * depth; ++i) pack(0, i);
+      struct Job {
+        const float* c;
+        float* to[2];  // of the two rows of pixels
+        bool two;
+      } last{};
+      index_t adding = 0, turn = 0;
+      const auto add = [&](index_t i) __attribute__((always_inline)) {  // one pixel of both rows
+        for (int half = 0; half < 2; ++half) {
+          const float* from = last.c + (half * kTile + i) * 32;
+          float* to = last.to[half] + i * columns();
+          store(to, n0 ? load(to) + load(from) : load(from));
+          if (last.two) store(to + kTile, n0 ? load(to + kTile) + load(from + kTile) : load(from + kTile));
+        }
+      };
+      for (index_t block = 0; block < count; ++block) {
+        for (index_t c0 = 0; c0 < bands; c0 += 2, turn ^= 1) {
+          const index_t packing = c0 == 0 && block + 1 < count ? windows(block + 1) * depth : 0;
+          const auto unit = [&](index_t i) __attribute__((always_inline)) {
+            if (i < packing)
+              pack(block + 1, i);
+            else
+              add(i - packing);
+          };
+          Spread<decltype(unit)> side{unit, packing + adding, depth * side_calls<parts>};
+          const TileGrid left{s.pulls + block % 2 * 4 * 3 * kTileWords, 64, kTileWords, parts * kTileWords, row_block};
+          const TileGrid right{s.filters + (n0 * bands + c0) * parts * kTileWords, 64, kTileWords,
+                               bands * parts * kTileWords, parts * kTileWords};
+          float* c = s.results + turn * 4 * kTileWords;
+          const bool two = c0 + 1 < bands;
+          if (two)
+            grid_kernel<parts, 2, 2>(depth, left, right, c, side);
+          else
+            grid_kernel<parts, 2, 1>(depth, left, right, c, side);
+          float* to = s.pulled + block / across * 2 * pulled_row() + (2 + block % across * kTile) * columns() + c0 * kTile;
+          last = {c, {to, to + pulled_row()}, two};
+          adding = kTile;
+        }
+      }
+      for (index_t i = 0; i < adding; ++i) add(i);
+    }
+    scatter(dx, s.pulled);
+  }
+  // Columns [dx][channel, dy]: three pixels' parts are one column of the image; a transpose makes rows of them.
+  void scatter(float* dx, float* pulled) const {
+    const index_t deep = 3 * channels, used = 2 * pooled_w;
+    for (index_t y = 0; y < 2 * pooled_h; ++y) {
+      float* pixels = pulled + y * pulled_row();
+      // Two pixels before the row and everything behind it count as zero.
+      std::memset(pixels, 0, 2 * columns() * sizeof(float));
+      std::memset(pixels + (2 + used) * columns(), 0, (pulled_row() - (2 + used) * columns()) * sizeof(float));
+      for (index_t x = 0; x < used + 2; x += kTile)
+        for (index_t j = 0; j < deep; j += kTile) {
+          V part[kTile];
+#pragma GCC unroll 16
+          for (index_t i = 0; i < kTile; ++i) {
+            const float* at = pixels + (2 + x + i) * columns() + j;
+            part[i] = x + i < used + 2 ? load_unaligned(at) + load_unaligned(at - columns() + deep) +
+                                             load_unaligned(at - 2 * columns() + 2 * deep)
+                                       : V{};
+          }
+          exchange<float, 1>(part);
+          exchange<float, 2>(part);
+          exchange<float, 4>(part);
+          exchange<float, 8>(part);
+          for (index_t i = 0; i < min_of(kTile, deep - j); ++i) {
+            const index_t k = j + i;
+            float* to = dx + k / 3 * plane + (y + k % 3) * row + x;
+            store_unaligned(to, load_unaligned(to) + part[i]);
+          }
+        }
+    }
+  }
+};
+
+}  // namespace PAD_ISA
+}  // namespace unroll
+}  // namespace pad_fast
