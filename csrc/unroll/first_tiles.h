@@ -55,15 +55,22 @@ static PAD_INLINE void grid_kernel(index_t depth, TileGrid a, TileGrid b, float*
 }
 template <int parts> constexpr index_t side_calls = parts == 3 ? 6 : 3;  // per block of terms
 
-// Does unit 0, 1, .. of `units` as its turn comes, spread over `calls` calls.
-template <class Unit> struct Spread {
-  Unit& unit;
-  index_t units, calls, call = 0, done = 0;
+// Side work of a product, spread over `calls` calls: first(0), second(0), first(1), ..
+template <class First, class Second> struct SideWork {
+  const First& first;
+  const Second& second;
+  index_t firsts, seconds, at_once, done = 0;
+  PAD_INLINE SideWork(const First& one, index_t count, const Second& other, index_t count_other, index_t calls)
+      : first(one), second(other), firsts(count), seconds(count_other),
+        at_once(ceil_div(max_of(count, count_other), calls)) {}
   PAD_INLINE void operator()() {
-    ++call;
-    for (const index_t until = units * call / calls; done < until; ++done) unit(done);
+    for (index_t i = 0; i < at_once; ++i, ++done) {
+      if (done < firsts) first(done);
+      if (done < seconds) second(done);
+    }
   }
 };
+constexpr int kResults = 3;  // results are used two products later: loads that follow tile stores too closely wait for them
 
 struct FirstTiles {
   using V = VecFloat;
@@ -80,7 +87,7 @@ struct FirstTiles {
   index_t tap_blocks() const { return ceil_div(taps + 1, kTileTerms); }  // with the constant
   index_t x_blocks() const { return ceil_div(pooled_w, 8); }             // of 16 pixels, 8 windows
   index_t filter_elements() const { return packed_size(vectors * kTile, taps + 1, 3); }
-  index_t patch_elements() const { return x_blocks() * 2 * tap_blocks() * 3 * kTileWords; }
+  index_t patch_elements() const { return 2 * x_blocks() * 2 * tap_blocks() * 3 * kTileWords; }
   // Rows of taps for the sums: per image row, every channel shifted by 0, 1, 2, and a constant.
   index_t lines() const { return 3 * channels + 1; }
   index_t line_blocks() const { return ceil_div(3 * lines(), kTile); }
@@ -103,7 +110,7 @@ struct FirstTiles {
     s.pulls = c.take(2 * 2 * 2 * 3 * kTileWords);  // twice two blocks by two blocks of terms
     s.sums = c.take(line_blocks() * kTile * 32);
     s.pulled = c.take(2 * pooled_h * pulled_row());
-    s.results = c.take(2 * 4 * kTileWords);
+    s.results = c.take(kResults * 4 * kTileWords);
     return s;
   }
 
@@ -178,35 +185,52 @@ struct FirstTiles {
       const float* c;
       Mask *first, *other;
       float *to, *to_other;
-      index_t pixel, mask;
-    } last{};
+      index_t windows;
+    } ring[kResults] = {};
+    const index_t pixel = o.pixel, mask = vectors * 4;
+    int turn = 0;
+    const Job* now = ring;
+    const auto nothing = [](index_t) {};
     const auto finish = [&](index_t i) __attribute__((always_inline)) {
-      finish_window<mode>(last.c + i * 64, last.first + i * last.mask, last.other + i * last.mask,
-                          last.to + i * last.pixel, last.to_other + i * last.pixel);
+      finish_window<mode>(now->c + i * 64, now->first + i * mask, now->other + i * mask, now->to + i * pixel,
+                          now->to_other + i * pixel);
     };
-    index_t left = 0, turn = 0;  // windows of the last block
+    // Patches of one row of windows: [16 pixels][two rows of pixels]; the next row's are packed in between.
+    const index_t patches = 2 * x_blocks();
+    const auto pack = [&](index_t y, index_t i) {
+      pack_patches<parts>(x + (2 * y + i % 2) * row + i / 2 * kTile, s.patches + (y % 2 * patches + i) * block);
+    };
+    for (index_t i = 0; i < patches; ++i) pack(0, i);
     for (index_t y = 0; y < pooled_h; ++y) {
-      for (index_t at = 0; at < x_blocks(); ++at)
-        for (int half = 0; half < 2; ++half)
-          pack_patches<parts>(x + (2 * y + half) * row + at * kTile, s.patches + (2 * at + half) * block);
+      const float* a = s.patches + y % 2 * patches * block;
+      index_t packed = y + 1 < pooled_h ? 0 : patches;
       for (index_t p = 0; p < pairs; ++p) {
         const index_t n = p * step, second = mode != kBoth && n + 1 < vectors ? n + 1 : n;
         const float* f = (mode == kTangentOnly ? f2 : f1) + n * block;
         const index_t apart = mode == kBoth ? f2 - f1 : (second - n) * block;
-        for (index_t at = 0; at < x_blocks(); ++at, turn ^= 1) {
+        for (index_t at = 0; at < x_blocks(); ++at) {
+          const int next = turn + 1 == kResults ? 0 : turn + 1;
+          now = ring + next;  // the oldest
           float* c = s.results + turn * 4 * kTileWords;
-          Spread<decltype(finish)> side{finish, left, depth * side_calls<parts>};
-          grid_kernel<parts, 2, 2>(depth, {s.patches + 2 * at * block, 64, kTileWords, parts * kTileWords, block},
+          SideWork side(finish, now->windows, nothing, 0, depth * side_calls<parts>);
+          grid_kernel<parts, 2, 2>(depth, {a + 2 * at * block, 64, kTileWords, parts * kTileWords, block},
                                    {f, 64, kTileWords, parts * kTileWords, apart}, c, side);
           const index_t window = y * pooled_w + 8 * at;
           const View<float>&to = mode == kTangentOnly ? od : o, &to_other = mode == kValues ? o : od;
-          last = {c, signs + (window * vectors + n) * 4, signs + (window * vectors + second) * 4,
-                  to.at(y, 8 * at) + n * kTile, to_other.at(y, 8 * at) + second * kTile, to.pixel, vectors * 4};
-          left = min_of<index_t>(8, pooled_w - 8 * at);
+          ring[turn] = {c, signs + (window * vectors + n) * 4, signs + (window * vectors + second) * 4,
+                        to.at(y, 8 * at) + n * kTile, to_other.at(y, 8 * at) + second * kTile,
+                        min_of<index_t>(8, pooled_w - 8 * at)};
+          ring[next].windows = 0;
+          turn = next;
+          if (packed < patches) pack(y + 1, packed++);
         }
       }
+      while (packed < patches) pack(y + 1, packed++);
     }
-    for (index_t i = 0; i < left; ++i) finish(i);
+    for (const Job& job : ring) {
+      now = &job;
+      for (index_t i = 0; i < job.windows; ++i) finish(i);
+    }
   }
 
   // --- sums over patches ------------------------------------------------------------------------------------------
@@ -290,54 +314,74 @@ struct FirstTiles {
                    bool streams, Scratch s) const {
     constexpr index_t tiles = 2 * parts * kTileWords;  // of one column block: two rows of pixels
     std::memset(s.sums, 0, line_blocks() * kTile * 32 * sizeof(float));
-    const index_t across = ceil_div(pooled_w, kTile), count = across * pooled_h;
-    const auto pack = [&](index_t block, index_t i) __attribute__((always_inline)) {
-      const index_t y = block / across, at = block % across * kTile, left = min_of(kTile, pooled_w - at);
-      float* to = s.pulls + block % 2 * 2 * tiles;
-      const Mask* bits = signs + (y * pooled_w + at) * vectors * 4;
-      const float *pa = a.at(y, at) + n * kTile, *pb = b.at(y, at) + second * kTile;
+    const index_t across = ceil_div(pooled_w, kTile), bands = line_blocks();
+    struct Source {
+      const Mask* signs;
+      const float *a, *b;
+      index_t windows;
+      float* to;
+    } source;
+    const auto choose = [&](index_t y, index_t x, int buffer) {
+      source = {signs + (y * pooled_w + x * kTile) * vectors * 4, a.at(y, x * kTile) + n * kTile,
+                b.at(y, x * kTile) + second * kTile, min_of(kTile, pooled_w - x * kTile), s.pulls + buffer * 2 * tiles};
+    };
+    const auto pack = [&](index_t i) __attribute__((always_inline)) {
       if (streams) {
-        pack_windows<parts, 2>({pa, pb}, a.pixel, bits + n * 4, i, left, {to, to + tiles});
+        pack_windows<parts, 2>({source.a, source.b}, a.pixel, source.signs + n * 4, i, source.windows,
+                               {source.to, source.to + tiles});
       } else {
-        pack_windows<parts, 1>({pa, nullptr}, a.pixel, bits + n * 4, i, left, {to, nullptr});
-        pack_windows<parts, 1>({pb, nullptr}, b.pixel, bits + second * 4, i, left, {to + tiles, nullptr});
+        pack_windows<parts, 1>({source.a, nullptr}, a.pixel, source.signs + n * 4, i, source.windows,
+                               {source.to, nullptr});
+        pack_windows<parts, 1>({source.b, nullptr}, a.pixel, source.signs + second * 4, i, source.windows,
+                               {source.to + tiles, nullptr});
       }
     };
-    for (index_t i = 0; i < 8; ++i) pack(0, i);
-    // The side work of a product: 8 pairs of windows of the next block, and 16 times two rows of the last results.
-    const float* done = nullptr;
-    float* into = nullptr;
-    index_t rows = 0, turn = 0;
+    struct Job {
+      const float* from;
+      float* to;
+      index_t rows;
+    } ring[kResults] = {};
+    const Job* now = ring;
+    // The side work of a product: pairs of windows of the next block, and rows of earlier results.
+    constexpr int rows_at_once = 4;
     const auto add = [&](index_t i) __attribute__((always_inline)) {
-      for (index_t r = i * 2; r < i * 2 + 2; ++r) {
-        store(into + r * 32, load(into + r * 32) + load(done + r * 32));
-        store(into + r * 32 + kTile, load(into + r * 32 + kTile) + load(done + r * 32 + kTile));
+      const float* from = now->from + i * rows_at_once * 32;
+      float* to = now->to + i * rows_at_once * 32;
+#pragma GCC unroll 4
+      for (int r = 0; r < rows_at_once; ++r, from += 32, to += 32) {
+        store(to, load(to) + load(from));
+        store(to + kTile, load(to + kTile) + load(from + kTile));
       }
     };
-    for (index_t block = 0; block < count; ++block) {
-      const index_t y = block / across, at = block % across * kTile;
-      for (index_t r = 0; r < line_blocks(); r += 2, turn ^= 1) {
-        const index_t packing = r == 0 && block + 1 < count ? 8 : 0, adding = rows / 2;
-        const auto unit = [&](index_t i) __attribute__((always_inline)) {
-          if (i < packing)
-            pack(block + 1, i);
+    choose(0, 0, 0);
+    for (index_t i = 0; i < kTile / 2; ++i) pack(i);
+    int turn = 0, buffer = 0;
+    for (index_t y = 0; y < pooled_h; ++y)
+      for (index_t x = 0; x < across; ++x, buffer ^= 1) {
+        const bool more = x + 1 < across || y + 1 < pooled_h;
+        if (more) choose(x + 1 < across ? y : y + 1, x + 1 < across ? x + 1 : 0, buffer ^ 1);
+        for (index_t r = 0; r < bands; r += 2) {
+          const int next = turn + 1 == kResults ? 0 : turn + 1;
+          now = ring + next;
+          SideWork side(pack, r == 0 && more ? kTile / 2 : 0, add, now->rows / rows_at_once, 2 * side_calls<parts>);
+          const TileGrid left{s.lines + (2 * y * lines() + r * kTile) * pitch() + x * kTile, pitch() * 4, line_part(),
+                              lines() * pitch(), kTile * pitch()};
+          const TileGrid right{s.pulls + buffer * 2 * tiles, 64, kTileWords, parts * kTileWords, tiles};
+          float* c = s.results + turn * 4 * kTileWords;
+          const bool two = r + 1 < bands;
+          if (two)
+            grid_kernel<parts, 2, 2>(2, left, right, c, side);
           else
-            add(i - packing);
-        };
-        Spread<decltype(unit)> side{unit, packing + adding, 2 * side_calls<parts>};
-        const TileGrid left{s.lines + (2 * y * lines() + r * kTile) * pitch() + at, pitch() * 4, line_part(),
-                            lines() * pitch(), kTile * pitch()};
-        const TileGrid right{s.pulls + block % 2 * 2 * tiles, 64, kTileWords, parts * kTileWords, tiles};
-        float* c = s.results + turn * 4 * kTileWords;
-        const bool two = r + 1 < line_blocks();
-        if (two)
-          grid_kernel<parts, 2, 2>(2, left, right, c, side);
-        else
-          grid_kernel<parts, 1, 2>(2, left, right, c, side);
-        done = c, into = s.sums + r * kTile * 32, rows = two ? 32 : 16;
+            grid_kernel<parts, 1, 2>(2, left, right, c, side);
+          ring[turn] = {c, s.sums + r * kTile * 32, two ? 2 * kTile : kTile};
+          ring[next].rows = 0;
+          turn = next;
+        }
       }
+    for (const Job& job : ring) {
+      now = &job;
+      for (index_t i = 0; i < job.rows / rows_at_once; ++i) add(i);
     }
-    for (index_t i = 0; i < rows / 2; ++i) add(i);
   }
 
   // --- the image's gradient ---------------------------------------------------------------------------------------
@@ -373,56 +417,72 @@ struct FirstTiles {
             View<const float> god, float* dx, Scratch s) const {
     constexpr index_t most = 2;  // blocks of channels at a time, so that all operands stay in L1
     pack_turned<parts>(w, v, k1, k2, s.filters);
-    const index_t across = x_blocks(), count = across * pooled_h, bands = column_blocks();
-    for (index_t n0 = 0; n0 < vectors; n0 += most) {
-      const index_t depth = min_of(most, vectors - n0), row_block = depth * parts * kTileWords;
-      const auto pack = [&](index_t block, index_t i) __attribute__((always_inline)) {
-        const index_t y = block / across, at = block % across * 8 + i / depth, n = n0 + i % depth;
-        float* to = s.pulls + block % 2 * 4 * 3 * kTileWords + i % depth * parts * kTileWords + i / depth * 2 * kTile;
-        pack_window<parts>(go.at(y, at) + n * kTile, god.at(y, at) + n * kTile,
-                           signs + ((y * pooled_w + at) * vectors + n) * 4, to, row_block);
-      };
-      const auto windows = [&](index_t block) { return min_of<index_t>(8, pooled_w - block % across * 8); };
-      for (index_t i = 0; i < windows(0) * depth; ++i) pack(0, i);
-      struct Job {
-        const float* c;
-        float* to[2];  // of the two rows of pixels
-        bool two;
-      } last{};
-      index_t adding = 0, turn = 0;
-      const auto add = [&](index_t i) __attribute__((always_inline)) {  // one pixel of both rows
-        for (int half = 0; half < 2; ++half) {
-          const float* from = last.c + (half * kTile + i) * 32;
-          float* to = last.to[half] + i * columns();
-          store(to, n0 ? load(to) + load(from) : load(from));
-          if (last.two) store(to + kTile, n0 ? load(to + kTile) + load(from + kTile) : load(from + kTile));
-        }
-      };
-      for (index_t block = 0; block < count; ++block) {
-        for (index_t c0 = 0; c0 < bands; c0 += 2, turn ^= 1) {
-          const index_t packing = c0 == 0 && block + 1 < count ? windows(block + 1) * depth : 0;
-          const auto unit = [&](index_t i) __attribute__((always_inline)) {
-            if (i < packing)
-              pack(block + 1, i);
-            else
-              add(i - packing);
-          };
-          Spread<decltype(unit)> side{unit, packing + adding, depth * side_calls<parts>};
-          const TileGrid left{s.pulls + block % 2 * 4 * 3 * kTileWords, 64, kTileWords, parts * kTileWords, row_block};
-          const TileGrid right{s.filters + (n0 * bands + c0) * parts * kTileWords, 64, kTileWords,
-                               bands * parts * kTileWords, parts * kTileWords};
-          float* c = s.results + turn * 4 * kTileWords;
-          const bool two = c0 + 1 < bands;
-          if (two)
-            grid_kernel<parts, 2, 2>(depth, left, right, c, side);
-          else
-            grid_kernel<parts, 2, 1>(depth, left, right, c, side);
-          float* to = s.pulled + block / across * 2 * pulled_row() + (2 + block % across * kTile) * columns() + c0 * kTile;
-          last = {c, {to, to + pulled_row()}, two};
-          adding = kTile;
-        }
+    const index_t across = x_blocks(), bands = column_blocks();
+    struct Job {
+      const float* from;
+      float* to;  // of the first of two rows of pixels
+      index_t pixels;
+      bool two;
+    } ring[kResults] = {};
+    const Job* now = ring;
+    int turn = 0, buffer = 0;
+    index_t n0 = 0, depth = 0, windows = 0;
+    const float *from_a = nullptr, *from_b = nullptr;
+    const Mask* bits = nullptr;
+    float* packed = nullptr;
+    const auto choose = [&](index_t y, index_t x, int which) {
+      from_a = go.at(y, x * 8) + n0 * kTile, from_b = god.at(y, x * 8) + n0 * kTile;
+      bits = signs + ((y * pooled_w + x * 8) * vectors + n0) * 4, windows = min_of<index_t>(8, pooled_w - x * 8);
+      packed = s.pulls + which * 4 * 3 * kTileWords;
+    };
+    const index_t pixel = go.pixel, wide = columns(), below = pulled_row();
+    // One window of the next block.
+    const auto pack = [&](index_t w) __attribute__((always_inline)) {
+      for (index_t i = 0; i < depth; ++i)
+        pack_window<parts>(from_a + w * pixel + i * kTile, from_b + w * pixel + i * kTile, bits + (w * vectors + i) * 4,
+                           packed + i * parts * kTileWords + w * 2 * kTile, depth * parts * kTileWords);
+    };
+    // Two pixels of both rows of earlier results.
+    const auto add = [&](index_t i) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const float* from = now->from + (k / 2 * kTile + 2 * i + k % 2) * 32;
+        float* to = now->to + (2 * i + k % 2) * wide + k / 2 * below;
+        store(to, load(to) + load(from));
+        if (now->two) store(to + kTile, load(to + kTile) + load(from + kTile));
       }
-      for (index_t i = 0; i < adding; ++i) add(i);
+    };
+    std::memset(s.pulled, 0, 2 * pooled_h * below * sizeof(float));
+    for (; n0 < vectors; n0 += most) {
+      depth = min_of(most, vectors - n0);
+      choose(0, 0, buffer);
+      for (index_t i = 0; i < windows; ++i) pack(i);
+      for (index_t y = 0; y < pooled_h; ++y)
+        for (index_t x = 0; x < across; ++x, buffer ^= 1) {
+          const bool more = x + 1 < across || y + 1 < pooled_h;
+          if (more) choose(x + 1 < across ? y : y + 1, x + 1 < across ? x + 1 : 0, buffer ^ 1);
+          for (index_t c0 = 0; c0 < bands; c0 += 2) {
+            const int next = turn + 1 == kResults ? 0 : turn + 1;
+            now = ring + next;
+            SideWork side(pack, c0 == 0 && more ? windows : 0, add, now->pixels / 2, depth * side_calls<parts>);
+            const TileGrid left{s.pulls + buffer * 4 * 3 * kTileWords, 64, kTileWords, parts * kTileWords, depth * parts * kTileWords};
+            const TileGrid right{s.filters + (n0 * bands + c0) * parts * kTileWords, 64, kTileWords,
+                                 bands * parts * kTileWords, parts * kTileWords};
+            float* c = s.results + turn * 4 * kTileWords;
+            const bool two = c0 + 1 < bands;
+            if (two)
+              grid_kernel<parts, 2, 2>(depth, left, right, c, side);
+            else
+              grid_kernel<parts, 2, 1>(depth, left, right, c, side);
+            ring[turn] = {c, s.pulled + y * 2 * below + (2 + x * kTile) * wide + c0 * kTile, kTile, two};
+            ring[next].pixels = 0;
+            turn = next;
+          }
+        }
+    }
+    for (const Job& job : ring) {
+      now = &job;
+      for (index_t i = 0; i < job.pixels / 2; ++i) add(i);
     }
     scatter(dx, s.pulled);
   }
