@@ -40,6 +40,7 @@ template <class T> struct Conv {
     in_stride = pixel_stride<T>(cin), out_stride = pixel_stride<T>(cout);
     ops = choose_tile<T>(h, w, largest_tile);
     tiles_y = ceil_div(h, ops.rows), tiles_x = ceil_div(w, ops.columns);
+    if (tiles_wanted == 0) tiles_wanted = products.kChunkTiles;
     chunk_rows = max_of<index_t>(1, (tiles_wanted + tiles_x / 2) / tiles_x);
     chunk_tiles = 2 * chunk_rows * tiles_x;  // primal and tangent tiles together, or twice as many of one kind
     in_row = (tiles_x * ops.columns + 2) * in_stride;
@@ -201,10 +202,10 @@ template <class T> struct Conv {
       const index_t in_tangent = tiles * in_stride, out_tangent = tiles * out_stride;
       gather(h, rows, in);
       if (stacked) gather(hd, rows, in + in_tangent);
-      for (index_t p = 0; p < ops.points; ++p) {
+      for (int p = 0; p < ops.points; ++p) {
         const T* a = in + p * plane;
         T* m = out + p * plane;
-        products.forward({tiles, a, stacked ? a + in_tangent : nullptr, w.forward + p * products.forward_plane(),
+        products.forward({p, ops.points, tiles, a, stacked ? a + in_tangent : nullptr, w.forward + p * products.forward_plane(),
                           v.forward + p * products.forward_plane(), z ? m : nullptr, zd ? m + out_tangent : nullptr,
                           chunk.scratch});
       }
@@ -242,8 +243,8 @@ template <class T> struct Conv {
       if (b.gz) spread(b.gz, rows, out_primal);
       if (both_in) gather(b.hd, rows, in);
       gather(b.h, rows, in_primal);
-      for (index_t p = 0; p < ops.points; ++p)
-        products.backward({tiles, in + p * plane, out + p * plane, both_in, both,
+      for (int p = 0; p < ops.points; ++p)
+        products.backward({p, ops.points, tiles, in + p * plane, out + p * plane, both_in, both,
                            w.backward + p * products.backward_plane(), v.backward + p * products.backward_plane(),
                            b.du ? b.du + p * products.sum_plane() : nullptr,
                            b.du_plain ? b.du_plain + p * products.sum_plane() : nullptr, chunk.scratch,

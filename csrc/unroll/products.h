@@ -18,6 +18,7 @@ struct ProductShape {
 // One point of a forward pass over `tiles` tiles: out = in W, and for the tangents out_d = in_d W + in V. Tangents
 // follow their primals directly. Null pointers: no `out` wanted (w.out), no tangents (out_d) or none coming in (in_d).
 template <class T> struct ForwardPoint {
+  int point, points;
   index_t tiles;
   const T *in, *in_d, *w, *v;
   T *out, *out_d, *scratch;
@@ -26,6 +27,7 @@ template <class T> struct ForwardPoint {
 // One point of a backward pass. Tangents (zd', hd) come first, the others (z', h) `tiles` rows after them when both are
 // there. The gradients (ghd, then gh) replace `in`.
 template <class T> struct BackwardPoint {
+  int point, points;
   index_t tiles;
   T* in;           // (hd,) h
   const T* out;    // (zd',) z'
@@ -37,13 +39,15 @@ template <class T> struct BackwardPoint {
 };
 
 template <class T> struct FmaProducts : ProductShape {
+  struct ThreadState {};  // what a thread needs while it works
+  static constexpr index_t kChunkTiles = 32;
   // Filters are stored point by point, packed in panels (gemm.h): forward [inputs x out_padded], backward
   // [outputs x in_padded]; so are the sums of the weight gradient, like forward ones.
   static constexpr index_t kInputsAtOnce = 16;
   index_t forward_plane() const { return inputs * out_padded; }
   index_t backward_plane() const { return outputs * in_padded; }
   index_t sum_plane() const { return inputs * out_padded; }
-  index_t scratch_elements(index_t) const { return 0; }
+  index_t scratch_elements(index_t) const { return 0; }  // of working memory, kept from point to point
   index_t slack_rows() const { return 0; }
 
   // Where row r, column n (a multiple of the vector length) of a packed matrix is.

@@ -183,9 +183,7 @@ template <class T> class EngineOf final : public Engine {
   }
 
   void groups(const Call& call, int thread) {
-#if PAD_TILES
-    const TileScope tiles;
-#endif
+    [[maybe_unused]] const typename ProductsOf<T>::type::ThreadState state{};
     Work<T>& w = work_[thread];
     w.result = 0;
     if (call.kind_of_call == kAdjoint) w.sums[0].clear(y_.depth);
