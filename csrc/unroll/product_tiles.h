@@ -32,9 +32,12 @@ struct TileProducts : ProductShape {
   index_t scratch_elements(index_t rows) const { return packed_rows(rows) + max_of(packed_rows(rows), 2 * packed_columns(rows)); }
 
   // Filters of the inputs k and k + 16 share words. Two vectors of filters, transformed, to the same place of every
-  // point. Inputs that do not exist count as zeros.
+  // point. Inputs that do not exist count as zeros. `next` words further on the next pair will be written: without the
+  // early request for those lines the transform would wait for them most of its time.
   void store_pair(const TileOps<float>& ops, const float* taps0, const float* taps1, index_t row, float* u,
-                  index_t u_plane) const {
+                  index_t u_plane, index_t next) const {
+    for (int p = 0; p < ops.points; ++p)
+      for (int i = 0; i < parts; ++i) __builtin_prefetch(u + p * u_plane + i * kTileWords + next, 1, 2);
     alignas(64) float x[2][36 * kTile];
     ops.weights(taps0, row, x[0], kTile);
     if (taps1)
@@ -61,7 +64,7 @@ struct TileProducts : ProductShape {
         const float* at = taps + i * input + n - n0;
         float* to = u + filter_at(inputs, c0 / kTileTerms, i, n);
         if (i < count)
-          store_pair(ops, at, i + kTile < count ? at + kTile * input : nullptr, row, to, forward_plane());
+          store_pair(ops, at, i + kTile < count ? at + kTile * input : nullptr, row, to, forward_plane(), kTile);
         else
           clear_words(to, ops.points, forward_plane());
       }
@@ -76,7 +79,8 @@ struct TileProducts : ProductShape {
     if (group_member(group, 0) >= outputs)
       clear_words(to, ops.points, backward_plane());
     else
-      store_pair(ops, taps, group_member(group, 1) < outputs ? taps + 9 * kTile : nullptr, kTile, to, backward_plane());
+      store_pair(ops, taps, group_member(group, 1) < outputs ? taps + 9 * kTile : nullptr, kTile, to, backward_plane(),
+                 packed_size(kTile, outputs, parts));
   }
 
   void forward(const ForwardPoint<float>& f) const { parts == 3 ? forward_of<3>(f) : forward_of<2>(f); }
