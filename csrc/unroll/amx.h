@@ -82,60 +82,153 @@ constexpr PAD_INLINE index_t packed_size(index_t rows, index_t terms, int parts)
   return ceil_div(rows, kTile) * ceil_div(terms, kTileTerms) * parts * kTileWords;
 }
 
-// A[rows][terms] from rows of floats. `terms` is a multiple of 16; rows up to the next block of 16 keep what the
-// memory held before, and so does what they give.
-template <int parts> static inline void pack_a(const float* from, index_t stride, index_t rows, index_t terms, float* to) {
-  const index_t blocks = ceil_div(terms, kTileTerms);
-  for (index_t r = 0; r < rows; ++r) {
-    const float* row = from + r * stride;
-    float* tile = to + r / kTile * blocks * parts * kTileWords + r % kTile * kTile;
-    for (index_t k = 0; k < terms; k += kTileTerms, tile += parts * kTileWords)
-      split_to<parts>(load(row + k), k + kTile < terms ? load(row + k + kTile) : VecFloat{}, tile);
+// Packing comes as jobs of small units, so that it can be done beside tile products (SideWork below): a unit takes
+// about as long as four of them. finish() does what is left at once.
+template <class Job> PAD_INLINE void finish(Job& job) {
+  while (job.left > 0) job.unit();
+}
+
+// A[rows][terms] from rows of floats; a unit is a row. `terms` is a multiple of 16. After row `gap` the packed rows go on
+// at the next block of 16. Rows that fill up a block keep what the memory held before, and so does what they give.
+template <int parts> class PackA {
+ public:
+  index_t left;
+
+  PackA(const float* from, index_t stride, index_t rows, index_t gap, index_t terms, float* to)
+      : left(rows), from_(from), to_(to), stride_(stride), terms_(terms), gap_(gap),
+        block_(ceil_div(terms, kTileTerms) * parts * kTileWords) {}
+  __attribute__((noinline)) void unit() {
+    float* tile = to_ + row_ / kTile * block_ + row_ % kTile * kTile;
+    index_t k = 0;
+    for (; k + kTile < terms_; k += kTileTerms, tile += parts * kTileWords)
+      split_to<parts>(load(from_ + k), load(from_ + k + kTile), tile);
+    if (k < terms_) split_to<parts>(load(from_ + k), VecFloat{}, tile);
+    from_ += stride_, --left;
+    if (++row_ == gap_) row_ = ceil_div(row_, kTile) * kTile;
   }
-}
 
-// A[columns][terms] from [terms][columns]: the transpose; `columns` is a multiple of 16. Missing terms count as 0.
-template <int parts>
-static inline void pack_a_transposed(const float* from, index_t stride, index_t terms, index_t columns, float* to) {
-  for (index_t c = 0; c < columns; c += kTile)
-    for (index_t k = 0; k < terms; k += kTileTerms, to += parts * kTileWords) {
-      VecFloat x[2][kTile];
-      for (int half = 0; half < 2; ++half) {
-        const float* row = from + (k + half * kTile) * stride + c;
-        const index_t left = terms - k - half * kTile;
-        if (left >= kTile) {
-#pragma GCC unroll 16
-          for (int i = 0; i < kTile; ++i) x[half][i] = load(row + i * stride);
-        } else {
-#pragma GCC unroll 16
-          for (int i = 0; i < kTile; ++i) x[half][i] = i < left ? load(row + i * stride) : VecFloat{};
-        }
-        exchange<float, 1>(x[half]);
-        exchange<float, 2>(x[half]);
-        exchange<float, 4>(x[half]);
-        exchange<float, 8>(x[half]);
+ private:
+  const float* from_;
+  float* to_;
+  index_t stride_, terms_, gap_, block_, row_ = 0;
+};
+
+// A[columns][terms] from [terms][columns]: the transpose; `columns` is a multiple of 16. Missing terms count as 0. A
+// unit is a quarter of a tile: two transposes and twice half of the splitting.
+template <int parts> class PackTransposed {
+ public:
+  index_t left;
+
+  PackTransposed(const float* from, index_t stride, index_t terms, index_t columns, float* to)
+      : left(columns / kTile * ceil_div(terms, kTileTerms) * 4), from_(from), to_(to), stride_(stride), terms_(terms) {}
+  __attribute__((noinline)) void unit() {
+    if (step_ < 2) {
+      transpose(x_[step_], k_ + step_ * kTile);
+    } else {
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        const int at = (step_ - 2) * 8 + i;
+        split_to<parts>(load(x_[0] + at * kTile), load(x_[1] + at * kTile), to_ + at * kTile);
       }
-      for (int i = 0; i < kTile; ++i) split_to<parts>(x[0][i], x[1][i], to + i * kTile);
     }
-}
+    --left;
+    if (++step_ < 4) return;
+    step_ = 0, to_ += parts * kTileWords, k_ += kTileTerms;
+    if (k_ >= terms_) k_ = 0, from_ += kTile;
+  }
 
-// B[terms][columns] from rows of floats; `columns` is a multiple of 16. Missing terms count as 0.
-template <int parts>
-static inline void pack_b(const float* from, index_t stride, index_t terms, index_t columns, float* to) {
-  const index_t blocks = ceil_div(terms, kTileTerms);
-  for (index_t k = 0; k < blocks * kTileTerms; k += kTileTerms)
-    for (index_t i = 0; i < kTile; ++i) {
-      const float *row0 = from + (k + i) * stride, *row1 = row0 + kTile * stride;
-      const bool has0 = k + i < terms, has1 = k + i + kTile < terms;
-      float* tile = to + k / kTileTerms * parts * kTileWords + i * kTile;
-      for (index_t c = 0; c < columns; c += kTile, tile += blocks * parts * kTileWords)
-        split_to<parts>(has0 ? load(row0 + c) : VecFloat{}, has1 ? load(row1 + c) : VecFloat{}, tile);
+ private:
+  PAD_INLINE void transpose(float* to, index_t first) const {
+    const float* row = from_ + first * stride_;
+    VecFloat x[kTile];
+    if (first + kTile <= terms_) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kTile; ++i) x[i] = load(row + i * stride_);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < kTile; ++i) x[i] = first + i < terms_ ? load(row + i * stride_) : VecFloat{};
     }
-}
+    exchange<float, 1>(x);
+    exchange<float, 2>(x);
+    exchange<float, 4>(x);
+    exchange<float, 8>(x);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTile; ++i) store(to + i * kTile, x[i]);
+  }
+
+  const float* from_;
+  float* to_;
+  index_t stride_, terms_, k_ = 0;
+  int step_ = 0;
+  alignas(64) float x_[2][kTileWords];
+};
+
+// B[terms][columns] from rows of floats; a unit is a row of words. `columns` is a multiple of 16. Missing terms count
+// as 0.
+template <int parts> class PackB {
+ public:
+  index_t left;
+
+  PackB(const float* from, index_t stride, index_t terms, index_t columns, float* to)
+      : left(ceil_div(terms, kTileTerms) * kTile), from_(from), to_(to), stride_(stride), terms_(terms),
+        columns_(columns) {}
+  __attribute__((noinline)) void unit() {
+    const index_t term = row_ / kTile * kTileTerms + row_ % kTile;
+    const float *row0 = from_ + term * stride_, *row1 = row0 + kTile * stride_;
+    float* tile = to_ + row_ / kTile * parts * kTileWords + row_ % kTile * kTile;
+    const index_t step = ceil_div(terms_, kTileTerms) * parts * kTileWords;
+    if (term + kTile < terms_) {
+      for (index_t c = 0; c < columns_; c += kTile, tile += step)
+        split_to<parts>(load(row0 + c), load(row1 + c), tile);
+    } else {
+      const bool has0 = term < terms_;
+      for (index_t c = 0; c < columns_; c += kTile, tile += step)
+        split_to<parts>(has0 ? load(row0 + c) : VecFloat{}, VecFloat{}, tile);
+    }
+    ++row_, --left;
+  }
+
+ private:
+  const float* from_;
+  float* to_;
+  index_t stride_, terms_, columns_, row_ = 0;
+};
 
 // --- products --------------------------------------------------------------------------------------------------------
-struct NoSideWork {
-  PAD_INLINE void operator()() const {}
+// Calls of the side work in a product (see tile_kernel).
+constexpr PAD_INLINE index_t side_calls(index_t rows, index_t columns, index_t depth, int parts) {
+  return ceil_div(rows, 2) * ceil_div(columns, 2) * depth * (parts == 3 ? 6 : 3);
+}
+
+// Two jobs, one after the other.
+template <class First, class Second> struct Jobs {
+  First first;
+  Second second;
+  index_t left = first.left + second.left;
+  PAD_INLINE void unit() {
+    --left;
+    first.left > 0 ? first.unit() : second.unit();
+  }
+};
+
+// What is done beside tile products, spread evenly over `calls` calls: the units of a packing job, and bringing what
+// the next product reads into L2.
+template <class Job> class SideWork {
+ public:
+  SideWork(Job& job, index_t calls) : job_(job), calls_(calls), units_(job.left) {}
+  void prefetch(const float* from, index_t floats, index_t calls) {
+    ahead_ = reinterpret_cast<const char*>(from), lines_ = ceil_div(ceil_div(floats * 4, kLine), calls);
+  }
+  PAD_INLINE void operator()() {
+    for (index_t i = 0; i < lines_; ++i, ahead_ += kLine) __builtin_prefetch(ahead_, 0, 2);
+    for (due_ += units_; due_ >= calls_; due_ -= calls_)
+      if (job_.left > 0) job_.unit();
+  }
+
+ private:
+  Job& job_;
+  const char* ahead_ = nullptr;
+  index_t calls_, units_, due_ = 0, lines_ = 0;
 };
 
 // Sums 0..3 += A B for R x N blocks and `parts` a of A with `parts` b of B: tiles 4, 5 hold A, 6, 7 hold B.

@@ -161,8 +161,8 @@ template <class T> class EngineOf final : public Engine {
                                part(y.conv.input_blocks(), thread, threads),
                                part(y.conv.input_blocks(), thread + 1, threads));
       if (backward && (l > 0 || images))
-        y.conv.transform_backward(theta + y.w, to.filters[l].backward, part(y.conv.outputs, thread, threads),
-                                  part(y.conv.outputs, thread + 1, threads));
+        y.conv.transform_backward(theta + y.w, to.filters[l].backward, part(y.conv.output_groups(), thread, threads),
+                                  part(y.conv.output_groups(), thread + 1, threads));
     }
     const index_t classes = y_.classes, width = y_.net.net_width;
     const index_t pixels = y_.features / y_.width_stride;
@@ -183,6 +183,7 @@ template <class T> class EngineOf final : public Engine {
   }
 
   void groups(const Call& call, int thread) {
+    [[maybe_unused]] const typename ProductsOf<T>::type::ThreadState state{};
     Work<T>& w = work_[thread];
 #if defined(PAD_TILES)
     const TileScope tiles;
