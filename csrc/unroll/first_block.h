@@ -77,14 +77,11 @@ template <class T> struct FirstBlock {
     T* columns;
     T* rows;  // [outputs_padded][taps_padded]
     double* exact;
-    T* turned;  // for the tiles
   };
   template <class C> Weights carve_weights(C& c) const {
     Weights w;
     w.columns = c.take(taps * stride), w.rows = c.take(outputs_padded * taps_padded);
     w.exact = c.template take_as<double>(taps * stride);
-    w.turned = nullptr;
-    if constexpr (Tiles::used) w.turned = c.take(tiles.turned_elements());
     return w;
   }
   Weights weights(T* memory) const {
@@ -183,7 +180,6 @@ template <class T> struct FirstBlock {
         to.columns[k * stride + n] = value, to.exact[k * stride + n] = double(value);
         to.rows[n * taps_padded + k] = value;
       }
-    if constexpr (Tiles::used) tiles.turn(w, outputs, to.turned);
   }
   void weight_gradient(T* const* parts, int count, T* w) const {
     for (index_t n = 0; n < outputs; ++n)
@@ -504,13 +500,9 @@ template <class T> struct FirstBlock {
       for (index_t k = 0; k < taps_padded; ++k) s.q0[k] -= T(from.mean[j]) * s.q[j * taps_padded + k];
 
     std::memset(s.dx, 0, 3 * padded_elements() * sizeof(T));
-    if constexpr (Tiles::used) {
-      tiles.template pull<3>(w.turned, v.turned, k1, k2, from.signs, go, god, s.dx, s.tiles);
-    } else {
-      windows.transform_filters(w.columns, v.columns, k1, k2, s.filters);
-      windows.pull_streams(s.filters, from.signs, go, god, s.windows);
-      windows.add_to_image(s.windows, s.dx);
-    }
+    windows.transform_filters(w.columns, v.columns, k1, k2, s.filters);
+    windows.pull_streams(s.filters, from.signs, go, god, s.windows);
+    windows.add_to_image(s.windows, s.dx);
     for (index_t y = 0; y < height; ++y) {
       constexpr int X = kManyRegisters ? 2 : 1;
       index_t x = 0;

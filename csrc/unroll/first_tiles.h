@@ -1,7 +1,6 @@
-// The first block on matrix tiles (amx.h): its forward pass, the sums over patches (eq. 32) and the pull back to patches
-// (first two terms of eq. 35) as products of packed tiles. They are direct sums over 9 C taps, which fit a tile better than
-// the few points of minimal filtering do. Packing the next block and using up the last one's results is done in between
-// the products (`Side`), which hides most of it.
+// The first block on matrix tiles (amx.h): its forward pass and the sums over patches (eq. 32) as products of packed
+// tiles. They are direct sums over 9 C taps, which fit a tile better than the few points of minimal filtering do.
+// Packing the next block and using up earlier results is done in between the products (`Interleaved`).
 #pragma once
 #include "amx.h"
 #include "masks.h"
@@ -53,14 +52,14 @@ static PAD_INLINE void grid_kernel(index_t depth, TileGrid a, TileGrid b, float*
   if (R > 1) tile_store<2>(c + kTile * 32, 128);
   if (R > 1 && N > 1) tile_store<3>(c + kTile * 32 + kTile, 128);
 }
-template <int parts> constexpr index_t side_calls = parts == 3 ? 6 : 3;  // per block of terms
+template <int parts> constexpr index_t calls_per_block = parts == 3 ? 6 : 3;  // of the side work
 
 // Side work of a product, spread over `calls` calls: first(0), second(0), first(1), ..
-template <class First, class Second> struct SideWork {
+template <class First, class Second> struct Interleaved {
   const First& first;
   const Second& second;
   index_t firsts, seconds, at_once, done = 0;
-  PAD_INLINE SideWork(const First& one, index_t count, const Second& other, index_t count_other, index_t calls)
+  PAD_INLINE Interleaved(const First& one, index_t count, const Second& other, index_t count_other, index_t calls)
       : first(one), second(other), firsts(count), seconds(count_other),
         at_once(ceil_div(max_of(count, count_other), calls)) {}
   PAD_INLINE void operator()() {
@@ -93,23 +92,16 @@ struct FirstTiles {
   index_t line_blocks() const { return ceil_div(3 * lines(), kTile); }
   index_t pitch() const { return ceil_div(pooled_w, kTile) * kTile; }  // words: 16 windows are 32 pixels
   index_t line_part() const { return ((2 * pooled_h + 2) * lines() + kTile) * pitch(); }
-  // Columns of taps for the pull: [dx][channel][dy].
-  index_t column_blocks() const { return ceil_div(taps, kTile); }
-  index_t columns() const { return column_blocks() * kTile; }
-  index_t turned_elements() const { return vectors * kTile * columns(); }
-  index_t pulled_row() const { return (x_blocks() * kTile + 4) * columns(); }  // a row of pixels, two more either side
-
   struct Scratch {
-    float *filters, *patches, *lines, *pulls, *sums, *pulled, *results;
+    float *filters, *patches, *lines, *pulls, *sums, *results;
   };
   template <class C> Scratch carve(C& c) const {
     Scratch s;
-    s.filters = c.take(max_of(2 * filter_elements(), vectors * column_blocks() * 3 * kTileWords));
+    s.filters = c.take(2 * filter_elements());
     s.patches = c.take(patch_elements());
     s.lines = c.take(3 * line_part());
     s.pulls = c.take(2 * 2 * 2 * 3 * kTileWords);  // twice two blocks by two blocks of terms
     s.sums = c.take(line_blocks() * kTile * 32);
-    s.pulled = c.take(2 * pooled_h * pulled_row());
     s.results = c.take(kResults * 4 * kTileWords);
     return s;
   }
@@ -120,12 +112,6 @@ struct FirstTiles {
     for (index_t k = 0; k < kMostTaps9; ++k)
       offset[k] = k < taps ? (k / 9) * plane + (k % 9 / 3) * row + k % 3 : 0;
   }
-  // w as [outputs][columns], for the pull.
-  void turn(const float* w, index_t outputs, float* to) const {
-    for (index_t n = 0; n < outputs; ++n)
-      for (index_t k = 0; k < taps; ++k) to[n * columns() + k % 3 * 3 * channels + k / 3] = w[n * taps + k];
-  }
-
   // --- forward ----------------------------------------------------------------------------------------------------
   // Rows of packed A: 16 patches of one row of pixels, with a constant 1 behind the taps.
   template <int parts> void pack_patches(const float* x, float* to) const {
@@ -144,6 +130,11 @@ struct FirstTiles {
 #pragma GCC unroll 16
       for (index_t i = 0; i < kTile; ++i) split_to<parts>(part[0][i], part[1][i], to + i * kTile);
     }
+  }
+
+  template <int parts> void pack_filters(const float* from, float* to) const {
+    PackB<parts> pack(from, stride, taps + 1, vectors * kTile, to);
+    while (pack.left > 0) pack.unit();
   }
 
   enum Mode { kValues, kBoth, kTangentOnly };
@@ -176,10 +167,10 @@ struct FirstTiles {
   template <int parts, Mode mode>
   void forward(const float* x, const float* w1, const float* w2, Mask* signs, View<float> o, View<float> od,
                Scratch s) const {
-    const index_t outputs = vectors * kTile, depth = tap_blocks(), block = depth * parts * kTileWords;
+    const index_t depth = tap_blocks(), block = depth * parts * kTileWords;
     float *f1 = s.filters, *f2 = s.filters + filter_elements();
-    if (mode != kTangentOnly) pack_b<parts>(w1, stride, taps + 1, outputs, f1);
-    if (mode != kValues) pack_b<parts>(w2, stride, taps + 1, outputs, f2);
+    if (mode != kTangentOnly) pack_filters<parts>(w1, f1);
+    if (mode != kValues) pack_filters<parts>(w2, f2);
     const index_t step = mode == kBoth ? 1 : 2, pairs = ceil_div(vectors, step);
     struct Job {
       const float* c;
@@ -212,7 +203,7 @@ struct FirstTiles {
           const int next = turn + 1 == kResults ? 0 : turn + 1;
           now = ring + next;  // the oldest
           float* c = s.results + turn * 4 * kTileWords;
-          SideWork side(finish, now->windows, nothing, 0, depth * side_calls<parts>);
+          Interleaved side(finish, now->windows, nothing, 0, depth * calls_per_block<parts>);
           grid_kernel<parts, 2, 2>(depth, {a + 2 * at * block, 64, kTileWords, parts * kTileWords, block},
                                    {f, 64, kTileWords, parts * kTileWords, apart}, c, side);
           const index_t window = y * pooled_w + 8 * at;
@@ -363,7 +354,7 @@ struct FirstTiles {
         for (index_t r = 0; r < bands; r += 2) {
           const int next = turn + 1 == kResults ? 0 : turn + 1;
           now = ring + next;
-          SideWork side(pack, r == 0 && more ? kTile / 2 : 0, add, now->rows / rows_at_once, 2 * side_calls<parts>);
+          Interleaved side(pack, r == 0 && more ? kTile / 2 : 0, add, now->rows / rows_at_once, 2 * calls_per_block<parts>);
           const TileGrid left{s.lines + (2 * y * lines() + r * kTile) * pitch() + x * kTile, pitch() * 4, line_part(),
                               lines() * pitch(), kTile * pitch()};
           const TileGrid right{s.pulls + buffer * 2 * tiles, 64, kTileWords, parts * kTileWords, tiles};
@@ -384,138 +375,6 @@ struct FirstTiles {
     }
   }
 
-  // --- the image's gradient ---------------------------------------------------------------------------------------
-  // Packed B of the pull: words pair k1 w / 4 (stream a) with (k2 w + k1 v) / 4 (stream b); [block of channels][tap columns].
-  template <int parts>
-  void pack_turned(const float* w, const float* v, const float* k1, const float* k2, float* to) const {
-    const index_t across = column_blocks();
-    for (index_t n = 0; n < vectors * kTile; ++n) {
-      const V a = splat(0.25f * k1[n]), b = splat(0.25f * k2[n]);
-      for (index_t c = 0; c < across; ++c) {
-        const V wn = load(w + n * columns() + c * kTile), vn = load(v + n * columns() + c * kTile);
-        split_to<parts>(a * wn, b * wn + a * vn,
-                        to + (n / kTile * across + c) * parts * kTileWords + n % kTile * kTile);
-      }
-    }
-  }
-  // One window, one vector of channels: its four rows of packed A; words pair the streams.
-  template <int parts>
-  static PAD_INLINE void pack_window(const float* a, const float* b, const Mask* bits, float* to, index_t row_block) {
-    Bits words[3];
-    split<parts>(load(a), load(b), words);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
-#pragma GCC unroll 3
-      for (int j = 0; j < parts; ++j)
-        _mm512_store_si512(to + i / 2 * row_block + i % 2 * kTile + j * kTileWords,
-                           _mm512_maskz_mov_epi32(bits[i], __m512i(words[j])));
-  }
-
-  // dx[channel][row][..] += the pull of both streams: per pixel the gradient of its patch, then the transpose of taking patches.
-  template <int parts>
-  void pull(const float* w, const float* v, const float* k1, const float* k2, const Mask* signs, View<const float> go,
-            View<const float> god, float* dx, Scratch s) const {
-    constexpr index_t most = 2;  // blocks of channels at a time, so that all operands stay in L1
-    pack_turned<parts>(w, v, k1, k2, s.filters);
-    const index_t across = x_blocks(), bands = column_blocks();
-    struct Job {
-      const float* from;
-      float* to;  // of the first of two rows of pixels
-      index_t pixels;
-      bool two;
-    } ring[kResults] = {};
-    const Job* now = ring;
-    int turn = 0, buffer = 0;
-    index_t n0 = 0, depth = 0, windows = 0;
-    const float *from_a = nullptr, *from_b = nullptr;
-    const Mask* bits = nullptr;
-    float* packed = nullptr;
-    const auto choose = [&](index_t y, index_t x, int which) {
-      from_a = go.at(y, x * 8) + n0 * kTile, from_b = god.at(y, x * 8) + n0 * kTile;
-      bits = signs + ((y * pooled_w + x * 8) * vectors + n0) * 4, windows = min_of<index_t>(8, pooled_w - x * 8);
-      packed = s.pulls + which * 4 * 3 * kTileWords;
-    };
-    const index_t pixel = go.pixel, wide = columns(), below = pulled_row();
-    // One window of the next block.
-    const auto pack = [&](index_t w) __attribute__((always_inline)) {
-      for (index_t i = 0; i < depth; ++i)
-        pack_window<parts>(from_a + w * pixel + i * kTile, from_b + w * pixel + i * kTile, bits + (w * vectors + i) * 4,
-                           packed + i * parts * kTileWords + w * 2 * kTile, depth * parts * kTileWords);
-    };
-    // Two pixels of both rows of earlier results.
-    const auto add = [&](index_t i) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) {
-        const float* from = now->from + (k / 2 * kTile + 2 * i + k % 2) * 32;
-        float* to = now->to + (2 * i + k % 2) * wide + k / 2 * below;
-        store(to, load(to) + load(from));
-        if (now->two) store(to + kTile, load(to + kTile) + load(from + kTile));
-      }
-    };
-    std::memset(s.pulled, 0, 2 * pooled_h * below * sizeof(float));
-    for (; n0 < vectors; n0 += most) {
-      depth = min_of(most, vectors - n0);
-      choose(0, 0, buffer);
-      for (index_t i = 0; i < windows; ++i) pack(i);
-      for (index_t y = 0; y < pooled_h; ++y)
-        for (index_t x = 0; x < across; ++x, buffer ^= 1) {
-          const bool more = x + 1 < across || y + 1 < pooled_h;
-          if (more) choose(x + 1 < across ? y : y + 1, x + 1 < across ? x + 1 : 0, buffer ^ 1);
-          for (index_t c0 = 0; c0 < bands; c0 += 2) {
-            const int next = turn + 1 == kResults ? 0 : turn + 1;
-            now = ring + next;
-            SideWork side(pack, c0 == 0 && more ? windows : 0, add, now->pixels / 2, depth * side_calls<parts>);
-            const TileGrid left{s.pulls + buffer * 4 * 3 * kTileWords, 64, kTileWords, parts * kTileWords, depth * parts * kTileWords};
-            const TileGrid right{s.filters + (n0 * bands + c0) * parts * kTileWords, 64, kTileWords,
-                                 bands * parts * kTileWords, parts * kTileWords};
-            float* c = s.results + turn * 4 * kTileWords;
-            const bool two = c0 + 1 < bands;
-            if (two)
-              grid_kernel<parts, 2, 2>(depth, left, right, c, side);
-            else
-              grid_kernel<parts, 2, 1>(depth, left, right, c, side);
-            ring[turn] = {c, s.pulled + y * 2 * below + (2 + x * kTile) * wide + c0 * kTile, kTile, two};
-            ring[next].pixels = 0;
-            turn = next;
-          }
-        }
-    }
-    for (const Job& job : ring) {
-      now = &job;
-      for (index_t i = 0; i < job.pixels / 2; ++i) add(i);
-    }
-    scatter(dx, s.pulled);
-  }
-  // Columns [dx][channel, dy]: three pixels' parts are one column of the image; a transpose makes rows of them.
-  void scatter(float* dx, float* pulled) const {
-    const index_t deep = 3 * channels, used = 2 * pooled_w;
-    for (index_t y = 0; y < 2 * pooled_h; ++y) {
-      float* pixels = pulled + y * pulled_row();
-      // Two pixels before the row and everything behind it count as zero.
-      std::memset(pixels, 0, 2 * columns() * sizeof(float));
-      std::memset(pixels + (2 + used) * columns(), 0, (pulled_row() - (2 + used) * columns()) * sizeof(float));
-      for (index_t x = 0; x < used + 2; x += kTile)
-        for (index_t j = 0; j < deep; j += kTile) {
-          V part[kTile];
-#pragma GCC unroll 16
-          for (index_t i = 0; i < kTile; ++i) {
-            const float* at = pixels + (2 + x + i) * columns() + j;
-            part[i] = x + i < used + 2 ? load_unaligned(at) + load_unaligned(at - columns() + deep) +
-                                             load_unaligned(at - 2 * columns() + 2 * deep)
-                                       : V{};
-          }
-          exchange<float, 1>(part);
-          exchange<float, 2>(part);
-          exchange<float, 4>(part);
-          exchange<float, 8>(part);
-          for (index_t i = 0; i < min_of(kTile, deep - j); ++i) {
-            const index_t k = j + i;
-            float* to = dx + k / 3 * plane + (y + k % 3) * row + x;
-            store_unaligned(to, load_unaligned(to) + part[i]);
-          }
-        }
-    }
-  }
 };
 
 }  // namespace PAD_ISA

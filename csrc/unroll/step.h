@@ -185,9 +185,6 @@ template <class T> class EngineOf final : public Engine {
   void groups(const Call& call, int thread) {
     [[maybe_unused]] const typename ProductsOf<T>::type::ThreadState state{};
     Work<T>& w = work_[thread];
-#if defined(PAD_TILES)
-    const TileScope tiles;
-#endif
     w.result = 0;
     if (call.kind_of_call == kAdjoint) w.sums[0].clear(y_.depth);
     if (call.grad) w.sums[1].clear(y_.depth);
