@@ -88,8 +88,8 @@ template <class Job> PAD_INLINE void finish(Job& job) {
   while (job.left > 0) job.unit();
 }
 
-// A[rows][terms] from rows of floats; a unit is a row. `terms` is a multiple of 16. After row `gap` the packed rows go on
-// at the next block of 16. Rows that fill up a block keep what the memory held before, and so does what they give.
+// A[rows][terms] from rows of floats; a unit is a row. `terms` is a multiple of 16. After row `gap` the packed rows go
+// on at the next block of 16. Rows that fill up a block keep what the memory held before, and so does what they give.
 template <int parts> class PackA {
  public:
   index_t left;
@@ -307,7 +307,10 @@ static PAD_INLINE void tile_kernel(index_t depth, const float* a, const float* b
 #pragma GCC unroll 4
   for (int r = 0; r < R * kTile; ++r)
 #pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) store(c + r * ldc + n * kTile, load(c + r * ldc + n * kTile) + load(sum[r] + n * kTile));
+    for (int n = 0; n < N; ++n) {
+      float* at = c + r * ldc + n * kTile;
+      store(at, load(at) + load(sum[r] + n * kTile));
+    }
 }
 
 // C (+)= A B, packed operands: `rows` and `columns` count blocks of 16, `depth` blocks of 32 terms. C is written in

@@ -84,7 +84,8 @@ Scheme scheme_of(const std::string& precision, const Isa& isa) {
   if (precision == "f2") return {2, 3};
   if (precision == "f4") return {4, 3};
   if (precision == "f4x3") return {4, 2};
-  throw std::invalid_argument("precision must be 'high', 'fast', 'direct', 'f2', 'f4' or 'f4x3', got '" + precision + "'");
+  throw std::invalid_argument("precision must be 'high', 'fast', 'direct', 'f2', 'f4' or 'f4x3', got '" + precision +
+                              "'");
 }
 
 LabelKind label_kind(const std::string& name) {

@@ -64,8 +64,8 @@ template <class T> struct Conv {
   index_t images_at_once() const { return ceil_div(2 * chunk_rows, tiles_y) + 1; }
 
   // --- weights -----------------------------------------------------------------------------------------------------
-  // `w` is torch's [outputs][inputs][3][3]. Work is split by blocks of inputs (forward), by groups of outputs (backward)
-  // and by vectors of outputs (gradient); the loops run so that w is read, and u written, in long runs.
+  // `w` is torch's [outputs][inputs][3][3]. Work is split by blocks of inputs (forward), by groups of outputs
+  // (backward) and by vectors of outputs (gradient); the loops run so that w is read, and u written, in long runs.
   static constexpr index_t kInputsAtOnce = ProductsOf<T>::type::kInputsAtOnce, kVectorsAtOnce = 128 / kInputsAtOnce;
   index_t input_blocks() const { return ceil_div(inputs, kInputsAtOnce); }
   index_t output_groups() const { return products.output_groups(); }
@@ -205,9 +205,9 @@ template <class T> struct Conv {
       for (int p = 0; p < ops.points; ++p) {
         const T* a = in + p * plane;
         T* m = out + p * plane;
-        products.forward({p, ops.points, tiles, a, stacked ? a + in_tangent : nullptr, w.forward + p * products.forward_plane(),
-                          v.forward + p * products.forward_plane(), z ? m : nullptr, zd ? m + out_tangent : nullptr,
-                          chunk.scratch});
+        const index_t filters = p * products.forward_plane();
+        products.forward({p, ops.points, tiles, a, stacked ? a + in_tangent : nullptr, w.forward + filters,
+                          v.forward + filters, z ? m : nullptr, zd ? m + out_tangent : nullptr, chunk.scratch});
       }
       if (z) finish(out, rows, z);
       if (zd) finish(out + out_tangent, rows, zd);

@@ -29,7 +29,9 @@ struct TileProducts : ProductShape {
     return packed_size(rows + kTile, max_of(in_padded, out_padded), parts);
   }
   index_t packed_columns(index_t rows) const { return packed_size(max_of(in_padded, out_padded), rows, parts); }
-  index_t scratch_elements(index_t rows) const { return packed_rows(rows) + max_of(packed_rows(rows), 2 * packed_columns(rows)); }
+  index_t scratch_elements(index_t rows) const {
+    return packed_rows(rows) + max_of(packed_rows(rows), 2 * packed_columns(rows));
+  }
 
   // Filters of the inputs k and k + 16 share words. Two vectors of filters, transformed, to the same place of every
   // point. Inputs that do not exist count as zeros. `next` words further on the next pair will be written: without the
@@ -182,8 +184,8 @@ struct TileProducts : ProductShape {
     float* gh = b.wants_ghd ? b.in + in_step : b.in;
     const float* next = sum ? sum + sum_plane() : b.w + backward_plane();
     const index_t next_size = sum ? sum_plane() : backward_plane();
-    rows_product<n>(w_rows, in_padded, outputs, b.wants_gh && !w_both ? rows + packed_size(b.tiles, out_padded, n) : rows,
-                    b.w, b.in, in_stride, false, side, b.wants_gh ? b.v : next,
+    const float* w_packed = b.wants_gh && !w_both ? rows + packed_size(b.tiles, out_padded, n) : rows;
+    rows_product<n>(w_rows, in_padded, outputs, w_packed, b.w, b.in, in_stride, false, side, b.wants_gh ? b.v : next,
                     b.wants_gh ? backward_plane() : next_size);
     if (b.wants_gh)
       rows_product<n>(v_rows, in_padded, outputs, rows, b.v, gh, in_stride, true, side, next, next_size);

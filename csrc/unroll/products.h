@@ -53,7 +53,8 @@ template <class T> struct FmaProducts : ProductShape {
   // Where row r, column n (a multiple of the vector length) of a packed matrix is.
   static index_t packed_at(index_t rows, index_t columns, index_t r, index_t n) {
     const index_t start = n / (kVectors * lanes<T>) * (kVectors * lanes<T>);
-    const index_t first = n - start >= 2 * lanes<T> && columns - start < kVectors * lanes<T> ? start + 2 * lanes<T> : start;
+    const bool narrow = n - start >= 2 * lanes<T> && columns - start < kVectors * lanes<T>;
+    const index_t first = narrow ? start + 2 * lanes<T> : start;
     return first * rows + r * panel_width<T>(columns, first) + n - first;
   }
   index_t sum_at(index_t c, index_t n) const { return packed_at(inputs, out_padded, c, n); }
