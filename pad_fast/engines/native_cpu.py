@@ -17,8 +17,8 @@ from ..models import ConvNetConfig
 from .base import Adjoint, Engine, Student, Task
 from .convnet import config_of, refuse_network
 
-# "high" is direct or F(2x2, 3x3) Winograd, whose rounding is torch's; "fast" is F(4x4, 3x3).
-_TILES = {"auto": "f2", "high": "f2", "fast": "f4"}
+# What they mean depends on the instruction set (csrc/unroll/bindings.cpp); the error of "high" is of torch's size.
+_PRECISIONS = {"auto": "high", "high": "high", "fast": "fast"}
 _DTYPES = {torch.float32: "f32", torch.float64: "f64"}
 # A plan holds workspaces (tens of MB for the published networks); a run uses one or two.
 _PLANS_KEPT = 4
@@ -70,8 +70,8 @@ class CpuEngine(Engine):
             return f"the compiled extension is missing ({native.unavailable_reason()})"
         if task.dtype not in _DTYPES:
             return f"it computes in float32 and float64, not {task.dtype}"
-        if task.precision not in _TILES:
-            return f"its precisions are {', '.join(_TILES)}, not {task.precision!r}"
+        if task.precision not in _PRECISIONS:
+            return f"its precisions are {', '.join(_PRECISIONS)}, not {task.precision!r}"
         return refuse_network(task)
 
     def student(self, task: Task) -> Student:
@@ -108,7 +108,7 @@ class CpuEngine(Engine):
         threads = getattr(_outer, "threads", None) or torch.get_num_threads()
         if batch * _multiplications(config) < _SINGLE_THREAD_WORK:
             threads = 1
-        key = (config, task.dtype, _TILES[task.precision], threads)
+        key = (config, task.dtype, _PRECISIONS[task.precision], threads)
         with self._lock:
             if key not in self._plans:
                 self._plans[key] = _Plan(
@@ -121,7 +121,7 @@ class CpuEngine(Engine):
                         net_width=config.width,
                         classes=config.classes,
                         dtype=_DTYPES[task.dtype],
-                        precision=_TILES[task.precision],
+                        precision=_PRECISIONS[task.precision],
                         threads=threads,
                     )
                 )
