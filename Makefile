@@ -1,4 +1,5 @@
-# Every target below works alone in a fresh clone: the environment .venv is made, and brought up to date, when needed.
+# Every target but gpu-check works alone in a fresh clone: the environment .venv is made, and brought up to date, when
+# needed.
 #   PYTHON=python3.12         the interpreter that makes .venv
 #   PIP_FLAGS="--index-url …" other package indexes, e.g. https://download.pytorch.org/whl/cpu for a torch without CUDA
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) -c constraints.txt
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test lint sanitize bench clean
+.PHONY: demo test lint sanitize bench gpu-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pad-fast distill
@@ -32,6 +33,11 @@ sanitize: $(VENV)/.installed
 	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
 	  $(CURDIR)/$(BIN)/python -m pytest -q tests/test_engine_cpu.py tests/test_native.py -k "not instruction_set"
+
+# For a machine with a GPU and no network: no environment is made, $(PYTHON) is used as it is (torch, Triton, pytest).
+OUT ?= build/gpu-results
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check --out $(OUT)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.unroll

@@ -36,20 +36,21 @@ PACKAGES = {"pad_fast": "pad_fast", "pad_fast.kernels": "kernels"}
 # match takes the last one's flags, so a group built for one instruction set gets a row below the general one.
 # -ffp-contract=fast lets a * b + c round once, on every machine that can.
 X86 = platform.machine() in ("x86_64", "AMD64")
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"] if X86 else []
 ENGINE = ["-ffp-contract=fast", "-Wno-psabi"]
 SOURCES: dict[str, list[str]] = {
     "csrc/**/*.cpp": [],
     "csrc/**/*.cu": [],
     "csrc/unroll/isa_baseline.cpp": ENGINE,
     "csrc/unroll/isa_avx2.cpp": [*ENGINE, *(["-mavx2", "-mfma"] if X86 else [])],
-    "csrc/unroll/isa_avx512.cpp": [
-        *ENGINE,
-        *(["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"] if X86 else []),
-    ],
+    "csrc/unroll/isa_avx512.cpp": [*ENGINE, *AVX512],
+    "csrc/unroll/isa_amx.cpp": [*ENGINE, *AVX512],
 }
 # The scoring loops come in the same three versions.
 for isa in ("baseline", "avx2", "avx512"):
     SOURCES[f"csrc/scoring/isa_{isa}.cpp"] = SOURCES[f"csrc/unroll/isa_{isa}.cpp"]
+# Flags that a source gets from a compiler that knows them; without them it compiles to nothing.
+OPTIONAL_FLAGS = {"csrc/unroll/isa_amx.cpp": ["-mamx-tile", "-mamx-bf16"] if X86 else []}
 
 # -fno-math-errno and -fno-trapping-math are the parts of -ffast-math that leave NaN and infinity alone.
 # -ffast-math itself must not reach the linker: it would switch the importing thread to flush-to-zero.
@@ -124,6 +125,15 @@ def find_compiler() -> list[str]:
     raise BuildFailure("no C++ compiler found (looked for c++, g++ and clang++); install one or set CXX")
 
 
+def accepts(compiler: list[str], flags: list[str]) -> bool:
+    """Whether the compiler knows these flags."""
+    command = [*compiler, *flags, "-x", "c++", "-fsyntax-only", "-"]
+    try:
+        return subprocess.run(command, input="", capture_output=True, text=True).returncode == 0
+    except OSError as error:
+        raise BuildFailure(f"{compiler[0]} cannot be run ({error.strerror})") from error
+
+
 def find_nvcc() -> str:
     """The CUDA compiler of $CUDA_HOME, of the PATH, or of the usual place.
 
@@ -179,6 +189,9 @@ def plan(folder: Path, nvcc: str | None) -> list[Step]:
 
     for source, extra in sources(".cpp").items():
         cuda = ["-DPAD_FAST_CUDA"] if nvcc else []
+        optional = OPTIONAL_FLAGS.get(source.relative_to(ROOT).as_posix(), [])
+        if optional and accepts(cxx, optional):
+            extra = [*extra, *optional]
         add(source, [*cxx, *CXX_FLAGS, *cuda, *common, *extra, *own_flags])
     if nvcc:
         for source, extra in sources(".cu").items():

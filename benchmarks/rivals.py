@@ -37,6 +37,7 @@ def plain_unroll(
     batches: Sequence[Tensor],
     *,
     tuned: bool = False,
+    augment: Callable[[Tensor, int], Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Loss, and its gradient in images, label logits and lr, by autograd through all steps."""
     names, shapes = zip(*((name, p.shape) for name, p in module.named_parameters()), strict=True)
@@ -45,8 +46,8 @@ def plain_unroll(
     label_logits = label_logits.detach().requires_grad_()
     lr = lr.detach().requires_grad_()
     theta = theta_start.detach().requires_grad_()
-    for batch in batches:
-        inputs = images[batch]
+    for step, batch in enumerate(batches):
+        inputs = images[batch] if augment is None else augment(images[batch], step)
         parameters = {n: piece.view(s) for n, piece, s in zip(names, theta.split(sizes), shapes, strict=True)}
         if tuned:
             inputs = inputs.contiguous(memory_format=torch.channels_last)

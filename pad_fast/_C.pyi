@@ -74,7 +74,7 @@ class Plan:
         net_width: int,
         classes: int,
         dtype: str = "f32",
-        precision: str = "f4",
+        precision: str = "high",
         threads: int = 1,
         isa: str = "auto",
         chunk_tiles: int = 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from .config import Config
 from .data import DSA
 from .errors import DistillationStopped, StoreError
 from .experts import ExpertStore
+from .experts.snapshots import Snapshots
 from .matching import ParameterMask, trajectory_matching_loss
 from .models import FlatNetwork
 from .progress import Progress
@@ -27,6 +29,9 @@ from .schedule import Draw, draw
 
 PATIENCE = 50
 """A run whose first this many iterations are all skipped is stopped: nothing would ever be updated."""
+
+LATE = 8
+"""On a GPU, how many iterations may be under way while the results of earlier ones are still unknown to the host."""
 
 _FORMAT = "pad_fast checkpoint 1"
 
@@ -57,7 +62,7 @@ class State:
         """The state before the first iteration."""
         images, label_logits = images.to(device, torch.float32), label_logits.to(device, torch.float32)
         # float64, because published settings change alpha by 1e-7 an iteration.
-        lr = torch.tensor(config.lr_init, dtype=torch.float64)
+        lr = torch.tensor(config.lr_init, dtype=torch.float64).to(device)
         momentum = {"images": torch.zeros_like(images), "labels": torch.zeros_like(label_logits)}
         momentum["lr"] = torch.zeros_like(lr)
         average = images.clone() if config.ema_decay is not None else None
@@ -97,10 +102,9 @@ class State:
             return cls(
                 tensors["images"],
                 tensors["label_logits"],
-                tensors["lr"].cpu(),
+                tensors["lr"],
                 tensors["labels"].cpu(),
-                {name: tensors[f"momentum.{name}"] for name in ("images", "labels")}
-                | {"lr": tensors["momentum.lr"].cpu()},
+                {name: tensors[f"momentum.{name}"] for name in ("images", "labels", "lr")},
                 tensors.get("average"),
                 int(described["iteration"]),
                 int(described["skipped"]),
@@ -113,21 +117,57 @@ class State:
             ) from error
 
 
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """An iteration that was begun and whose outcome the host may not know yet.
+
+    Attributes:
+        learned: the tensors that were to be updated.
+        outcome: float64 `[3 + len(learned)]` in host memory: loss, the student's learning rate afterwards, what it
+            would have become, and for each learned tensor whether its gradient was finite.
+        arrived: passed once `outcome` can be read; None when it can.
+    """
+
+    iteration: int
+    expert: int
+    start_epoch: int
+    learned: tuple[str, ...]
+    outcome: Tensor
+    arrived: torch.cuda.Event | None
+
+
 class Loop:
     """Runs iterations on a :class:`State`.
+
+    Whether an update is made is decided on the device, so that the host can go on with the next iteration meanwhile:
+    :meth:`begin` starts one, :meth:`settle` waits for it and reports.
 
     Args:
         network: the student.
         store: experts with at least `max_start_epoch - 1 + expert_epochs` epochs.
         config: settings; `device` is where the work happens.
+        late: iterations that may be begun before the first of them is settled; the device decides when None.
     """
 
-    def __init__(self, network: FlatNetwork, store: ExpertStore, config: Config, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: FlatNetwork,
+        store: ExpertStore,
+        config: Config,
+        device: torch.device,
+        *,
+        late: int | None = None,
+    ) -> None:
         self.network, self.store, self.config, self.device = network, store, config, device
         self.network.module.to(device).train()
         self.mask = make_mask(config)
         self.mask.first_kept(network)  # a mask that leaves nothing is an error before any work
         self.dsa = DSA(config.dsa, mode=config.dsa_mode)
+        self.snapshots = Snapshots(store, device)
+        self.late = (LATE if device.type == "cuda" else 0) if late is None else late
+        # After an iteration that stops the run, those begun behind it must not change anything.
+        self._stopped = torch.zeros((), dtype=torch.bool, device=device)
+        self._labels: Tensor | None = None
 
     def iterate(self, state: State) -> dict[str, float]:
         """One iteration: update `state` unless the loss is above the threshold. Returns the row for metrics.jsonl.
@@ -136,43 +176,95 @@ class Loop:
             DistillationStopped: the loss or a gradient is not finite, or alpha would become non-positive; `state` is
                 then as it was before the iteration.
         """
+        return self.settle(state, self.begin(state))
+
+    def begin(self, state: State) -> Pending:
+        """Start an iteration on `state`; on a GPU nothing here waits for a result."""
         config, iteration = self.config, state.iteration
         images = state.images.detach().requires_grad_()
         logits = state.label_logits.detach().requires_grad_(config.soft_labels)
-        lr = state.lr.to(self.device, torch.float32).requires_grad_()
-        labels = logits if config.soft_labels else state.labels.to(self.device)
+        lr = state.lr.to(self.device, torch.float32).detach().requires_grad_()
+        if not config.soft_labels and self._labels is None:
+            self._labels = state.labels.to(self.device)
+        labels = logits if self._labels is None else self._labels
         draws = draw(config, iteration, len(self.store), len(images))
         losses = [self._loss(each, images, labels, lr, iteration, index) for index, each in enumerate(draws)]
         loss = torch.stack(losses).mean()
-        loss_value = float(loss.detach())
-        if not math.isfinite(loss_value):
-            raise DistillationStopped(
-                f"the matching loss is {loss_value} in iteration {iteration}. Lower lr_img ({config.lr_img:g}) or "
-                f"lr_lr ({config.lr_lr:g}), or start alpha lower (lr_init {config.lr_init:g}, now {float(state.lr):g})"
-            )
-        skipped = config.threshold is not None and loss_value > config.threshold
-        if not skipped:
+        learned = [("images", state.images, images, config.lr_img, config.momentum_img)]
+        learned.append(("lr", state.lr, lr, config.lr_lr, config.momentum_lr))
+        if config.soft_labels:
+            learned.append(("labels", state.label_logits, logits, config.lr_y, config.momentum_y))
+        # Where the loss is known at once, one that leads to no update need not be pulled back.
+        if self.late or self._updates(float(loss.detach())):
             loss.backward()
-            self._update(state, images, logits, lr)
+        outcome = self._update(state, loss.detach().double(), learned)
+        arrived = None
+        if self.device.type == "cuda":
+            outcome = torch.empty(outcome.shape, dtype=outcome.dtype, pin_memory=True).copy_(outcome, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
         state.iteration += 1
+        names = tuple(name for name, *_ in learned)
+        return Pending(iteration, draws[0].expert, draws[0].start_epoch, names, outcome, arrived)
+
+    def settle(self, state: State, pending: Pending) -> dict[str, float]:
+        """The row of an iteration, after all earlier ones were settled.
+
+        Raises:
+            DistillationStopped: see :meth:`iterate`; iterations begun after this one have had no effect.
+        """
+        if pending.arrived is not None:
+            pending.arrived.synchronize()
+        loss, lr, new_lr, *finite = pending.outcome.tolist()
+        skipped = self._skips(loss)
+        complaint = None if skipped else self._complaint(pending, loss, lr, new_lr, finite)
+        if complaint is not None:
+            state.iteration = pending.iteration
+            self._stopped.zero_()
+            raise DistillationStopped(complaint)
         state.skipped += int(skipped)
         return {
-            "iteration": iteration,
-            "loss": loss_value,
-            "lr": float(state.lr),
-            "expert": draws[0].expert,
-            "start_epoch": draws[0].start_epoch,
+            "iteration": pending.iteration,
+            "loss": loss,
+            "lr": lr,
+            "expert": pending.expert,
+            "start_epoch": pending.start_epoch,
             "skipped": int(skipped),
         }
 
+    def _skips(self, loss: float) -> bool:
+        return self.config.threshold is not None and loss > self.config.threshold and math.isfinite(loss)
+
+    def _updates(self, loss: float) -> bool:
+        return math.isfinite(loss) and not self._skips(loss)
+
+    def _complaint(self, pending: Pending, loss: float, lr: float, new_lr: float, finite: list[float]) -> str | None:
+        """What is wrong with an iteration that was not skipped."""
+        config, iteration = self.config, pending.iteration
+        if not math.isfinite(loss):
+            return (
+                f"the matching loss is {loss} in iteration {iteration}. Lower lr_img ({config.lr_img:g}) or "
+                f"lr_lr ({config.lr_lr:g}), or start alpha lower (lr_init {config.lr_init:g}, now {lr:g})"
+            )
+        for name, is_finite in zip(pending.learned, finite, strict=True):
+            if not is_finite:
+                return (
+                    f"the gradient of the {name} is not finite in iteration {iteration}. "
+                    f"Lower lr_img ({config.lr_img:g}), lr_y ({config.lr_y:g}) or lr_lr ({config.lr_lr:g})"
+                )
+        if not new_lr > 0:
+            return (
+                f"the student's learning rate would become {new_lr:.3g} in iteration {iteration}; it must stay "
+                f"positive. Lower lr_lr ({config.lr_lr:g})"
+            )
+        return None
+
     def _loss(self, trajectory: Draw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int, index: int) -> Tensor:
         config = self.config
-        start = self.store.snapshot(trajectory.expert, trajectory.start_epoch)
-        target = self.store.snapshot(trajectory.expert, trajectory.start_epoch + config.expert_epochs)
         return trajectory_matching_loss(
             self.network,
-            start.to(self.device),
-            target.to(self.device),
+            self.snapshots.get(trajectory.expert, trajectory.start_epoch),
+            self.snapshots.get(trajectory.expert, trajectory.start_epoch + config.expert_epochs),
             images,
             labels,
             lr,
@@ -185,32 +277,31 @@ class Loop:
             cache=config.cache,
         )
 
-    def _update(self, state: State, images: Tensor, logits: Tensor, lr: Tensor) -> None:
-        config = self.config
-        learned = [("images", state.images, images.grad, config.lr_img, config.momentum_img)]
-        learned.append(("lr", state.lr, lr.grad, config.lr_lr, config.momentum_lr))
-        if config.soft_labels:
-            learned.append(("labels", state.label_logits, logits.grad, config.lr_y, config.momentum_y))
-        updates = []
-        for name, value, grad, rate, momentum in learned:
-            if grad is None or not bool(grad.isfinite().all()):
-                raise DistillationStopped(
-                    f"the gradient of the {name} is not finite in iteration {state.iteration}. "
-                    f"Lower lr_img ({config.lr_img:g}), lr_y ({config.lr_y:g}) or lr_lr ({config.lr_lr:g})"
-                )
+    def _update(
+        self, state: State, loss: Tensor, learned: Sequence[tuple[str, Tensor, Tensor, float, float]]
+    ) -> Tensor:
+        """One SGD step on every `(name, value, leaf with gradient, rate, momentum)` if all is well; the outcome."""
+        if learned[0][2].grad is None:  # not pulled back: above the threshold, or not finite
+            return torch.stack([loss, state.lr, state.lr, *(torch.ones_like(loss) for _ in learned)])
+        updates, finite = [], []
+        for name, value, leaf, rate, momentum in learned:
+            grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            finite.append(grad.isfinite().all() & torch.full_like(self._stopped, leaf.grad is not None))
             buffer = momentum * state.momentum[name] + grad.to(value.device, value.dtype)
             updates.append((name, value, buffer, value - rate * buffer))
-        new_lr = float(next(new for name, _, _, new in updates if name == "lr"))
-        if not new_lr > 0:
-            raise DistillationStopped(
-                f"the student's learning rate would become {new_lr:.3g} in iteration {state.iteration}; it must stay "
-                f"positive. Lower lr_lr ({config.lr_lr:g})"
-            )
+        new_lr = next(new for name, _, _, new in updates if name == "lr")
+        sound = loss.isfinite()
+        skipped = torch.zeros_like(sound) if self.config.threshold is None else sound & (loss > self.config.threshold)
+        sound = sound & torch.stack(finite).all() & (new_lr > 0)
+        accepted = sound & ~skipped & ~self._stopped
+        self._stopped |= ~sound & ~skipped
         for name, value, buffer, new in updates:
-            state.momentum[name] = buffer
-            value.copy_(new)
-        if state.average is not None and config.ema_decay is not None:
-            state.average.lerp_(state.images, 1 - config.ema_decay)
+            state.momentum[name] = torch.where(accepted, buffer, state.momentum[name])
+            value.copy_(torch.where(accepted, new, value))
+        if state.average is not None and self.config.ema_decay is not None:
+            moved = torch.lerp(state.average, state.images, 1 - self.config.ema_decay)
+            state.average.copy_(torch.where(accepted, moved, state.average))
+        return torch.stack([loss, state.lr, new_lr, *(flag.double() for flag in finite)])
 
 
 def make_mask(config: Config) -> ParameterMask:
@@ -244,17 +335,27 @@ def run(
         done=state.iteration,
         detail=lambda: _detail(history, state),
     )
+    begun: deque[Pending] = deque()
     with MetricsLog(folder / "metrics.jsonl", history) as log:
-        for _ in pending:
-            try:
-                log.append(loop.iterate(state))
+
+        def settle(left: int) -> None:
+            while len(begun) > left:
+                log.append(loop.settle(state, begun.popleft()))
                 _require_progress(state, config, history)
-            except DistillationStopped as error:
-                state.save(checkpoint, key)
-                raise DistillationStopped(f"{error}. The last good state is in {checkpoint}") from None
-            if state.iteration % config.checkpoint_every == 0:
-                log.sync()
-                state.save(checkpoint, key)
+
+        try:
+            for _ in pending:
+                begun.append(loop.begin(state))
+                saves = state.iteration % config.checkpoint_every == 0
+                # A state can only be judged or saved when nothing is under way.
+                settle(0 if saves or state.iteration == PATIENCE else loop.late)
+                if saves:
+                    log.sync()
+                    state.save(checkpoint, key)
+            settle(0)
+        except DistillationStopped as error:
+            state.save(checkpoint, key)
+            raise DistillationStopped(f"{error}. The last good state is in {checkpoint}") from None
         log.sync()
     state.save(checkpoint, key)
 
@@ -272,9 +373,11 @@ def _require_progress(state: State, config: Config, history: Sequence[Mapping[st
 
 
 def _detail(history: Sequence[Mapping[str, float]], state: State) -> str:
+    if not history:
+        return ""
     recent = history[-20:]
-    loss = sum(row["loss"] for row in recent) / max(1, len(recent))
-    return f"loss {loss:.4f}, lr {float(state.lr):.4g}" + (f", skipped {state.skipped}" if state.skipped else "")
+    loss = sum(row["loss"] for row in recent) / len(recent)
+    return f"loss {loss:.4f}, lr {history[-1]['lr']:.4g}" + (f", skipped {state.skipped}" if state.skipped else "")
 
 
 class MetricsLog:

@@ -13,6 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+# Without a GPU, kernels run in Triton's interpreter, which must be chosen before any of them is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +47,13 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
             return {key: data[key] for key in data.files}
 
     return load
+
+
+@pytest.fixture
+def kernel_device() -> torch.device:
+    """Where kernel tests put their tensors: the GPU, or the CPU with the kernels interpreted."""
+    pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to run")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def require_native() -> None:

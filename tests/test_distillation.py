@@ -17,6 +17,7 @@ from pad_fast.config import Config
 from pad_fast.data import DSA
 from pad_fast.distillation import PATIENCE, Loop, MetricsLog, State, make_mask, read_history, run
 from pad_fast.errors import DistillationStopped, InputError, StoreError
+from pad_fast.experts.snapshots import Snapshots
 from pad_fast.models import FlatNetwork
 from pad_fast.progress import Progress
 from pad_fast.rng import derive_seed
@@ -230,6 +231,49 @@ def test_checkpoint_round_trip_and_continuation(network, store, tmp_path):
     run(loop, resumed, folder=tmp_path / "part", key="k", history=history, progress=QUIET)
     for name in ("checkpoint", "metrics.jsonl"):
         assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"threshold": 1.01, "ema_decay": 0.7}, {"soft_labels": False, "trajectories": 2}], ids=repr
+)
+def test_losses_that_are_looked_at_late_change_nothing(network, store, tmp_path, changes):
+    """What a GPU does: the next iterations are begun before the loss of one is known."""
+    config = small_config(iterations=11, checkpoint_every=7, **changes)
+    for late in (0, 3):
+        folder = tmp_path / str(late)
+        folder.mkdir()
+        loop = Loop(network, store, config, CPU, late=late)
+        run(loop, start(config), folder=folder, key="k", history=[], progress=QUIET)
+    for name in ("checkpoint", "metrics.jsonl"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "3" / name).read_bytes(), name
+    skipped = [json.loads(line)["skipped"] for line in (tmp_path / "0" / "metrics.jsonl").read_text().splitlines()]
+    assert (0 < sum(skipped) < 11) == ("threshold" in changes), skipped
+
+
+@pytest.mark.parametrize("changes", [{"lr_img": 1e30}, {"lr_lr": 1e4}, {"threshold": 1e-6, "syn_steps": 1}], ids=repr)
+def test_a_run_that_is_stopped_late_stops_at_the_same_state(network, store, tmp_path, changes):
+    config = small_config(iterations=80, checkpoint_every=100, **changes)
+    messages = []
+    for late in (0, 6):
+        folder = tmp_path / str(late)
+        folder.mkdir()
+        with pytest.raises(DistillationStopped) as stopped:
+            loop = Loop(network, store, config, CPU, late=late)
+            run(loop, start(config), folder=folder, key="k", history=[], progress=QUIET)
+        messages.append(str(stopped.value).replace(str(folder), ""))
+    assert messages[0] == messages[1]
+    for name in ("checkpoint", "metrics.jsonl"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "6" / name).read_bytes(), name
+
+
+def test_snapshots_used_last_stay_on_the_device(store, monkeypatch):
+    copied = []
+    monkeypatch.setattr(Snapshots, "_copy", lambda self, snapshot: copied.append(1) or snapshot.clone())
+    snapshots = Snapshots(store, torch.device("cuda"), limit=3 * 4 * store.parameter_count)
+    for expert, epoch in ((0, 1), (0, 2), (1, 1), (0, 1), (1, 4), (0, 1), (0, 2)):
+        assert torch.equal(snapshots.get(expert, epoch), store.snapshot(expert, epoch))
+    assert len(copied) == 5
+    assert torch.equal(Snapshots(store, CPU).get(1, 3), store.snapshot(1, 3))
 
 
 def test_foreign_and_truncated_checkpoints(network, store, tmp_path):

@@ -21,26 +21,42 @@ using pad_fast::unroll::Options;
 
 namespace {
 
+// What a precision means is decided here and nowhere else: outputs per tile side, and the bfloat16 parts of a float
+// (AMX only). "high" keeps the error of a step within three times torch's, "fast" gives some of it up (docs section 5).
+struct Scheme {
+  int largest_tile, parts;
+};
+
 struct Isa {
   const char* name;
   Engine* (*make)(const Network&, const Options&, bool);
   bool (*available)();
+  Scheme high, fast;
 };
 
+constexpr Scheme kFmaHigh{2, 3}, kFmaFast{4, 3};
+// Two parts would save a fifth of a step for sixty to ninety times torch's error: too much to go by the name of "fast".
+constexpr Scheme kTilesHigh{4, 3};
+
 #if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+}
+
 const Isa kIsas[] = {
-    {"avx512", pad_fast::unroll::make_engine_avx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("fma");
-     }},
+    {"amx", pad_fast::unroll::make_engine_amx,
+     [] { return pad_fast::unroll::kAmxBuilt && has_avx512() && pad_fast::unroll::amx_allowed(); },
+     kTilesHigh, kTilesHigh},
+    {"avx512", pad_fast::unroll::make_engine_avx512, has_avx512, kFmaHigh, kFmaFast},
     {"avx2", pad_fast::unroll::make_engine_avx2,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
-    {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }},
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
+     kFmaHigh, kFmaFast},
+    {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }, kFmaHigh, kFmaFast},
 };
 #else
-const Isa kIsas[] = {{"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }}};
+const Isa kIsas[] = {
+    {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }, kFmaHigh, kFmaFast}};
 #endif
 
 std::vector<std::string> isas() {
@@ -59,6 +75,17 @@ const Isa& find_isa(std::string name) {
   std::string known;
   for (const std::string& n : isas()) known += (known.empty() ? "" : ", ") + n;
   throw std::invalid_argument("isa='" + name + "' is not available on this machine; available: " + known);
+}
+
+Scheme scheme_of(const std::string& precision, const Isa& isa) {
+  if (precision == "high") return isa.high;
+  if (precision == "fast") return isa.fast;
+  if (precision == "direct") return {1, 3};
+  if (precision == "f2") return {2, 3};
+  if (precision == "f4") return {4, 3};
+  if (precision == "f4x3") return {4, 2};
+  throw std::invalid_argument("precision must be 'high', 'fast', 'direct', 'f2', 'f4' or 'f4x3', got '" + precision +
+                              "'");
 }
 
 LabelKind label_kind(const std::string& name) {
@@ -89,20 +116,14 @@ class Plan {
       throw std::invalid_argument("an image of " + std::to_string(height) + "x" + std::to_string(width) +
                                   " is too small for depth " + std::to_string(depth) + ": nothing is left to classify");
     if (dtype != "f32" && dtype != "f64") throw std::invalid_argument("dtype must be 'f32' or 'f64', got '" + dtype + "'");
+    const Isa& chosen = find_isa(isa);
+    isa_ = chosen.name;
+    const Scheme scheme = scheme_of(precision, chosen);
     Options options;
-    if (precision == "direct")
-      options.largest_tile = 1;
-    else if (precision == "f2")
-      options.largest_tile = 2;
-    else if (precision == "f4")
-      options.largest_tile = 4;
-    else
-      throw std::invalid_argument("precision must be 'direct', 'f2' or 'f4', got '" + precision + "'");
+    options.largest_tile = scheme.largest_tile, options.parts = scheme.parts;
     options.threads = threads;
     if (chunk_tiles > 0) options.chunk_tiles = chunk_tiles;
     if (group_bytes > 0) options.group_bytes = group_bytes;
-    const Isa& chosen = find_isa(isa);
-    isa_ = chosen.name;
     engine_.reset(chosen.make({channels, height, width, pad_first, depth, net_width, classes}, options, dtype == "f64"));
   }
 
@@ -159,7 +180,7 @@ void bind_unroll(py::module_& m) {
                     std::ptrdiff_t>(),
            py::kw_only(), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("pad_first") = 1,
            py::arg("depth"), py::arg("net_width"), py::arg("classes"), py::arg("dtype") = "f32",
-           py::arg("precision") = "f4", py::arg("threads") = 1, py::arg("isa") = "auto", py::arg("chunk_tiles") = 0,
+           py::arg("precision") = "high", py::arg("threads") = 1, py::arg("isa") = "auto", py::arg("chunk_tiles") = 0,
            py::arg("group_bytes") = 0)
       .def_property_readonly("isa", &Plan::isa)
       .def("parameter_count", &Plan::parameter_count)

@@ -2,34 +2,45 @@
 // transposes, as tile transforms around small matrix products (docs section 5). Tiles are taken in chunks whose
 // transformed data stays in the cache; the weights stream past once per chunk.
 #pragma once
-#include "gemm.h"
-#include "tiles.h"
+#if PAD_TILES
+#include "product_tiles.h"
+#else
+#include "products.h"
+#endif
 #include "transpose.h"
 
 namespace pad_fast {
 namespace unroll {
 namespace PAD_ISA {
 
-// Filters in the transformed domain, in both orientations, each point packed in panels (gemm.h).
+// Filters in the transformed domain, in both orientations, each point packed for its product (products.h).
 template <class T> struct Filters {
-  T* forward = nullptr;   // U   [points][inputs x out_padded]
-  T* backward = nullptr;  // U^T [points][outputs x in_padded]
+  T* forward = nullptr;   // U    of every point
+  T* backward = nullptr;  // U^T
+};
+
+// Working memory for a chunk of tiles: the transformed data of both sides, and what the products need.
+template <class T> struct Chunk {
+  T *in, *out, *scratch;
 };
 
 template <class T> struct Conv {
   index_t inputs, outputs, height, width;
   index_t in_padded, out_padded, in_stride, out_stride;
   TileOps<T> ops;
+  typename ProductsOf<T>::type products;
   index_t tiles_y, tiles_x, chunk_rows, chunk_tiles;
   index_t in_row, in_image, out_row, out_image;  // element strides of input (with border) and output images
   index_t plane;                                 // elements between points of the chunk buffers
 
-  void set_up(index_t cin, index_t cout, index_t h, index_t w, int largest_tile, index_t tiles_wanted) {
+  void set_up(index_t cin, index_t cout, index_t h, index_t w, int largest_tile, int parts,
+              index_t tiles_wanted) {
     inputs = cin, outputs = cout, height = h, width = w;
     in_padded = padded<T>(cin), out_padded = padded<T>(cout);
     in_stride = pixel_stride<T>(cin), out_stride = pixel_stride<T>(cout);
     ops = choose_tile<T>(h, w, largest_tile);
     tiles_y = ceil_div(h, ops.rows), tiles_x = ceil_div(w, ops.columns);
+    if (tiles_wanted == 0) tiles_wanted = products.kChunkTiles;
     chunk_rows = max_of<index_t>(1, (tiles_wanted + tiles_x / 2) / tiles_x);
     chunk_tiles = 2 * chunk_rows * tiles_x;  // primal and tangent tiles together, or twice as many of one kind
     in_row = (tiles_x * ops.columns + 2) * in_stride;
@@ -37,82 +48,83 @@ template <class T> struct Conv {
     out_row = width * out_stride, out_image = height * out_row;
     // Point planes must not start in the same cache set: an odd number of lines, away from multiples of 4096 bytes.
     const index_t line = line_elements<T>, page = 64;
-    index_t lines = chunk_tiles * max_of(in_stride, out_stride) / line;
+    index_t lines = (chunk_tiles + products.slack_rows()) * max_of(in_stride, out_stride) / line;
     while (lines % page != 9) ++lines;
     plane = lines * line;
+    static_cast<ProductShape&>(products) = {cin,       cout,       in_padded, out_padded,
+                                            in_stride, out_stride, plane,     parts};
   }
-  index_t forward_elements() const { return ops.points * inputs * out_padded; }
-  index_t backward_elements() const { return ops.points * outputs * in_padded; }
+  index_t forward_elements() const { return ops.points * products.forward_plane(); }
+  index_t backward_elements() const { return ops.points * products.backward_plane(); }
+  index_t sum_elements() const { return ops.points * products.sum_plane(); }
   index_t chunk_elements() const { return (ops.points + 1) * plane; }
+  index_t scratch_elements() const { return products.scratch_elements(chunk_tiles); }
   index_t tile_rows(index_t images) const { return images * tiles_y; }
   // Images a chunk of tiles may touch: z' and zd' only need room for that many.
   index_t images_at_once() const { return ceil_div(2 * chunk_rows, tiles_y) + 1; }
 
   // --- weights -----------------------------------------------------------------------------------------------------
-  // `w` is torch's [outputs][inputs][3][3]. Work is split by blocks of inputs (forward), by outputs (backward) and by
-  // vectors of outputs (gradient); the loops run so that w is read, and u written, in long runs.
-  static constexpr int kInputsAtOnce = 16, kVectorsAtOnce = 8;
-  // Where row r, column n (a multiple of the vector length) of a packed matrix is.
-  static index_t packed_at(index_t rows, index_t columns, index_t r, index_t n) {
-    const index_t start = n / (kVectors * lanes<T>) * (kVectors * lanes<T>);
-    const index_t first = n - start >= 2 * lanes<T> && columns - start < kVectors * lanes<T> ? start + 2 * lanes<T> : start;
-    return first * rows + r * panel_width<T>(columns, first) + n - first;
-  }
+  // `w` is torch's [outputs][inputs][3][3]. Work is split by blocks of inputs (forward), by groups of outputs
+  // (backward) and by vectors of outputs (gradient); the loops run so that w is read, and u written, in long runs.
+  static constexpr index_t kInputsAtOnce = ProductsOf<T>::type::kInputsAtOnce, kVectorsAtOnce = 128 / kInputsAtOnce;
   index_t input_blocks() const { return ceil_div(inputs, kInputsAtOnce); }
+  index_t output_groups() const { return products.output_groups(); }
   index_t output_vectors() const { return out_padded / lanes<T>; }
   void transform_forward(const T* w, T* u, index_t begin, index_t end) const {
-    constexpr int L = lanes<T>, B = kInputsAtOnce, row = kVectorsAtOnce * L + line_elements<T>;
+    constexpr index_t L = lanes<T>, B = kInputsAtOnce, row = kVectorsAtOnce * L + line_elements<T>;
     alignas(64) T taps[B * 9 * row];  // [input][tap][output]
     for (index_t c0 = begin * B; c0 < min_of(inputs, end * B); c0 += B)
       for (index_t n0 = 0; n0 < out_padded; n0 += kVectorsAtOnce * L) {
-        const index_t now = min_of<index_t>(B, inputs - c0), stop = min_of(out_padded, n0 + kVectorsAtOnce * L);
+        const index_t now = min_of(B, inputs - c0), stop = min_of(out_padded, n0 + kVectorsAtOnce * L);
         for (index_t n = n0; n < stop; n += L) {
-          const index_t count = min_of<index_t>(L, max_of<index_t>(0, outputs - n));
+          const index_t count = min_of(L, max_of<index_t>(0, outputs - n));
           const T* source = w + (n * inputs + c0) * 9;
           T* to = taps + n - n0;
           if (count == L && now == B) {
-            for (int j = 0; j < B * 9; j += L) transpose_square(source + j, inputs * 9, to + j * row, row);
+            for (index_t j = 0; j < B * 9; j += L) transpose_square(source + j, inputs * 9, to + j * row, row);
           } else {
             for (index_t j = 0; j < now * 9; ++j)
               for (index_t l = 0; l < L; ++l) to[j * row + l] = l < count ? source[l * inputs * 9 + j] : T(0);
           }
         }
-        for (index_t c = 0; c < now; ++c)
-          for (index_t n = n0; n < stop; n += L)
-            ops.weights(taps + c * 9 * row + n - n0, row, u + packed_at(inputs, out_padded, c0 + c, n),
-                        inputs * out_padded);
+        products.store_forward(ops, taps, row, c0, now, n0, stop, u);
       }
   }
   void transform_backward(const T* w, T* u, index_t begin, index_t end) const {
-    constexpr int L = lanes<T>;
-    alignas(64) T taps[9 * L];
-    for (index_t n = begin; n < end; ++n)
+    constexpr index_t L = lanes<T>;
+    constexpr int M = ProductsOf<T>::type::kOutputsAtOnce;
+    alignas(64) T taps[M * 9 * L];
+    for (index_t group = begin; group < end; ++group)
       for (index_t c = 0; c < in_padded; c += L) {
-        const index_t count = min_of<index_t>(L, inputs - c);
-        const T* source = w + (n * inputs + c) * 9;
-        // Whole vectors are read up to L - 9 values past their last filter: inside w, except at its very end.
-        if (L > 8 && count == L && (n + 1 < outputs || c + 2 * L <= inputs)) {
-          transpose_square(source, 9, taps, L, 9);
-        } else {
-          if (count < L) std::memset(taps, 0, sizeof(taps));
-          for (index_t l = 0; l < count; ++l)
-            for (int k = 0; k < 9; ++k) taps[k * L + l] = source[l * 9 + k];
+        for (int m = 0; m < M; ++m) {
+          const index_t n = products.group_member(group, m), count = min_of(L, inputs - c);
+          if (n >= outputs) continue;
+          const T* source = w + (n * inputs + c) * 9;
+          T* to = taps + m * 9 * L;
+          // Whole vectors are read up to L - 9 values past their last filter: inside w, except at its very end.
+          if (L > 8 && count == L && (n + 1 < outputs || c + 2 * L <= inputs)) {
+            transpose_square(source, 9, to, L, 9);
+          } else {
+            if (count < L) std::memset(to, 0, 9 * L * sizeof(T));
+            for (index_t l = 0; l < count; ++l)
+              for (int k = 0; k < 9; ++k) to[k * L + l] = source[l * 9 + k];
+          }
         }
-        ops.weights(taps, L, u + packed_at(outputs, in_padded, n, c), outputs * in_padded);
+        products.store_backward(ops, taps, group, c, u);
       }
   }
   // w = G^T (sum over `parts` of dU) G, in torch's layout, for a range of vectors of outputs (eq. 23).
   void weight_gradient(T* const* parts, int count, T* w, index_t begin, index_t end) const {
-    constexpr int L = lanes<T>, B = kInputsAtOnce;
+    constexpr index_t L = lanes<T>, B = 16;
     alignas(64) T sum[36 * L], taps[B * 9 * L];
     for (index_t n = begin * L; n < end * L; n += L) {
       const index_t real = min_of<index_t>(L, max_of<index_t>(0, outputs - n));
       for (index_t c0 = 0; c0 < inputs; c0 += B) {
         const index_t now = min_of<index_t>(B, inputs - c0);
         for (index_t c = 0; c < now; ++c) {
-          const index_t place = packed_at(inputs, out_padded, c0 + c, n);
+          const index_t place = products.sum_at(c0 + c, n);
           for (index_t p = 0; p < ops.points; ++p) {
-            const index_t at = p * inputs * out_padded + place;
+            const index_t at = p * products.sum_plane() + place;
             Vec<T> s = load(parts[0] + at);
             for (int i = 1; i < count; ++i) s += load(parts[i] + at);
             store(sum + p * L, s);
@@ -121,7 +133,7 @@ template <class T> struct Conv {
         }
         T* to = w + (n * inputs + c0) * 9;
         if (real == L && now == B) {
-          for (int j = 0; j < B * 9; j += L) transpose_square(taps + j * L, L, to + j, inputs * 9);
+          for (index_t j = 0; j < B * 9; j += L) transpose_square(taps + j * L, L, to + j, inputs * 9);
         } else {
           for (index_t l = 0; l < real; ++l)
             for (index_t j = 0; j < now * 9; ++j) to[l * inputs * 9 + j] = taps[j * L + l];
@@ -174,9 +186,9 @@ template <class T> struct Conv {
   // z = W * h;  zd = W * hd + V * h  (eq. 1, 8). hd may be null (first layer); zd null means no tangent.
   // done(i) is called for every image as soon as it is complete, while it is in the cache.
   template <class Done>
-  void forward(const T* h, const T* hd, Filters<T> w, Filters<T> v, T* z, T* zd, index_t images, T* const* buffer,
+  void forward(const T* h, const T* hd, Filters<T> w, Filters<T> v, T* z, T* zd, index_t images, Chunk<T> chunk,
                Done done) const {
-    const index_t total = tile_rows(images), uplane = inputs * out_padded;
+    const index_t total = tile_rows(images);
     const index_t step = zd ? chunk_rows : 2 * chunk_rows;
     index_t complete = 0;
     for (index_t begin = 0; begin < total; begin += step) {
@@ -186,22 +198,16 @@ template <class T> struct Conv {
       // inputs of point p - 1, which nobody needs any more: half the memory, so that it stays in the cache.
       // With a tangent but no hd, z and zd both come from h, and the products go to the second buffer.
       const bool stacked = zd && hd;
-      T *in = buffer[0] + plane, *out = zd && !hd ? buffer[1] : buffer[0];
+      T *in = chunk.in + plane, *out = zd && !hd ? chunk.out : chunk.in;
       const index_t in_tangent = tiles * in_stride, out_tangent = tiles * out_stride;
       gather(h, rows, in);
       if (stacked) gather(hd, rows, in + in_tangent);
-      for (index_t p = 0; p < ops.points; ++p) {
-        const T *wp = w.forward + p * uplane, *vp = v.forward + p * uplane, *a = in + p * plane;
+      for (int p = 0; p < ops.points; ++p) {
+        const T* a = in + p * plane;
         T* m = out + p * plane;
-        if (z)
-          gemm<T, false, Packed::b>(stacked ? 2 * tiles : tiles, out_padded, inputs, a, in_stride, wp, 0, m, out_stride,
-                                    false, a + plane);
-        else if (stacked)
-          gemm<T, false, Packed::b>(tiles, out_padded, inputs, a + in_tangent, in_stride, wp, 0, m + out_tangent,
-                                    out_stride, false);
-        if (zd)
-          gemm<T, false, Packed::b>(tiles, out_padded, inputs, a, in_stride, vp, 0, m + out_tangent, out_stride, stacked,
-                                    a + plane + in_tangent);
+        const index_t filters = p * products.forward_plane();
+        products.forward({p, ops.points, tiles, a, stacked ? a + in_tangent : nullptr, w.forward + filters,
+                          v.forward + filters, z ? m : nullptr, zd ? m + out_tangent : nullptr, chunk.scratch});
       }
       if (z) finish(out, rows, z);
       if (zd) finish(out + out_tangent, rows, zd);
@@ -221,47 +227,34 @@ template <class T> struct Conv {
   };
   // ready(i, slot) must fill the image's z' and zd' in the given slot; it is called just before they are read.
   template <class Ready>
-  void backward(Backward b, Filters<T> w, Filters<T> v, index_t images, T* const* buffer, Ready ready) const {
-    const index_t total = tile_rows(images), uplane = inputs * out_padded, tplane = outputs * in_padded;
+  void backward(Backward b, Filters<T> w, Filters<T> v, index_t images, Chunk<T> chunk, Ready ready) const {
+    const index_t total = tile_rows(images);
     const bool both = b.gz && b.gzd;
     const index_t step = both ? chunk_rows : 2 * chunk_rows;
     index_t filled = 0, cleared = 0;
     for (index_t begin = 0; begin < total; begin += step) {
       const Range rows{begin, min_of(total, begin + step)};
       const index_t tiles = (rows.end - rows.begin) * tiles_x;
-      T *in = buffer[0], *in_tangent = buffer[0] + tiles * in_stride;        // h over hd
-      T *out = buffer[1], *out_tangent = buffer[1] + tiles * out_stride;     // z' over zd'
-      if (!b.gz) out_tangent = out;
+      const bool both_in = b.du && b.hd;
+      T *in = chunk.in, *out = chunk.out;  // hd over h, zd' over z'
+      T *in_primal = both_in ? in + tiles * in_stride : in, *out_primal = both ? out + tiles * out_stride : out;
       for (; filled < ceil_div(rows.end, tiles_y); ++filled) ready(filled, filled % images_at_once());
-      if (b.gz) spread(b.gz, rows, out);
-      if (b.gzd) spread(b.gzd, rows, out_tangent);
-      gather(b.h, rows, in);
-      if (b.du && b.hd) gather(b.hd, rows, in_tangent);
-      for (index_t p = 0; p < ops.points; ++p) {
-        T *a = in + p * plane, *ad = in_tangent + p * plane, *m = out + p * plane, *md = out_tangent + p * plane;
-        const T *wp = w.backward + p * tplane, *vp = v.backward + p * tplane;
-        if (b.du)
-          gemm<T, true, Packed::c>(inputs, out_padded, b.hd ? 2 * tiles : tiles, a, in_stride, m, out_stride,
-                                   b.du + p * uplane, 0, b.keep || begin > 0);
-        if (b.du_plain)
-          gemm<T, true, Packed::c>(inputs, out_padded, tiles, a, in_stride, md, out_stride, b.du_plain + p * uplane, 0,
-                                   b.keep_plain || begin > 0);
-        // The gradients take the place of the inputs, point by point.
-        if (b.gh) {
-          gemm<T, false, Packed::b>(b.ghd ? 2 * tiles : tiles, in_padded, outputs, m, out_stride, wp, 0, a, in_stride,
-                                    false, m + plane);
-          gemm<T, false, Packed::b>(tiles, in_padded, outputs, md, out_stride, vp, 0, a, in_stride, true, a + plane);
-        } else if (b.ghd) {
-          gemm<T, false, Packed::b>(tiles, in_padded, outputs, md, out_stride, wp, 0, both ? ad : a, in_stride, false,
-                                    a + plane);
-        }
-      }
+      if (b.gzd) spread(b.gzd, rows, out);
+      if (b.gz) spread(b.gz, rows, out_primal);
+      if (both_in) gather(b.hd, rows, in);
+      gather(b.h, rows, in_primal);
+      for (int p = 0; p < ops.points; ++p)
+        products.backward({p, ops.points, tiles, in + p * plane, out + p * plane, both_in, both,
+                           w.backward + p * products.backward_plane(), v.backward + p * products.backward_plane(),
+                           b.du ? b.du + p * products.sum_plane() : nullptr,
+                           b.du_plain ? b.du_plain + p * products.sum_plane() : nullptr, chunk.scratch,
+                           b.keep || begin > 0, b.keep_plain || begin > 0, b.gh != nullptr, b.ghd != nullptr});
       for (; cleared < ceil_div(rows.end, tiles_y); ++cleared) {
         if (b.gh) std::memset(b.gh + cleared * in_image, 0, in_image * sizeof(T));
         if (b.ghd) std::memset(b.ghd + cleared * in_image, 0, in_image * sizeof(T));
       }
-      if (b.gh) scatter(in, rows, b.gh);
-      if (b.ghd) scatter(both ? in_tangent : in, rows, b.ghd);
+      if (b.ghd) scatter(in, rows, b.ghd);
+      if (b.gh) scatter(b.ghd ? in + tiles * in_stride : in, rows, b.gh);
     }
   }
 };

@@ -14,8 +14,9 @@ enum LabelKind : int { kHard = 0, kLogits = 1, kProbabilities = 2 };
 
 struct Options {
   int largest_tile = 4;             // outputs per tile side: 1 direct, 2 F(2x2, 3x3), 4 F(4x4, 3x3)
+  int parts = 3;                    // AMX: bfloat16 values that stand for a float: 2 or 3
   int threads = 1;                  // upper bound; small batches use fewer
-  std::ptrdiff_t chunk_tiles = 32;  // tiles transformed at a time, primal and tangent each
+  std::ptrdiff_t chunk_tiles = 0;   // tiles transformed at a time, primal and tangent each; 0: as the products like it
   std::ptrdiff_t group_bytes = 24 << 20;  // activations per thread
 };
 
@@ -42,10 +43,15 @@ class Engine {
                          LabelKind kind, void* dtheta, void* dx, void* dy, void* grad, Cache* cache) = 0;
 };
 
-// One factory per instruction set; null when this binary does not hold it.
+// One factory per instruction set.
+Engine* make_engine_amx(const Network& network, const Options& options, bool doubles);
 Engine* make_engine_avx512(const Network& network, const Options& options, bool doubles);
 Engine* make_engine_avx2(const Network& network, const Options& options, bool doubles);
 Engine* make_engine_baseline(const Network& network, const Options& options, bool doubles);
+
+// Whether this binary holds the AMX engine, and whether the machine and the operating system let us use tiles.
+extern const bool kAmxBuilt;
+bool amx_allowed();
 
 // Zeroed memory, aligned to a cache line, on huge pages where the system offers them.
 void* allocate(std::size_t bytes);

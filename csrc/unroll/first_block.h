@@ -6,6 +6,9 @@
 #include "engine.h"
 #include "first_windows.h"
 #include "gemm.h"
+#if defined(PAD_TILES)
+#include "first_tiles.h"
+#endif
 
 namespace pad_fast {
 namespace unroll {
@@ -27,6 +30,16 @@ template <class T> struct Carver {
 
 constexpr index_t kMostTaps = 63;  // up to 7 channels; more go the ordinary way
 
+// Floats of an instruction set with matrix tiles go through FirstTiles.
+struct NoTiles {
+  static constexpr bool used = false;
+  struct Scratch {};
+};
+template <class T> struct TilesOf { using type = NoTiles; };
+#if defined(PAD_TILES)
+template <> struct TilesOf<float> { using type = FirstTiles; };
+#endif
+
 template <class T> struct FirstBlock {
   using V = Vec<T>;
   static constexpr int L = lanes<T>;
@@ -37,6 +50,8 @@ template <class T> struct FirstBlock {
   index_t outputs, outputs_padded, stride, vectors;
   index_t offset[kMostTaps + 4];  // moments() takes taps four at a time
   PoolWindows<T> windows;
+  using Tiles = typename TilesOf<T>::type;
+  Tiles tiles;
 
   static bool serves(const Network& net) { return 9 * net.channels <= kMostTaps; }
 
@@ -52,6 +67,8 @@ template <class T> struct FirstBlock {
     windows = {channels, row, plane, pooled_h, pooled_w, vectors, stride};
     for (index_t k = 0; k < kMostTaps + 4; ++k)
       offset[k] = k < taps ? (k / 9) * plane + (k % 9 / 3) * row + k % 3 : 0;
+    if constexpr (Tiles::used)
+      tiles.set_up({channels, taps, row, plane, pooled_h, pooled_w, vectors, stride});
   }
 
   // --- memory -------------------------------------------------------------------------------------------------------
@@ -61,16 +78,19 @@ template <class T> struct FirstBlock {
     T* rows;  // [outputs_padded][taps_padded]
     double* exact;
   };
-  Weights weights(T* memory) const {
-    Carver<T> c{memory};
+  template <class C> Weights carve_weights(C& c) const {
     Weights w;
     w.columns = c.take(taps * stride), w.rows = c.take(outputs_padded * taps_padded);
     w.exact = c.template take_as<double>(taps * stride);
     return w;
   }
+  Weights weights(T* memory) const {
+    Carver<T> c{memory};
+    return carve_weights(c);
+  }
   index_t weight_elements() const {
     Carver<T> c{nullptr};
-    c.take(taps * stride), c.take(outputs_padded * taps_padded), c.template take_as<double>(taps * stride);
+    carve_weights(c);
     return c.used;
   }
 
@@ -97,13 +117,14 @@ template <class T> struct FirstBlock {
 
   // Per image of the group: the padded image and everything that depends on its moments.
   struct Image {
-    T *x, *r, *s, *c1, *c2, *w1, *w2;  // a/4 = w1 . p + c1, ad/4 = w2 . p + c2    (eq. 31)
+    T *x, *r, *s, *w1, *w2, *c1, *c2;  // a/4 = w1 . p + c1, ad/4 = w2 . p + c2    (eq. 31); c1, c2 end w1, w2
     double *cw, *cv, *work;            // covariance times filters [taps][stride]; five rows
   };
   template <class C> Image carve_image(C& c) const {
     Image i;
-    i.x = c.take(channels * plane + 2 * row), i.r = c.take(stride), i.s = c.take(stride), i.c1 = c.take(stride);
-    i.c2 = c.take(stride), i.w1 = c.take(taps * stride), i.w2 = c.take(taps * stride);
+    i.x = c.take(padded_elements()), i.r = c.take(stride), i.s = c.take(stride);
+    i.w1 = c.take((taps + 1) * stride), i.w2 = c.take((taps + 1) * stride);
+    i.c1 = i.w1 + taps * stride, i.c2 = i.w2 + taps * stride;
     i.cw = c.template take_as<double>(taps * stride), i.cv = c.template take_as<double>(taps * stride);
     i.work = c.template take_as<double>(5 * stride);
     return i;
@@ -125,9 +146,10 @@ template <class T> struct FirstBlock {
     T *left, *right;       // [outputs_padded][taps_padded] twice: factors of Q
     T* filters;            // transformed, of both streams (window_pull)
     T *q, *q0;             // Q [taps][taps_padded], q0 [taps_padded]
-    T* patches;            // patch gradients of two rows of pixels
-    T *dx;                 // padded image gradient
+    T* dx;                 // padded image gradient, one for each column of taps
+    typename Tiles::Scratch tiles;
   };
+  index_t padded_elements() const { return channels * plane + 2 * row; }
   template <class C> Scratch carve_scratch(C& c) const {
     Scratch s;
     s.sa = c.take(taps * stride), s.sd = c.take(taps * stride), s.k = c.take(12 * stride);
@@ -135,8 +157,8 @@ template <class T> struct FirstBlock {
     s.left = c.take(outputs_padded * taps_padded), s.right = c.take(outputs_padded * taps_padded);
     s.filters = c.take(windows.filter_elements());
     s.q = c.take(taps * taps_padded), s.q0 = c.take(taps_padded);
-    s.patches = c.take(2 * (width + 4) * taps_padded);
-    s.dx = c.take(channels * plane + 2 * row);
+    s.dx = c.take(3 * padded_elements());
+    if constexpr (Tiles::used) s.tiles = tiles.carve(c);
     return s;
   }
   Scratch scratch(T* memory) const {
@@ -348,7 +370,11 @@ template <class T> struct FirstBlock {
     }
   }
   // o (and od) of one image, with the signs (eq. 31).
-  template <Mode mode> void forward(Image im, Mask* signs, View<T> o, View<T> od) const {
+  template <Mode mode> void forward(Image im, Mask* signs, View<T> o, View<T> od, Scratch s) const {
+    if constexpr (Tiles::used) {
+      tiles.template forward<3, typename Tiles::Mode(mode)>(im.x, im.w1, im.w2, signs, o, od, s.tiles);
+      return;
+    }
     constexpr int P = kManyRegisters ? 2 : 1;
     const index_t step = mode == kBoth ? L : 2 * L;
     for (index_t n = 0; n < outputs_padded; n += step) {
@@ -367,8 +393,13 @@ template <class T> struct FirstBlock {
   void backward_plain(Image im, Saved from, Weights w, NormParameters<T> np, View<const T> god, Scratch s,
                       T* dw, NormGradients<T> out) const {
     T* total = s.k;
-    windows.transform_image(im.x, s.windows);
-    windows.patch_sums(s.windows, from.signs, god, s.points, s.sd, total);
+    if constexpr (Tiles::used) {
+      tiles.template pack_lines<3>(im.x, s.tiles.lines);
+      tiles.template patch_sums<3>(from.signs, &god, nullptr, {s.sd, s.sd}, {total, total}, s.tiles);
+    } else {
+      windows.transform_image(im.x, s.windows);
+      windows.patch_sums(s.windows, from.signs, god, s.points, s.sd, total);
+    }
     center(s.sd, total, from.mean);
     accumulate_plain(im, w, np, s, total, dw, out);
   }
@@ -411,9 +442,14 @@ template <class T> struct FirstBlock {
                         NormGradients<T> plain_out, T* dx) const {
     T *total_a = s.k, *total_d = s.k + stride;
     T *k1 = s.k + 2 * stride, *k2 = k1 + stride, *k3 = k2 + stride, *k4 = k3 + stride;
-    windows.transform_image(im.x, s.windows);
-    windows.patch_sums(s.windows, from.signs, go, s.points, s.sa, total_a);
-    windows.patch_sums(s.windows, from.signs, god, s.points, s.sd, total_d);
+    if constexpr (Tiles::used) {
+      tiles.template pack_lines<3>(im.x, s.tiles.lines);
+      tiles.template patch_sums<3>(from.signs, &go, &god, {s.sa, s.sd}, {total_a, total_d}, s.tiles);
+    } else {
+      windows.transform_image(im.x, s.windows);
+      windows.patch_sums(s.windows, from.signs, go, s.points, s.sa, total_a);
+      windows.patch_sums(s.windows, from.signs, god, s.points, s.sd, total_d);
+    }
     center(s.sa, total_a, from.mean);
     center(s.sd, total_d, from.mean);
     const T count = T(height * width), scale = T(1) / count;
@@ -463,40 +499,56 @@ template <class T> struct FirstBlock {
     for (index_t j = 0; j < taps; ++j)
       for (index_t k = 0; k < taps_padded; ++k) s.q0[k] -= T(from.mean[j]) * s.q[j * taps_padded + k];
 
+    std::memset(s.dx, 0, 3 * padded_elements() * sizeof(T));
     windows.transform_filters(w.columns, v.columns, k1, k2, s.filters);
     windows.pull_streams(s.filters, from.signs, go, god, s.windows);
-    std::memset(s.dx, 0, channels * plane * sizeof(T));
     windows.add_to_image(s.windows, s.dx);
-    const index_t even = (width + 1) / 2 * 2;
-    for (index_t y = 0; y < (height + 1) / 2; ++y) {
-      moments_part(im.x + 2 * y * row, s, even);
-      for (int half = 0; half < 2 && 2 * y + half < height; ++half)
-        add_patches(s.patches + half * even * taps_padded, s.dx + (2 * y + half) * row);
+    for (index_t y = 0; y < height; ++y) {
+      constexpr int X = kManyRegisters ? 2 : 1;
+      index_t x = 0;
+      for (; x + X * L <= width; x += X * L) moments_part<X>(im.x, s, y, x);
+      for (; x < width; x += L) moments_part<1>(im.x, s, y, x);
     }
+    const index_t part = padded_elements();
     for (index_t c = 0; c < channels; ++c)
-      for (index_t y = 0; y < in_height; ++y)
-        std::memcpy(dx + (c * in_height + y) * in_width, s.dx + c * plane + (y + pad) * row + pad, in_width * sizeof(T));
+      for (index_t y = 0; y < in_height; ++y) {
+        const T* from_row = s.dx + c * plane + (y + pad) * row + pad;
+        T* to = dx + (c * in_height + y) * in_width;
+        for (index_t x = 0; x < in_width; ++x) to[x] = from_row[x] + from_row[part + x] + from_row[2 * part + x];
+      }
   }
-  // patches <- Q p + q0 for two rows of pixels
-  void moments_part(const T* x, Scratch s, index_t even) const {
-    for (index_t k = 0; k < taps_padded; k += 2 * L) {
-      const index_t m = k + L < taps_padded ? k + L : k;
-      for (index_t at = 0; at < even; at += 2) {
-        V sum[4][2];
-        respond<1>(x + at, s.q + k, s.q + m, taps_padded, load(s.q0 + k), load(s.q0 + m), sum);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          T* to = s.patches + ((i / 2) * even + at + i % 2) * taps_padded;
-          store(to + k, sum[i][0]);
-          store(to + m, sum[i][1]);
+  // The pull of Q p + q0 from X vectors of pixels. Each column of taps has an image of its own, since a store just ahead
+  // of a load that overlaps it would hold that up.
+  template <int X> PAD_INLINE void moments_part(const T* image, Scratch s, index_t y, index_t x) const {
+    const T* from = image + y * row + x;
+    for (index_t c = 0; c < channels; ++c) {
+      V sum[9][X];
+#pragma GCC unroll 9
+      for (int k = 0; k < 9; ++k)
+#pragma GCC unroll 2
+        for (int i = 0; i < X; ++i) sum[k][i] = splat(s.q0[9 * c + k]);
+      const T* q = s.q + 9 * c;
+      for (index_t j = 0; j < taps; ++j, q += taps_padded) {
+        V value[X];
+#pragma GCC unroll 2
+        for (int i = 0; i < X; ++i) value[i] = load_unaligned(from + offset[j] + i * L);
+#pragma GCC unroll 9
+        for (int k = 0; k < 9; ++k) {
+          const V factor = splat(q[k]);
+#pragma GCC unroll 2
+          for (int i = 0; i < X; ++i) sum[k][i] += factor * value[i];
         }
       }
-    }
-  }
-  void add_patches(const T* patches, T* dx) const {
-    for (index_t k = 0; k < taps; ++k) {
-      T* to = dx + offset[k];
-      for (index_t x = 0; x < width; ++x) to[x] += patches[x * taps_padded + k];
+#pragma GCC unroll 9
+      for (int k = 0; k < 9; ++k) {
+        T* to = s.dx + k % 3 * padded_elements() + c * plane + (y + k / 3) * row + x + k % 3;
+        if (x + X * L <= width) {
+#pragma GCC unroll 2
+          for (int i = 0; i < X; ++i) store_unaligned(to + i * L, load_unaligned(to + i * L) + sum[k][i]);
+        } else {
+          for (int i = 0; i < X * L && x + i < width; ++i) to[i] += sum[k][i / L][i % L];
+        }
+      }
     }
   }
 };

@@ -39,7 +39,7 @@ template <class T> struct Layout {
     index_t h = net.height + extra, w = net.width + extra, cin = net.channels, at = 0;
     for (index_t l = 0; l < depth; ++l) {
       Layer<T>& y = layer[l];
-      y.conv.set_up(cin, net.net_width, h, w, options.largest_tile, options.chunk_tiles);
+      y.conv.set_up(cin, net.net_width, h, w, options.largest_tile, options.parts, options.chunk_tiles);
       y.height = h, y.width = w, y.pooled_h = h / 2, y.pooled_w = w / 2;
       y.w = at, at += net.net_width * cin * 9;
       y.bias = at, at += net.net_width;
@@ -139,7 +139,7 @@ template <class T> struct Sums {
     first_w = y.fused_first ? memory.take(y.first.weight_elements()) : nullptr;
     small_elements = memory.used - start;
     for (index_t l = 0; l < y.depth; ++l)
-      du[l] = l == 0 && y.fused_first ? nullptr : memory.take(y.layer[l].conv.forward_elements());
+      du[l] = l == 0 && y.fused_first ? nullptr : memory.take(y.layer[l].conv.sum_elements());
   }
   void clear(index_t depth) {
     std::memset(small, 0, small_elements * sizeof(T));
@@ -151,13 +151,14 @@ template <class T> struct Sums {
 template <class T> struct Work {
   Saved<T> saved;
   T *tangents[kMaxDepth + 1], *zd[kMaxDepth], *pull_a[kMaxDepth + 1];  // od, zd, o' of the adjoint
-  T *input, *input_pull, *gz, *gzd, *chunk[2], *u, *ud, *gu, *gud, *rows, *first_images, *first_scratch;
+  T *input, *input_pull, *gz, *gzd, *u, *ud, *gu, *gud, *rows, *first_images, *first_scratch;
+  Chunk<T> chunk;
   Sums<T> sums[2];  // of dphi/dtheta, and of the plain gradient
   double result;
 
   void carve(Carver<T>& memory, const Layout<T>& y, index_t images) {
     saved.carve(memory, y, images);
-    index_t z_most = 0, chunk_most = 0;
+    index_t z_most = 0, chunk_most = 0, scratch_most = 0;
     tangents[0] = pull_a[0] = nullptr;
     for (index_t l = 0; l < y.depth; ++l) {
       tangents[l + 1] = memory.take(images * y.map_elements(l + 1));
@@ -166,11 +167,12 @@ template <class T> struct Work {
       if (l == 0 && y.fused_first) continue;
       z_most = max_of(z_most, y.layer[l].conv.images_at_once() * y.z_elements(l));
       chunk_most = max_of(chunk_most, y.layer[l].conv.chunk_elements());
+      scratch_most = max_of(scratch_most, y.layer[l].conv.scratch_elements());
     }
     input = y.fused_first ? nullptr : memory.take(images * y.layer[0].conv.in_image);
     input_pull = y.fused_first ? nullptr : memory.take(images * y.layer[0].conv.in_image);
     gz = memory.take(z_most), gzd = memory.take(z_most);
-    for (T*& buffer : chunk) buffer = memory.take(chunk_most);
+    chunk.in = memory.take(chunk_most), chunk.out = memory.take(chunk_most), chunk.scratch = memory.take(scratch_most);
     u = memory.take(images * y.padded_classes), ud = memory.take(images * y.padded_classes);
     gu = memory.take(images * y.padded_classes), gud = memory.take(images * y.padded_classes);
     rows = memory.take(2 * y.classes * index_t(sizeof(double) / sizeof(T)));

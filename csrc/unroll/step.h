@@ -161,8 +161,8 @@ template <class T> class EngineOf final : public Engine {
                                part(y.conv.input_blocks(), thread, threads),
                                part(y.conv.input_blocks(), thread + 1, threads));
       if (backward && (l > 0 || images))
-        y.conv.transform_backward(theta + y.w, to.filters[l].backward, part(y.conv.outputs, thread, threads),
-                                  part(y.conv.outputs, thread + 1, threads));
+        y.conv.transform_backward(theta + y.w, to.filters[l].backward, part(y.conv.output_groups(), thread, threads),
+                                  part(y.conv.output_groups(), thread + 1, threads));
     }
     const index_t classes = y_.classes, width = y_.net.net_width;
     const index_t pixels = y_.features / y_.width_stride;
@@ -183,6 +183,7 @@ template <class T> class EngineOf final : public Engine {
   }
 
   void groups(const Call& call, int thread) {
+    [[maybe_unused]] const typename ProductsOf<T>::type::ThreadState state{};
     Work<T>& w = work_[thread];
     w.result = 0;
     if (call.kind_of_call == kAdjoint) w.sums[0].clear(y_.depth);
@@ -254,11 +255,11 @@ template <class T> class EngineOf final : public Engine {
       f.derive(saved, weights, tangent ? &direction : nullptr, norm(0), image);
       const View<T> o = y_.output(0, group.saved.maps[1], i), od = y_.output(0, w.tangents[1], i);
       if (cached)
-        f.template forward<First::kTangentOnly>(image, saved.signs, o, od);
+        f.template forward<First::kTangentOnly>(image, saved.signs, o, od, f.scratch(w.first_scratch));
       else if (tangent)
-        f.template forward<First::kBoth>(image, saved.signs, o, od);
+        f.template forward<First::kBoth>(image, saved.signs, o, od, f.scratch(w.first_scratch));
       else
-        f.template forward<First::kValues>(image, saved.signs, o, od);
+        f.template forward<First::kValues>(image, saved.signs, o, od, f.scratch(w.first_scratch));
     }
   }
   void backward_first(const Call& call, Work<T>& w, const Group& group) const {

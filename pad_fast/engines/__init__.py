@@ -1,12 +1,15 @@
 """Engines compute student steps and their adjoints; the recursion over steps lives in `pad_fast.matching`."""
 
-from .base import Adjoint, Augment, Engine, Student, Task, cross_entropy
+from .base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, cross_entropy
 from .registry import backends, record_backends, register, require_gradient, select
 
 __all__ = [
     "Adjoint",
     "Augment",
+    "Augmentation",
     "Engine",
+    "Inputs",
+    "Passes",
     "Student",
     "Task",
     "backends",

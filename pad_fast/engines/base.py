@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -55,11 +56,21 @@ class Adjoint:
 
 
 class Student(ABC):
-    """The two operations of one unrolled training run. An instance belongs to one run and may cache between them."""
+    """The two operations of one unrolled training run. An instance belongs to one run and may cache between them.
+
+    Attributes:
+        random: whether a step may draw from torch's default generators (dropout), which are then rewound for its
+            adjoint.
+    """
+
+    random = True
 
     @abstractmethod
     def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """`g(theta, x, y)` `[K, P]`: gradient of the mean cross entropy at stacked parameters `theta` `[K, P]`."""
+        """`g(theta, x, y)` `[K, P]`: gradient of the mean cross entropy at stacked parameters `theta` `[K, P]`.
+
+        The next call may use the same memory for its result.
+        """
 
     @abstractmethod
     def adjoint(
@@ -74,13 +85,100 @@ class Student(ABC):
         wants_images: bool,
         wants_labels: bool,
     ) -> Adjoint:
-        """Pull `direction` `[K, P]` back through the gradient of the same step."""
+        """Pull `direction` `[K, P]` back through the gradient of the same step.
+
+        The next call may use the same memory for its result.
+        """
+
+
+class Inputs(NamedTuple):
+    """The tensors of one unrolled run: what may change from one iteration to the next while its operations stay.
+
+    Attributes:
+        theta_start, theta_target: `[K, P]`.
+        images: `[N, C, H, W]`; labels: `[N, classes]` or `[N]`; lr: `[]`.
+        indices: the batches of all steps behind each other, int64 `[sum of B_t]`.
+        seed: of an :class:`Augmentation` that the engine draws itself, else None.
+    """
+
+    theta_start: Tensor
+    theta_target: Tensor
+    images: Tensor
+    labels: Tensor
+    lr: Tensor
+    indices: Tensor
+    seed: Tensor | None
+
+
+class Passes(ABC):
+    """The forward and the reverse pass of one unrolled run, as functions of tensors that an engine may record.
+
+    What the reverse pass needs of the forward pass is kept in the object.
+    """
+
+    @abstractmethod
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Matching losses `[K]`."""
+
+    @abstractmethod
+    def reverse(self, inputs: Inputs, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of `theta_start`, `theta_target`, `images`, `labels` and `lr`, None where they are not wanted.
+
+        Args:
+            inputs: those of the forward pass.
+            grad_loss: `[K]`.
+        """
+
+
+class Augmentation(ABC):
+    """How the batches of one run are augmented: in the forward pass, again in the reverse pass, and pulled back.
+
+    Attributes:
+        seed: what :meth:`begin` is to be given, None when nothing is.
+        key: what besides tensors decides the operations; None when they cannot be told and must not be recorded.
+    """
+
+    seed: Tensor | None = None
+    key: Hashable | None = None
+
+    def begin(self, seed: Tensor | None) -> None:
+        """Called once, ahead of the first step."""
+        return None
+
+    @abstractmethod
+    def forward(self, step: int, images: Tensor, batch: Tensor) -> Tensor:
+        """What `step` sees `[B, C, H, W]` of `images[batch]`."""
+
+    @abstractmethod
+    def again(self, step: int, images: Tensor, batch: Tensor, *, wants_gradient: bool) -> Tensor:
+        """The same a second time, followed by :meth:`pull` when `wants_gradient`."""
+
+    @abstractmethod
+    def pull(self, step: int, grad: Tensor) -> Tensor:
+        """The gradient in `images[batch]`, given the one in what :meth:`again` returned."""
+
+
+class Distance(Protocol):
+    """An engine's own form of :func:`pad_fast.matching.normalized_distance`, on `[K, P]`."""
+
+    def value(self, end: Tensor, start: Tensor, target: Tensor, *, first_kept: int, dropped: int) -> Tensor:
+        """`[K]`."""
+
+    def gradients(
+        self, end: Tensor, start: Tensor, target: Tensor, grad: Tensor, *, first_kept: int, dropped: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients in `end`, `start` and `target`, given the one in the value `[K]`; new tensors."""
 
 
 class Engine(ABC):
-    """One way to compute student steps. Engines are stateless; register instances in `pad_fast.engines`."""
+    """One way to compute student steps. Engines are stateless; register instances in `pad_fast.engines`.
+
+    Attributes:
+        distance: the engine's own form of the matching loss; None when the formula is good enough.
+    """
 
     name: str
+    distance: Distance | None = None
 
     def running(self) -> AbstractContextManager[None]:
         """Held around a run of many steps, for an engine that arranges the process for itself meanwhile."""
@@ -90,9 +188,34 @@ class Engine(ABC):
     def refuse(self, task: Task) -> str | None:
         """Why this engine cannot serve `task`, as a sentence for the user; None when it can."""
 
+    def hesitate(self, task: Task) -> str | None:
+        """Why `backend="auto"` should pass this engine over although it can serve `task`; None when it should not."""
+        return None
+
     @abstractmethod
     def student(self, task: Task) -> Student:
         """A fresh run for the exact or TESLA gradient."""
+
+    def augmentation(
+        self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Tensor
+    ) -> Augmentation | None:
+        """The engine's own form of `augment`, or None when it has none.
+
+        Args:
+            sizes: images per step.
+            images: `[N, C, H, W]`, what the batches are taken from.
+        """
+        return None
+
+    def passes(self, task: Task, make: Callable[[], Passes], key: Hashable | None, inputs: Inputs) -> Passes:
+        """Passes to run on `inputs`, made now or recorded before.
+
+        Args:
+            make: makes passes that have seen nothing yet.
+            key: equal for runs of the same task whose operations are the same while their tensors have equal shapes
+                and dtypes; None for a run that must not be recorded.
+        """
+        return make()
 
     @abstractmethod
     def loss_and_grad(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..models import ConvNet, ConvNetConfig
+from ..models import ConvNetConfig
 from .base import Adjoint, Engine, Student, Task
+from .convnet import config_of, refuse_network
 
-# "high" is direct or F(2x2, 3x3) Winograd, whose rounding is torch's; "fast" is F(4x4, 3x3).
-_TILES = {"auto": "f2", "high": "f2", "fast": "f4"}
+# What they mean depends on the instruction set (csrc/unroll/bindings.cpp); the error of "high" is of torch's size.
+_PRECISIONS = {"auto": "high", "high": "high", "fast": "fast"}
 _DTYPES = {torch.float32: "f32", torch.float64: "f64"}
 # A plan holds workspaces (tens of MB for the published networks); a run uses one or two.
 _PLANS_KEPT = 4
@@ -69,18 +70,9 @@ class CpuEngine(Engine):
             return f"the compiled extension is missing ({native.unavailable_reason()})"
         if task.dtype not in _DTYPES:
             return f"it computes in float32 and float64, not {task.dtype}"
-        if task.precision not in _TILES:
-            return f"its precisions are {', '.join(_TILES)}, not {task.precision!r}"
-        module = task.network.module
-        if not isinstance(module, ConvNet):
-            return f"it serves pad_fast.ConvNet, not {type(module).__name__}; use backend='autograd'"
-        config = module.config
-        if (config.norm, config.activation, config.pooling) != ("instance", "relu", "avg"):
-            return (
-                "it serves ConvNets with instance norm, relu and avg pooling, not "
-                f"{config.norm} norm, {config.activation} and {config.pooling} pooling; use backend='autograd'"
-            )
-        return None
+        if task.precision not in _PRECISIONS:
+            return f"its precisions are {', '.join(_PRECISIONS)}, not {task.precision!r}"
+        return refuse_network(task)
 
     def student(self, task: Task) -> Student:
         """A run that keeps `task.cache_bytes` of activations between the passes."""
@@ -112,7 +104,7 @@ class CpuEngine(Engine):
     def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]`."""
         theta, images = _ready(theta), _ready(images)
-        config = _config(task)
+        config = config_of(task)
         logits = images.new_empty(len(images), config.classes)
         self._plan(task, len(images)).native.forward(
             theta=theta.data_ptr(), x=images.data_ptr(), batch=len(images), logits=logits.data_ptr()
@@ -121,11 +113,11 @@ class CpuEngine(Engine):
 
     def _plan(self, task: Task, batch: int) -> _Plan:
         """The workspaces for this network, made once and kept while it is in use."""
-        config = _config(task)
+        config = config_of(task)
         threads = getattr(_outer, "threads", None) or torch.get_num_threads()
         if batch * _multiplications(config) < _SINGLE_THREAD_WORK:
             threads = 1
-        key = (config, task.dtype, _TILES[task.precision], threads)
+        key = (config, task.dtype, _PRECISIONS[task.precision], threads)
         with self._lock:
             if key not in self._plans:
                 self._plans[key] = _Plan(
@@ -138,7 +130,7 @@ class CpuEngine(Engine):
                         net_width=config.width,
                         classes=config.classes,
                         dtype=_DTYPES[task.dtype],
-                        precision=_TILES[task.precision],
+                        precision=_PRECISIONS[task.precision],
                         threads=threads,
                     )
                 )
@@ -157,6 +149,8 @@ class _Plan:
 
 
 class _NativeStudent(Student):
+    random = False
+
     def __init__(self, engine: CpuEngine, task: Task) -> None:
         self.engine, self.task = engine, task
         self.left = task.cache_bytes
@@ -245,12 +239,6 @@ def _multiplications(config: ConvNetConfig) -> int:
         total += side * side * channels * config.width * 9
         channels = config.width
     return total
-
-
-def _config(task: Task) -> ConvNetConfig:
-    module = task.network.module
-    assert isinstance(module, ConvNet)  # refuse() has seen to it
-    return module.config
 
 
 def _ready(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from ..errors import BackendError, nearest
 from .base import GRADIENTS, Engine, Task
 from .functional import FunctionalEngine
 from .native_cpu import CpuEngine
+from .triton import TritonEngine
 
 logger = logging.getLogger("pad_fast")
 
@@ -44,7 +45,7 @@ def select(backend: str, task: Task) -> Engine:
     if backend == "auto":
         reasons: list[str] = []
         for name in reversed(_engines):
-            reason = _engines[name].refuse(task)
+            reason = _engines[name].refuse(task) or _engines[name].hesitate(task)
             if reason is None:
                 _say_once(f"backend: {name}" + "".join(f" ({text})" for text in reasons))
                 return _used(_engines[name])
@@ -102,4 +103,5 @@ def require_gradient(gradient: str) -> None:
 
 
 register(FunctionalEngine())
+register(TritonEngine())
 register(CpuEngine())

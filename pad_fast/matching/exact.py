@@ -12,8 +12,8 @@ left out, and `v_t = v_T` throughout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..engines import Augment, Engine, Student, Task
+from ..engines import Augment, Augmentation, Engine, Inputs, Passes, Task
 from ..errors import InputError
 from .distance import normalized_distance
 
@@ -31,140 +31,248 @@ class Unroll:
     """Everything about a run but its tensors.
 
     Attributes:
-        batches: T index tensors `[B_t]`.
+        sizes: images per step, T numbers.
         propagate: True for the exact gradient, False for TESLA's.
         first_kept, dropped: the mask, see :func:`normalized_distance`.
     """
 
     engine: Engine
     task: Task
-    batches: Sequence[Tensor]
+    sizes: tuple[int, ...]
     augment: Augment | None
     propagate: bool
     first_kept: int
     dropped: int
 
 
+@dataclass(frozen=True)
+class Wants:
+    """Which gradients a run is asked for."""
+
+    start: bool
+    target: bool
+    images: bool
+    labels: bool
+    lr: bool
+
+
 def constant_memory_loss(
-    unroll: Unroll, theta_start: Tensor, theta_target: Tensor, images: Tensor, labels: Tensor, lr: Tensor
+    unroll: Unroll,
+    theta_start: Tensor,
+    theta_target: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: Tensor,
+    indices: Tensor,
 ) -> Tensor:
-    """Matching loss `[K]` for stacked trajectories `[K, P]`, differentiable once in every floating tensor given."""
-    return _ConstantMemory.apply(unroll, theta_start, theta_target, images, labels, lr)
+    """Matching loss `[K]` for stacked trajectories `[K, P]`, differentiable once in every floating tensor given.
+
+    Args:
+        indices: the batches of all steps behind each other, `[sum of unroll.sizes]`.
+    """
+    return _ConstantMemory.apply(unroll, theta_start, theta_target, images, labels, lr, indices)
 
 
 class _ConstantMemory(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        unroll: Unroll,
-        theta_start: Tensor,  # [K, P]
-        theta_target: Tensor,  # [K, P]
-        images: Tensor,  # [N, C, H, W]
-        labels: Tensor,  # [N, classes] or [N]
-        lr: Tensor,  # []
-    ) -> Tensor:
-        with unroll.engine.running():
-            return _ConstantMemory._forward(ctx, unroll, theta_start, theta_target, images, labels, lr)
+    """Hands the passes, which know nothing of autograd, to the engine and to autograd."""
 
     @staticmethod
-    def _forward(
-        ctx: Any, unroll: Unroll, theta_start: Tensor, theta_target: Tensor, images: Tensor, labels: Tensor, lr: Tensor
-    ) -> Tensor:
-        student = unroll.engine.student(unroll.task)
-        draws = _Draws(images.device, len(unroll.batches))
-        # One allocation for all T + 1 vectors: made one by one between short-lived tensors, they leave holes that cost
-        # as much again.
-        visited = theta_start.new_empty(len(unroll.batches) + 1, *theta_start.shape)
-        visited[0] = theta_start
-        for step, batch in enumerate(unroll.batches):
-            draws.remember(step)
-            inputs = images[batch] if unroll.augment is None else unroll.augment(images[batch], step)
-            if unroll.augment is not None:
-                draws.note(step, inputs)
-            gradient = student.gradient(step, visited[step], inputs, labels[batch])
-            torch.addcmul(visited[step], gradient, lr, value=-1, out=visited[step + 1])
-        ctx.unroll, ctx.student, ctx.draws, ctx.visited = unroll, student, draws, visited
-        ctx.save_for_backward(theta_start, theta_target, images, labels, lr)
-        return normalized_distance(
-            visited[-1], theta_start, theta_target, first_kept=unroll.first_kept, dropped=unroll.dropped
-        )
+    def forward(ctx: Any, unroll: Unroll, *tensors: Tensor) -> Tensor:
+        engine, (_, *needs, _) = unroll.engine, ctx.needs_input_grad
+        wants = Wants(*needs)
+        if not unroll.propagate:
+            wants = Wants(False, *needs[1:])  # TESLA defines no gradient for the start
+        own = _own_augmentation(unroll, tensors[2])
+        inputs = Inputs._make((*tensors, None if own is None else own.seed))
+        with engine.running():
+            passes = engine.passes(
+                unroll.task, lambda: Recursion(unroll, wants, inputs.images), _key(unroll, wants, own), inputs
+            )
+            losses = passes.forward(inputs)
+        ctx.engine, ctx.passes, ctx.seed = engine, passes, inputs.seed
+        ctx.save_for_backward(*tensors)
+        return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        with ctx.unroll.engine.running():
-            return _ConstantMemory._backward(ctx, grad_loss)
+        with ctx.engine.running():
+            grads = ctx.passes.reverse(Inputs._make((*ctx.saved_tensors, ctx.seed)), grad_loss)
+        # `unroll` is not a tensor, hence the first None; indices have no gradient, hence the last.
+        return (None, *grads, None)
 
-    @staticmethod
-    def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        # Unpack.
-        unroll: Unroll = ctx.unroll
-        student: Student = ctx.student
-        draws: _Draws = ctx.draws
-        theta_start, theta_target, images, labels, lr = ctx.saved_tensors
-        _, wants_start, wants_target, wants_images, wants_labels, wants_lr = ctx.needs_input_grad
-        wants_start = wants_start and unroll.propagate  # TESLA defines no gradient for the start
 
-        # Gradient of the distance itself: v_T, and the direct terms of start and target.
-        with torch.enable_grad():
-            ends = [vector.detach().requires_grad_() for vector in (ctx.visited[-1], theta_start, theta_target)]
-            distance = normalized_distance(*ends, first_kept=unroll.first_kept, dropped=unroll.dropped)
-            v, grad_start, grad_target = torch.autograd.grad(distance, ends, grad_loss)
+def _key(unroll: Unroll, wants: Wants, own: Augmentation | None) -> Hashable | None:
+    """What decides the operations of a run besides its tensors; None when that is not known.
 
-        # Pull back through the steps, last first.
-        grad_images = torch.zeros_like(images) if wants_images else None
-        grad_labels = torch.zeros_like(labels) if wants_labels else None
-        grad_lr = torch.zeros((), dtype=v.dtype, device=v.device)
-        needs_steps = wants_images or wants_labels or wants_lr or wants_start
-        with unroll.task.network.buffers_restored(), draws.replayed():
-            for step in reversed(range(len(unroll.batches) if needs_steps else 0)):
-                batch = unroll.batches[step]
-                draws.restore(step)
-                with torch.set_grad_enabled(wants_images):
-                    pieces = images[batch].detach().requires_grad_(wants_images)
-                    inputs = pieces if unroll.augment is None else unroll.augment(pieces, step)
-                if unroll.augment is not None:
-                    draws.check(step, inputs.detach())
-                pulled = student.adjoint(
+    Not the network itself: an engine that records knows which of its properties matter.
+    """
+    if unroll.augment is not None and (own is None or own.key is None):
+        return None
+    return (
+        unroll.sizes,
+        unroll.propagate,
+        unroll.first_kept,
+        unroll.dropped,
+        wants,
+        None if own is None else own.key,
+    )
+
+
+def _own_augmentation(unroll: Unroll, images: Tensor) -> Augmentation | None:
+    if unroll.augment is None:
+        return None
+    return unroll.engine.augmentation(unroll.task, unroll.augment, sizes=unroll.sizes, images=images)
+
+
+class Recursion(Passes):
+    """Equations (1) to (3) of this module, the only place where they stand.
+
+    Args:
+        unroll: the run.
+        wants: gradients that the reverse pass is to return.
+        images: what batches are taken from; only shape and device are looked at.
+    """
+
+    def __init__(self, unroll: Unroll, wants: Wants, images: Tensor) -> None:
+        self.unroll, self.wants = unroll, wants
+        self.student = unroll.engine.student(unroll.task)
+        own = _own_augmentation(unroll, images)
+        draws = None
+        if self.student.random or (unroll.augment is not None and own is None):
+            draws = _Draws(images.device, len(unroll.sizes))
+        self.draws = draws
+        self.augment = own
+        if unroll.augment is not None and own is None:
+            assert draws is not None  # made above for this
+            self.augment = _Recorded(unroll.augment, draws)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Train the student, keeping the vectors it visits; `[K]`."""
+        sizes = self.unroll.sizes
+        if self.augment is not None:
+            self.augment.begin(inputs.seed)
+        self.visited = _vectors(inputs.theta_start, len(sizes) + 1)
+        self.visited[0].copy_(inputs.theta_start)
+        labels = inputs.labels.index_select(0, inputs.indices).split(sizes)
+        for step, batch in enumerate(inputs.indices.split(sizes)):
+            if self.draws is not None:
+                self.draws.remember(step)
+            if self.augment is None:
+                images = inputs.images.index_select(0, batch)
+            else:
+                images = self.augment.forward(step, inputs.images, batch)
+            gradient = self.student.gradient(step, self.visited[step], images, labels[step])
+            torch.addcmul(self.visited[step], gradient, inputs.lr, value=-1, out=self.visited[step + 1])
+        distance = normalized_distance if self.unroll.engine.distance is None else self.unroll.engine.distance.value
+        return distance(
+            self.visited[-1],
+            inputs.theta_start,
+            inputs.theta_target,
+            first_kept=self.unroll.first_kept,
+            dropped=self.unroll.dropped,
+        )
+
+    def reverse(self, inputs: Inputs, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        """Pull back through the steps, last first."""
+        unroll, wants, augment, lr = self.unroll, self.wants, self.augment, inputs.lr
+        v, grad_start, grad_target = self._distance_gradients(inputs, grad_loss)  # v_T, and the direct terms
+        # Of phi; the factor -lr of (2) comes at the end, once for all steps.
+        sum_images = torch.zeros_like(inputs.images) if wants.images else None
+        sum_labels = torch.zeros_like(inputs.labels) if wants.labels else None
+        batches = inputs.indices.split(unroll.sizes)
+        labels = inputs.labels.index_select(0, inputs.indices).split(unroll.sizes)
+        phis = v.new_zeros(len(batches), len(v))
+        needs_steps = wants.images or wants.labels or wants.lr or wants.start
+        with unroll.task.network.buffers_restored(), nullcontext() if self.draws is None else self.draws.replayed():
+            for step in reversed(range(len(batches) if needs_steps else 0)):
+                batch = batches[step]
+                if self.draws is not None:
+                    self.draws.restore(step)
+                if augment is None:
+                    images = inputs.images.index_select(0, batch)
+                else:
+                    images = augment.again(step, inputs.images, batch, wants_gradient=wants.images)
+                pulled = self.student.adjoint(
                     step,
-                    ctx.visited[step],
+                    self.visited[step],
                     v,
-                    inputs.detach(),
-                    labels[batch],
-                    wants_theta=unroll.propagate and (step > 0 or wants_start),
-                    wants_images=wants_images,
-                    wants_labels=wants_labels,
+                    images,
+                    labels[step],
+                    wants_theta=unroll.propagate and (step > 0 or wants.start),
+                    wants_images=wants.images,
+                    wants_labels=wants.labels,
                 )
-                grad_lr -= pulled.phi.sum()  # (2)
-                if grad_images is not None and pulled.images is not None:
-                    piece = -lr * pulled.images
-                    if unroll.augment is not None:
-                        piece = _through_augment(inputs, pieces, piece)
-                    grad_images.index_add_(0, batch, piece)
-                if grad_labels is not None and pulled.labels is not None:
-                    grad_labels.index_add_(0, batch, -lr * pulled.labels)
+                phis[step].copy_(pulled.phi)
+                if sum_images is not None and pulled.images is not None:
+                    piece = pulled.images if augment is None else augment.pull(step, pulled.images)
+                    sum_images.index_add_(0, batch, piece)
+                if sum_labels is not None and pulled.labels is not None:
+                    sum_labels.index_add_(0, batch, pulled.labels)
                 if pulled.theta is not None:
                     v.addcmul_(pulled.theta, lr, value=-1)  # (3)
-        draws.verify()
-
-        # `unroll` is not a tensor, hence the first None.
+        if self.draws is not None:
+            self.draws.verify()
         return (
-            None,
-            grad_start + v if wants_start else None,
-            grad_target if wants_target else None,
-            grad_images,
-            grad_labels,
-            grad_lr.to(lr.dtype).reshape(lr.shape) if wants_lr else None,
+            grad_start + v if wants.start else None,
+            grad_target if wants.target else None,
+            None if sum_images is None else sum_images.mul_(-lr),
+            None if sum_labels is None else sum_labels.mul_(-lr),
+            -phis.sum().to(lr.dtype).reshape(lr.shape) if wants.lr else None,
         )
 
+    def _distance_gradients(self, inputs: Inputs, grad_loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first_kept, dropped = self.unroll.first_kept, self.unroll.dropped
+        vectors = (self.visited[-1], inputs.theta_start, inputs.theta_target)
+        if self.unroll.engine.distance is not None:
+            return self.unroll.engine.distance.gradients(*vectors, grad_loss, first_kept=first_kept, dropped=dropped)
+        with torch.enable_grad():
+            ends = [vector.detach().requires_grad_() for vector in vectors]
+            distance = normalized_distance(*ends, first_kept=first_kept, dropped=dropped)
+            v, start, target = torch.autograd.grad(distance, ends, grad_loss)
+        return v, start, target
 
-def _through_augment(augmented: Tensor, images: Tensor, grad: Tensor) -> Tensor:
-    if not augmented.requires_grad:
-        raise InputError(
-            "augment returned images that do not depend on its input (detached, or computed without autograd); "
-            "it must be differentiable for gradients to reach the images"
-        )
-    return torch.autograd.grad(augmented, images, grad)[0]
+
+def _vectors(like: Tensor, count: int) -> list[Tensor]:
+    """`count` tensors of `like`'s shape `[K, P]` in one allocation, each starting at a multiple of 16 elements.
+
+    One allocation, because made one by one between short-lived tensors they leave holes that cost as much again; the
+    starts, because GPUs read aligned vectors in fewer pieces.
+    """
+    size = like.numel()
+    memory = like.new_empty(count, -(-size // 16) * 16)
+    return [row[:size].view(like.shape) for row in memory]
+
+
+class _Recorded(Augmentation):
+    """Any differentiable callable, recorded by autograd."""
+
+    def __init__(self, augment: Augment, draws: _Draws) -> None:
+        self.augment, self.draws = augment, draws
+        self.graph: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, step: int, images: Tensor, batch: Tensor) -> Tensor:
+        augmented = self.augment(images.index_select(0, batch), step)
+        self.draws.note(step, augmented)
+        return augmented
+
+    def again(self, step: int, images: Tensor, batch: Tensor, *, wants_gradient: bool) -> Tensor:
+        with torch.set_grad_enabled(wants_gradient):
+            images = images.index_select(0, batch).detach().requires_grad_(wants_gradient)
+            augmented = self.augment(images, step)
+        if wants_gradient and not augmented.requires_grad:
+            raise InputError(
+                "augment returned images that do not depend on its input (detached, or computed without autograd); "
+                "it must be differentiable for gradients to reach the images"
+            )
+        self.graph = augmented, images
+        self.draws.check(step, augmented.detach())
+        return augmented.detach()
+
+    def pull(self, step: int, grad: Tensor) -> Tensor:
+        assert self.graph is not None  # again() ran
+        (augmented, images), self.graph = self.graph, None
+        return torch.autograd.grad(augmented, images, grad)[0]
 
 
 class _Draws:

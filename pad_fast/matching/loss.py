@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..data.augment import SeededDSA
 from ..device import cache_bytes
 from ..engines import Augment, Task, require_gradient, select
 from ..engines.autograd import unroll as autograd_unroll
@@ -87,10 +88,13 @@ def trajectory_matching_loss(
     mask = ParameterMask.none() if mask is None else mask
     require_gradient(gradient)
     lr = torch.as_tensor(lr, dtype=None if isinstance(lr, Tensor) else images.dtype, device=images.device)
-    indices = _check(network, theta_start, theta_target, images, labels, lr, batches)
+    _check(network, theta_start, theta_target, images, labels, lr)
+    sizes, indices = _indices(batches, images)
     first_kept = mask.first_kept(network)
     dropped = mask.dropped_entries(network.parameter_count)
 
+    if isinstance(augment, SeededDSA) and not augment.augmentation.operations:
+        augment = None
     kept = cache_bytes(cache, images.device)
     task = Task(network, images.device, images.dtype, gradient, precision, kept)
     engine = select(backend, task)
@@ -99,13 +103,15 @@ def trajectory_matching_loss(
     targets = theta_target if stacked else theta_target[None]
     if gradient == "unroll":
         ends = [
-            autograd_unroll(network, start, images, labels, lr.reshape(()), batches=indices, augment=augment)
+            autograd_unroll(
+                network, start, images, labels, lr.reshape(()), batches=indices.split(sizes), augment=augment
+            )
             for start in starts
         ]
         losses = normalized_distance(torch.stack(ends), starts, targets, first_kept=first_kept, dropped=dropped)
     else:
-        unroll = Unroll(engine, task, indices, augment, gradient == "exact", first_kept, dropped)
-        losses = constant_memory_loss(unroll, starts, targets, images, labels, lr.reshape(()))
+        unroll = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped)
+        losses = constant_memory_loss(unroll, starts, targets, images, labels, lr.reshape(()), indices)
     return losses if stacked else losses[0]
 
 
@@ -116,9 +122,8 @@ def _check(
     images: Tensor,
     labels: Tensor,
     lr: Tensor,
-    batches: Sequence[Tensor],
-) -> list[Tensor]:
-    """Reject what cannot be meant before any work starts; returns the batches as index tensors on the right device."""
+) -> None:
+    """Reject what cannot be meant before any work starts."""
     count = network.parameter_count
     for name, theta in (("theta_start", theta_start), ("theta_target", theta_target)):
         if theta.dim() not in (1, 2) or theta.shape[-1] != count:
@@ -154,19 +159,26 @@ def _check(
     # Reading a value on a GPU would wait for it, so there only the caller can check.
     if lr.device.type == "cpu" and not float(lr.detach()) > 0:
         raise InputError(f"lr is {float(lr.detach()):g}; the student's learning rate must be positive")
+
+
+def _indices(batches: Sequence[Tensor], images: Tensor) -> tuple[tuple[int, ...], Tensor]:
+    """Images per step, and all batches behind each other on the images' device: one copy instead of T."""
     if len(batches) == 0:
         raise InputError("batches is empty; pass one index tensor per student step")
-    indices = []
-    for step, batch in enumerate(batches):
-        batch = torch.as_tensor(batch)
+    tensors = [torch.as_tensor(batch) for batch in batches]
+    for step, batch in enumerate(tensors):
         if batch.dim() != 1 or batch.numel() == 0 or batch.is_floating_point() or batch.dtype == torch.bool:
             raise InputError(
                 f"batches[{step}] is {batch.dtype} {list(batch.shape)}; pass a non-empty int64 index tensor [B]"
             )
-        if batch.device.type == "cpu" and not 0 <= int(batch.min()) <= int(batch.max()) < images.shape[0]:
-            raise InputError(
-                f"batches[{step}] holds indices {int(batch.min())}..{int(batch.max())}, "
-                f"but there are {images.shape[0]} images"
-            )
-        indices.append(batch.to(images.device, torch.int64))
-    return indices
+    on_cpu = all(batch.device.type == "cpu" for batch in tensors)
+    joined = torch.cat([batch.to("cpu" if on_cpu else images.device, torch.int64) for batch in tensors])
+    # Reading a value on a GPU would wait for it, so there only the caller can check.
+    if on_cpu and not 0 <= int(joined.min()) <= int(joined.max()) < len(images):
+        for step, batch in enumerate(tensors):
+            low, high = int(batch.min()), int(batch.max())
+            if not 0 <= low <= high < len(images):
+                raise InputError(f"batches[{step}] holds indices {low}..{high}, but there are {len(images)} images")
+    if on_cpu and images.device.type == "cuda":
+        joined = joined.pin_memory().to(images.device, non_blocking=True)
+    return tuple(len(batch) for batch in tensors), joined

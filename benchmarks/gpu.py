@@ -1,0 +1,491 @@
+"""On a GPU: iterations, the matching loss, and training epochs against plain torch; milliseconds and peak memory.
+
+    python -m benchmarks.gpu --json benchmarks/results/gpu.json
+    python -m benchmarks.gpu --suites unroll --minutes 3
+
+Every case runs in a process of its own, in which the rivals take turns. Convolutions may use TF32 on both sides. Where
+the plain loop runs out of memory its row says so, and it is measured with fewer steps, which gives its time per step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import harness
+from benchmarks.rivals import plain_gsam_epoch, plain_sgd_epoch, plain_unroll
+from pad_fast import DSA, ConvNet, trajectory_matching_loss
+from pad_fast.engines import record_backends
+from pad_fast.matching import normalized_distance
+from pad_fast.models import FlatNetwork
+from pad_fast.optimizers import GSAM, SGD
+from pad_fast.rng import generator
+from pad_fast.training import Trainer, shuffled_batches
+
+# Of the image gradient after two steps without augmentation in full float32; a wrong one is off by far more.
+UNROLL_TOLERANCE = 2e-2
+# Of the weights' movement over an epoch.
+EPOCH_TOLERANCE = 1e-1
+MATCHING_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Ours:
+    """One way to run our side: options of the call, environment, trajectories at once."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    graphs: bool = True
+    trajectories: int = 1
+
+
+@dataclass(frozen=True)
+class UnrollCase:
+    """One iteration's gradient: ConvNet D3 W128, 32 px, 10 classes, T steps on batches of `batch`, with DSA."""
+
+    batch: int
+    steps: int
+    width: int = 128
+    more: tuple[str, ...] = ()
+
+
+VARIANTS: dict[str, Ours] = {
+    "ours": Ours(),
+    "ours, activations kept": Ours({"cache": "auto"}),
+    "ours, one launch at a time": Ours(graphs=False),
+    "ours, 8 trajectories": Ours(trajectories=8),
+    "ours, bf16": Ours({"precision": "bf16"}),
+    "ours, float32": Ours({"precision": "ieee"}),
+}
+UNROLLS: dict[str, UnrollCase] = {
+    "CIFAR-10 IPC 1": UnrollCase(10, 80, more=tuple(VARIANTS)[1:]),
+    "CIFAR-10 IPC 10": UnrollCase(100, 80, more=("ours, activations kept", "ours, bf16")),
+    "CIFAR-10 IPC 1000": UnrollCase(1000, 100, more=("ours, activations kept",)),
+    "batch 500": UnrollCase(500, 40, more=("ours, activations kept",)),
+    "CIFAR-10 IPC 500": UnrollCase(1000, 40),
+}
+TINY = {"tiny": UnrollCase(4, 3, width=8, more=("ours, 8 trajectories",))}
+EPOCHS = {"expert epoch": 5000, "evaluation epoch": 1000}
+SUITES = ("unroll", "epochs", "matching")
+
+
+class Rival:
+    """Something that is timed. `check` is its relative error, None for the yardstick itself."""
+
+    def __init__(self, name: str, run: Callable[[], Any], *, steps: int, environment: dict[str, str] | None = None):
+        self.name, self.run, self.steps = name, run, steps
+        self.environment = environment or {}
+        self.check: float | None = None
+        self.milliseconds: list[float] = []
+        self.peak = 0
+        self.out_of_memory = False
+
+    def row(self) -> dict[str, Any]:
+        described: dict[str, Any] = {"rival": self.name, "steps": self.steps, "error": self.check}
+        if self.out_of_memory:
+            return {**described, "status": "out of memory"}
+        if not self.milliseconds:
+            return {**described, "status": "not run"}
+        described["ms"] = harness.summary(self.milliseconds)
+        described["ms_per_step"] = described["ms"]["median"] / self.steps
+        return {**described, "status": "ok", "peak_mib": self.peak / 2**20}
+
+
+class Device:
+    """Clock and memory of a device."""
+
+    def __init__(self, name: str) -> None:
+        self.device = torch.device(name)
+        self.cuda = self.device.type == "cuda"
+
+    def time(self, run: Callable[[], Any]) -> float:
+        """Milliseconds from the first to the last thing the device does."""
+        if not self.cuda:
+            start = time.perf_counter()
+            run()
+            return (time.perf_counter() - start) * 1e3
+        torch.cuda.synchronize()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+    def clean(self) -> None:
+        gc.collect()
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int:
+        """Bytes reserved at most since :meth:`clean`: what graphs hold for themselves is in it."""
+        return torch.cuda.max_memory_reserved() if self.cuda else 0
+
+    def reserved(self) -> int:
+        return torch.cuda.memory_reserved() if self.cuda else 0
+
+
+@contextmanager
+def environment(changes: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the duration of a block."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def measure(device: Device, rivals: list[Rival], *, rounds: int, seconds: float) -> None:
+    """Warm up and watch the memory of each alone, then let them take turns, `rounds` times or until time is up."""
+    begin = time.monotonic()
+    for rival in rivals:
+        device.clean()
+        before = device.reserved()
+        try:
+            with environment(rival.environment):
+                for _ in range(3):  # plainly, recorded, replayed
+                    device.time(rival.run)
+                    if time.monotonic() - begin > seconds:
+                        break
+        except torch.OutOfMemoryError:
+            rival.out_of_memory = True
+        rival.peak = device.peak() - before
+    device.clean()
+    left = [rival for rival in rivals if not rival.out_of_memory]
+    for round_ in range(rounds):
+        for rival in left:
+            with environment(rival.environment):
+                try:
+                    rival.milliseconds.append(device.time(rival.run))
+                except torch.OutOfMemoryError:
+                    rival.out_of_memory = True
+        if round_ and time.monotonic() - begin > seconds:
+            break
+
+
+class Unroll:
+    """The tensors of a case, and its two sides."""
+
+    def __init__(self, case: UnrollCase, device: Device, backend: str) -> None:
+        torch.manual_seed(0)
+        self.case, self.device, self.backend = case, device.device, backend
+        self.module = ConvNet(width=case.width).to(device.device)
+        self.theta = FlatNetwork(self.module).initial()
+        self.target = self.theta + 0.01 * torch.randn_like(self.theta)
+        self.images = torch.randn(case.batch, 3, 32, 32).to(device.device)
+        self.labels = torch.randn(case.batch, 10).to(device.device)
+        self.lr = torch.tensor(0.01, device=device.device)
+        draws = torch.Generator().manual_seed(1)
+        self.batches = [torch.randperm(case.batch, generator=draws) for _ in range(case.steps)]
+        self.seed = 0
+
+    def plain(self, steps: int, *, augmented: bool = True) -> tuple[Tensor, ...]:
+        batches = [batch.to(self.device) for batch in self.batches[:steps]]
+        inputs = (self.theta, self.target, self.images, self.labels, self.lr)
+        return plain_unroll(self.module, *inputs, batches, augment=self._augment() if augmented else None)[1]
+
+    def ours(self, how: Ours, steps: int, *, augmented: bool = True, **options: Any) -> tuple[Tensor, ...]:
+        learned = [tensor.detach().requires_grad_() for tensor in (self.images, self.labels, self.lr)]
+        ends = [self.theta, self.target]
+        if how.trajectories > 1:
+            ends = [end.expand(how.trajectories, -1) for end in ends]
+        loss = trajectory_matching_loss(
+            self.module,
+            *ends,
+            *learned,
+            batches=self.batches[:steps],
+            augment=self._augment() if augmented else None,
+            backend=self.backend,
+            **{**how.options, **options},
+        )
+        return torch.autograd.grad(loss.mean(), learned)
+
+    def _augment(self) -> Any:
+        self.seed += 1
+        return DSA().seeded(self.seed)
+
+    def check(self, how: Ours) -> float:
+        """Relative error of the image gradient of two steps, both sides in full float32."""
+        settings = torch.backends
+        before = settings.cudnn.allow_tf32, settings.cuda.matmul.allow_tf32
+        settings.cudnn.allow_tf32 = settings.cuda.matmul.allow_tf32 = False
+        try:
+            steps = min(2, self.case.steps)
+            precision = {"precision": "ieee"} if self.backend == "triton" else {}
+            ours = self.ours(how, steps, augmented=False, **precision)[0]
+            return harness.relative_error(ours, self.plain(steps, augmented=False)[0])
+        finally:
+            settings.cudnn.allow_tf32, settings.cuda.matmul.allow_tf32 = before
+
+
+def run_unroll(case: UnrollCase, device: Device, backend: str, *, rounds: int, seconds: float) -> list[Rival]:
+    """Plain loop and ours; where the plain loop does not fit, also one with fewer steps."""
+    problem = Unroll(case, device, backend)
+    rivals = [Rival("plain loop", lambda: problem.plain(case.steps), steps=case.steps)]
+    names = ("ours", *case.more)
+    with record_backends() as used:
+        errors = {name: problem.check(VARIANTS[name]) for name in names}
+    if set(used) != {backend}:
+        raise SystemExit(f"ours ran on {set(used)}")
+    for name in names:
+        how = VARIANTS[name]
+
+        def run(how: Ours = how) -> Any:
+            return problem.ours(how, case.steps)
+
+        rival = Rival(name, run, steps=case.steps, environment={} if how.graphs else {"PAD_FAST_GRAPHS": "0"})
+        rival.check = errors[name]
+        rivals.append(rival)
+    refuse_wrong(rivals, UNROLL_TOLERANCE)
+    device.clean()
+    try:
+        problem.plain(case.steps)
+    except torch.OutOfMemoryError:
+        rivals[0].out_of_memory = True
+        fewer = case.steps // 4
+        while fewer:
+            device.clean()
+            try:
+                problem.plain(fewer)
+                rivals.append(Rival("plain loop, fewer steps", partial(problem.plain, fewer), steps=fewer))
+                break
+            except torch.OutOfMemoryError:
+                fewer //= 2
+    device.clean()
+    measure(device, [rival for rival in rivals if not rival.out_of_memory], rounds=rounds, seconds=seconds)
+    return rivals
+
+
+def run_matching(device: Device, backend: str, *, trajectories: int, dropped: bool, rounds: int) -> list[Rival]:
+    """The distance and its three gradients on `[K, P]`, by the formula and by kernels; ten of them a run."""
+    torch.manual_seed(0)
+    count = 320_010
+    start, end, target = (torch.randn(trajectories, count).to(device.device) for _ in range(3))
+    grad = torch.linspace(1, 2, trajectories, device=device.device)
+    mask = {"first_kept": 0, "dropped": count // 2} if dropped else {"first_kept": count // 2, "dropped": 0}
+
+    def formula() -> tuple[Tensor, ...]:
+        leaves = [tensor.detach().requires_grad_() for tensor in (end, start, target)]
+        return torch.autograd.grad(normalized_distance(*leaves, **mask), leaves, grad)
+
+    def kernels() -> tuple[Tensor, ...]:
+        from pad_fast.kernels import matching
+
+        matching.distance(end, start, target, **mask)
+        return matching.distance_gradients(end, start, target, grad, **mask)
+
+    rivals = [Rival("formula", lambda: [formula() for _ in range(10)], steps=10)]
+    if backend == "triton":
+        rivals.append(Rival("ours", lambda: [kernels() for _ in range(10)], steps=10))
+        pairs = zip(kernels(), formula(), strict=True)
+        rivals[1].check = max(harness.relative_error(ours, truth) for ours, truth in pairs)
+    refuse_wrong(rivals, MATCHING_TOLERANCE)
+    measure(device, rivals, rounds=rounds, seconds=20)
+    return rivals
+
+
+def run_epoch(name: str, count: int, device: Device, backend: str, *, rounds: int, width: int = 128) -> list[Rival]:
+    """An epoch of GSAM on hard labels (experts) or of SGD with momentum on soft ones (evaluation), with DSA."""
+    torch.manual_seed(0)
+    module = ConvNet(width=width).to(device.device)
+    network = FlatNetwork(module)
+    start = network.initial()
+    expert = name.startswith("expert")
+    images = torch.randn(count, 3, 32, 32).to(device.device)
+    labels = (torch.arange(count) % 10).to(device.device)
+    targets = labels if expert else torch.nn.functional.one_hot(labels, 10).float() * 4
+    batches = shuffled_batches(torch.arange(count, device=device.device), 256 if expert else 128, generator(0, "bench"))
+
+    def augment(strategy: str) -> Callable[[Tensor], Tensor]:
+        dsa, draws = DSA(strategy), generator(0, "bench dsa")
+        return lambda x: dsa(x, generator=draws)
+
+    def plain(strategy: str) -> Tensor:
+        network.load(start).train()
+        if expert:
+            plain_gsam_epoch(module, images, targets, batches, augment(strategy), lr=0.01, rho=0.01, alpha=0.3)
+        else:
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+            plain_sgd_epoch(module, images, targets.softmax(-1), batches, augment(strategy), optimizer)
+        return network.initial() - start
+
+    def ours(strategy: str) -> Tensor:
+        trainer = Trainer(FlatNetwork(network.load(start)), device=device.device, backend=backend)
+        optimizer = GSAM(0.01, rho=0.01, alpha=0.3) if expert else SGD(0.01, momentum=0.9, weight_decay=5e-4)
+        trainer.epoch(images, targets, batches, optimizer, augment(strategy))
+        return trainer.theta - start
+
+    every = "color_crop_cutout_flip_scale_rotate"
+    rivals = [
+        Rival("plain torch", lambda: plain(every), steps=len(batches)),
+        Rival("ours", lambda: ours(every), steps=len(batches)),
+    ]
+    # Both sides apply the same draws.
+    rivals[1].check = harness.relative_error(ours(every), plain(every))
+    refuse_wrong(rivals, EPOCH_TOLERANCE)
+    measure(device, rivals, rounds=rounds, seconds=30)
+    return rivals
+
+
+def refuse_wrong(rivals: list[Rival], tolerance: float) -> None:
+    """No speed of anything that computes something else."""
+    for rival in rivals:
+        if rival.check is not None and not rival.check <= tolerance:
+            raise SystemExit(f"{rival.name} is off by {rival.check:.1e}; no speed is reported")
+
+
+def cases(suites: list[str], *, tiny: bool) -> list[tuple[str, str]]:
+    """(suite, case) in the order in which they run."""
+    named = {
+        "unroll": list(TINY if tiny else UNROLLS),
+        "matching": [f"{kind} mask, K={k}" for kind in ("depth", "loss") for k in ((1,) if tiny else (1, 8))],
+        "epochs": list(EPOCHS),
+    }
+    return [(suite, case) for suite in suites for case in named[suite]]
+
+
+def run_case(suite: str, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run one case in this process."""
+    device = Device(options.device)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    if suite == "unroll":
+        case = (TINY if options.tiny else UNROLLS)[name]
+        rivals = run_unroll(case, device, options.backend, rounds=options.rounds, seconds=options.case_seconds)
+        described = {"batch": case.batch}
+    elif suite == "matching":
+        trajectories = int(name.rpartition("=")[2])
+        rivals = run_matching(
+            device,
+            options.backend,
+            trajectories=trajectories,
+            dropped=name.startswith("loss"),
+            rounds=options.rounds,
+        )
+        described = {"batch": trajectories}
+    else:
+        count, width = (64, 8) if options.tiny else (EPOCHS[name], 128)
+        rivals = run_epoch(name, count, device, options.backend, rounds=options.rounds, width=width)
+        described = {"batch": count}
+    return [{"suite": suite, "case": name, **described, **rival.row()} for rival in rivals]
+
+
+def in_process(suite: str, name: str, arguments: list[str], seconds: float) -> list[dict[str, Any]]:
+    """Run one case in a process of its own; what goes wrong becomes a row."""
+    command = [sys.executable, "-m", "benchmarks.gpu", *arguments, "--worker", suite, name]
+    failed = {"suite": suite, "case": name, "rival": "-", "steps": 0}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return [{**failed, "status": "failed", "reason": f"took longer than {seconds:.0f} s"}]
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        return [{**failed, "status": "failed", "reason": lines[-1]}]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How many times faster per step than the yardstick of the same case, which may have had to take fewer steps."""
+    yardsticks = {
+        (row["suite"], row["case"]): row["ms_per_step"]
+        for row in rows
+        if row["status"] == "ok" and row["error"] is None
+    }
+    for row in rows:
+        base = yardsticks.get((row["suite"], row["case"]))
+        if row["status"] == "ok" and row["error"] is not None and base is not None:
+            trajectories = 8 if "8 trajectories" in row["rival"] else 1
+            row["times_faster"] = base / row["ms_per_step"] * trajectories
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Aligned text."""
+    head = f"{'case':<20}{'rival':<28}{'T':>5}{'ms':>10}{'min..max':>20}{'ms/step':>9}{'x plain':>9}{'MiB':>9}  error"
+    lines = [head]
+    for row in rows:
+        text = f"{row['case']:<20}{row['rival']:<28}{row['steps']:>5}"
+        if row["status"] != "ok":
+            lines.append(text + f"  {row['status']}" + (f": {row['reason']}" if "reason" in row else ""))
+            continue
+        ms, spread = row["ms"], f"{row['ms']['min']:.2f}..{row['ms']['max']:.2f}"
+        faster = f"{row['times_faster']:.1f}" if "times_faster" in row else ""
+        error = "" if row["error"] is None else f"{row['error']:.1e}"
+        text += (
+            f"{ms['median']:>10.2f}{spread:>20}{row['ms_per_step']:>9.3f}{faster:>9}{row['peak_mib']:>9.0f}  {error}"
+        )
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", help="where (default: cuda)")
+    parser.add_argument("--backend", default="triton", help="our side's engine (default: triton)")
+    parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES), help="which (default: all)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="start no case after this long (default: 5)")
+    parser.add_argument("--case-seconds", type=float, default=25.0, help="stop repeating a case then (default: 25)")
+    parser.add_argument("--tiny", action="store_true", help="small networks, to try the program itself")
+    parser.add_argument("--worker", nargs=2, metavar=("SUITE", "CASE"), help=argparse.SUPPRESS)
+    harness.add_common(parser)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(run_case(*options.worker, options)))
+        return
+    arguments = ["--device", options.device, "--backend", options.backend, "--rounds", str(options.rounds)]
+    arguments += ["--case-seconds", str(options.case_seconds), *(["--tiny"] if options.tiny else [])]
+    command = "python -m benchmarks.gpu " + " ".join(arguments)
+    if options.device == "cuda" and torch.cuda.is_available():
+        print(torch.cuda.get_device_name())
+    print(harness.heading(command) + "\n", flush=True)
+    begin, rows = time.monotonic(), []
+    for suite, name in cases(options.suites, tiny=options.tiny):
+        left = 60 * options.minutes - (time.monotonic() - begin)
+        if left < 5:
+            rows.append(
+                {"suite": suite, "case": name, "rival": "-", "steps": 0, "status": "failed", "reason": "no time"}
+            )
+        else:
+            rows += in_process(suite, name, arguments, min(left, 3 * options.case_seconds))
+        with_ratios(rows)
+        write(options.json, command, rows)  # what is there survives whoever stops this program
+    print(table(rows))
+    if any(row["status"] in ("failed", "not run") for row in rows):
+        raise SystemExit("some cases failed")
+
+
+def write(path: Path | None, command: str, rows: list[dict[str, Any]]) -> None:
+    """JSON with everything needed to judge it."""
+    if path is None:
+        return
+    gpu = {}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        gpu = {"name": properties.name, "memory_gib": properties.total_memory / 2**30, "cuda": torch.version.cuda}
+    content = {"suite": "gpu", "command": command, "machine": harness.machine(), "gpu": gpu, "rows": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

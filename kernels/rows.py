@@ -1,0 +1,118 @@
+"""Long rows `[K, P]` cut into tiles, and sums over them in two stages.
+
+Every tile leaves a partial sum in float64; whoever needs the sum adds the partial sums up in one fixed order
+(:func:`total`), in every program alike. No atomics: the same numbers give the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..errors import InputError
+from .launch import Cost, launch
+
+if TYPE_CHECKING:
+    from .aot import Production
+
+WARPS = 4
+MAX_TILES = 512
+"""Most tiles of a row that is summed: several for each multiprocessor, few enough for each program to add up."""
+_MAX_TILES = tl.constexpr(MAX_TILES)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One launch with all its arguments, so that exactly what runs can be compiled ahead of time."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    cost: Cost
+    options: dict[str, Any]
+
+    def run(self) -> None:
+        """Launch it."""
+        launch(self.kernel, self.grid, *self.args, cost=self.cost, **self.options)
+
+    def production(self, name: str, *, hot: bool = True) -> Production:
+        """The same launch for the compiler; tensors may be on the "meta" device."""
+        from .aot import production_of
+
+        return production_of(name, self.kernel, *self.args, cost=self.cost, hot=hot, **self.options)
+
+
+def moved(*tensors: Tensor) -> Cost:
+    """The cost of touching each tensor once."""
+    return Cost(sum(tensor.nbytes for tensor in tensors))
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A row's tiles: `count` of them, of `per` blocks of `block` entries each, from entry `first` on."""
+
+    first: int
+    count: int
+    per: int
+    block: int
+
+
+def tiles(length: int, dtype: torch.dtype, *, first: int = 0, summed: bool = False) -> Tiles:
+    """Cut a row of `length` entries of which those in front of `first` are not wanted.
+
+    A block gives every thread four accesses of 16 bytes per operand; two where it keeps float64 sums as well.
+    """
+    block = WARPS * 32 * (32 if summed else 64) // dtype.itemsize
+    start = min(first, length) // block * block  # a multiple of the block, so that accesses stay aligned
+    blocks = max(1, -(-(length - start) // block))
+    per = -(-blocks // MAX_TILES) if summed else 1
+    return Tiles(start, -(-blocks // per), per, block)
+
+
+def row_stride(x: Tensor) -> int:
+    """Entries between the rows of `[K, P]`; 0 for a single one: a multiple of 16 keeps accesses 16 bytes wide."""
+    return x.stride(0) if x.shape[0] > 1 else 0
+
+
+def require_alike(*, contiguous: bool = True, **tensors: Tensor) -> None:
+    """Refuse tensors that differ from the first in shape, dtype or device, and strided ones if so asked.
+
+    Raises:
+        InputError: names the one that differs.
+    """
+    (first, model), *_ = tensors.items()
+    for name, tensor in tensors.items():
+        if (tensor.shape, tensor.dtype, tensor.device) != (model.shape, model.dtype, model.device):
+            raise InputError(
+                f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, but {first} is {model.dtype} "
+                f"{list(model.shape)} on {model.device}; they must agree"
+            )
+        if contiguous and not tensor.is_contiguous():
+            raise InputError(f"{name} has strides {tensor.stride()}; pass a contiguous tensor (.contiguous())")
+
+
+@triton.jit
+def total(p_partial, count):
+    """Sum of `count` partial sums."""
+    o = tl.arange(0, _MAX_TILES)
+    sums = tl.zeros([_MAX_TILES], tl.float64)
+    for start in range(0, count, _MAX_TILES):
+        sums += tl.load(p_partial + start + o, mask=start + o < count, other=0.0)
+    return tl.sum(sums, 0)
+
+
+@triton.jit
+def _finish_kernel(p_out, p_partial, count, divisor):
+    k = tl.program_id(0).to(tl.int64)
+    tl.store(p_out + k, (total(p_partial + k * count, count) / divisor).to(p_out.dtype.element_ty))
+
+
+def finish(out: Tensor, partial: Tensor, divisor: int) -> Call:
+    """`out[k] = sum(partial[k]) / divisor` for `partial` `[K, tiles]` in float64."""
+    args = (out, partial, partial.shape[1], divisor)
+    return Call(_finish_kernel, (len(out),), args, moved(out, partial), {"num_warps": WARPS})

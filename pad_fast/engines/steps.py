@@ -1,0 +1,348 @@
+"""A ConvNet's student step and its adjoint as a sequence of operations on K trajectories at once.
+
+Equation numbers are those of docs/cpu_engine.md. Which operations is decided by a table: Triton kernels on a GPU, their
+naive twins in plain torch anywhere. Activations are channels-last `[K, B, H, W, C]`, parameters and gradients `[K, P]`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from ..models import ConvNetConfig
+from .convnet import Block, blocks_of
+
+
+class Operations:
+    """The operations of `pad_fast.kernels`, by module and name: `operations.conv.forward(...)`.
+
+    Args:
+        naive: take the twins in plain torch, which run on every device and in every floating dtype.
+    """
+
+    def __init__(self, *, naive: bool = False) -> None:
+        self.naive = naive
+
+    @cached_property
+    def conv(self) -> Any:
+        """3x3 convolutions with weights of their own per trajectory."""
+        return _Family("conv", self.naive)
+
+    @cached_property
+    def block(self) -> Any:
+        """Instance norm, ReLU and pooling."""
+        return _Family("block", self.naive)
+
+    @cached_property
+    def first(self) -> Any:
+        """The first block with its convolution."""
+        return _Family("first", self.naive)
+
+    @cached_property
+    def head(self) -> Any:
+        """Classifier and cross entropy."""
+        return _Family("head", self.naive)
+
+    @cached_property
+    def matching(self) -> Any:
+        """The normalised distance."""
+        return _Family("matching", self.naive)
+
+    @cached_property
+    def augment(self) -> Any:
+        """Differentiable augmentation."""
+        return _Family("augment", self.naive)
+
+
+class _Family:
+    """The public functions of one kernel module, or their twins. Triton is imported on first use."""
+
+    def __init__(self, name: str, naive: bool) -> None:
+        self._module = importlib.import_module(f"pad_fast.kernels.{name}")
+        self._prefix = "naive_" if naive else ""
+
+    def __getattr__(self, name: str) -> Any:
+        twin = None if name[0].isupper() else getattr(self._module, self._prefix + name, None)
+        # Classes, and functions that are plain torch anyway, have no twin.
+        return getattr(self._module, name) if twin is None else twin
+
+
+@dataclass(frozen=True, eq=False)
+class _Visit:
+    """What the tangent pass leaves behind for one block."""
+
+    block: Block
+    h: Tensor
+    hd: Tensor
+    w: Any
+    v: Any
+    z: Tensor
+    zd: Tensor
+    stats: Tensor
+
+
+class Steps:
+    """Student steps of one network in one precision. Holds no tensors.
+
+    Every method takes `theta` `[K, P]` and images `x` `[K, B, C, H, W]`, which may be expanded over K.
+    """
+
+    def __init__(self, operations: Any, config: ConvNetConfig, precision: str) -> None:
+        self.ops, self.config, self.precision = operations, config, precision
+        blocks, self.classifier = blocks_of(config)
+        self.later = blocks[1:]
+        first = blocks[0]
+        self.first: Any = operations.first
+        self.where: Any = first
+        if config.channels <= operations.first.MOST_CHANNELS:
+            self.where = operations.first.FirstBlock(
+                channels=first.inputs,
+                outputs=first.outputs,
+                height=config.resolution,
+                width=config.resolution,
+                padding=config.first_padding,
+                w=first.w,
+                g=first.g,
+                b=first.b,
+            )
+        else:
+            self.first = _ManyChannels(operations)
+
+    def logits(self, theta: Tensor, x: Tensor) -> Tensor:
+        """`[K, B, classes]`."""
+        h, _ = self.first.forward(x, theta, self.where, precision=self.precision)
+        for block, w in zip(self.later, self._weights(theta), strict=True):
+            z = self.ops.conv.forward(h, w, precision=self.precision)
+            h, _ = self.ops.block.forward(z, *_norm(theta, block))
+        w, bias = self._classifier(theta, h)
+        return self.ops.head.logits(h, w, bias)
+
+    def plain(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        labels: Tensor,
+        *,
+        batch: int,
+        out: Tensor,
+        accumulate: bool,
+        keep: list[Tensor] | None = None,
+    ) -> Tensor:
+        """One plain step (1)-(7) on a part of a batch of `batch` images.
+
+        Args:
+            out: gradients `[K, P]`, zero in the convolutions' biases (4); assigned, or added to with `accumulate`.
+            keep: receives the later blocks' convolution outputs, for :meth:`adjoint`.
+
+        Returns:
+            This part's share of the mean loss, `[K]`.
+        """
+        precision = self.precision
+        h, first_stats = self.first.forward(x, theta, self.where, precision=precision)
+        visits = []
+        for block, w in zip(self.later, self._weights(theta), strict=True):
+            z = self.ops.conv.forward(h, w, precision=precision)
+            o, stats = self.ops.block.forward(z, *_norm(theta, block))
+            visits.append((block, h, w, z, stats))
+            if keep is not None:
+                keep.append(z)
+            h = o
+        w, bias = self._classifier(theta, h)
+        losses, gu = self.ops.head.loss(self.ops.head.logits(h, w, bias), labels, batch)
+        self.ops.head.weight_grad(gu, h, out, self.classifier, accumulate=accumulate)
+        go = self.ops.head.pull(gu, w, h.shape)
+        while visits:
+            block, h, w, z, stats = visits.pop()
+            gz = self.ops.block.backward(
+                z, stats, *_norm(theta, block), go, out, block.g, block.b, accumulate=accumulate
+            )
+            del z, stats
+            self.ops.conv.weight_grad(h, gz, out, block.w, precision=precision, accumulate=accumulate)
+            go = self.ops.conv.data_grad(gz, w, precision=precision)
+        self.first.backward(x, theta, first_stats, go, self.where, out, precision=precision, accumulate=accumulate)
+        return losses
+
+    def adjoint(
+        self,
+        theta: Tensor,
+        v: Tensor,
+        x: Tensor,
+        labels: Tensor,
+        *,
+        batch: int,
+        out: Tensor,
+        accumulate: bool,
+        kept: list[Tensor] | None,
+        wants_theta: bool,
+        wants_images: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The tangent pass along `v` (8)-(10) and the pass back through it (11)-(19), (24)-(27).
+
+        Args:
+            out: `d phi / d theta` `[K, P]`; holds nothing of use unless `wants_theta`.
+            kept: what :meth:`plain` kept for the same images, or None to compute it again.
+
+        Returns:
+            This part's share of phi `[K]`, `d phi / d x` `[K, B, C, H, W]` (or None), and `d phi / d y` of the part
+            `[B, classes]` summed over K (None for hard labels).
+        """
+        ops, precision = self.ops, self.precision
+        h, hd, first_stats = self.first.tangent(x, theta, v, self.where, precision=precision)
+        visits = []
+        weights = zip(self._weights(theta), self._weights(v), strict=True)
+        for index, (block, (w, direction)) in enumerate(zip(self.later, weights, strict=True)):
+            known = None if kept is None else kept[index]
+            z, zd = ops.conv.tangent(h, hd, w, direction, precision=precision, with_primal=known is None)
+            z = z if known is None else known
+            o, od, stats = ops.block.tangent(z, zd, *_norm(theta, block), *_norm(v, block))
+            visits.append(_Visit(block, h, hd, w, direction, z, zd, stats))
+            h, hd = o, od
+        w, bias = self._classifier(theta, h)
+        direction, bias_direction = self._classifier(v, h)
+        u, ud = ops.head.tangent_logits(h, hd, w, bias, direction, bias_direction)
+        phi, gu, gud, gy = ops.head.adjoint(u, ud, labels, batch)
+        if wants_theta:
+            ops.head.weight_grad_dual(gu, gud, h, hd, out, self.classifier, accumulate=accumulate)
+        go, god = ops.head.pull_dual(gu, gud, w, direction, h.shape)
+        while visits:
+            visit = visits.pop()
+            block = visit.block
+            gz, gzd = ops.block.adjoint(
+                visit.z,
+                visit.zd,
+                visit.stats,
+                *_norm(theta, block),
+                *_norm(v, block),
+                go,
+                god,
+                out,
+                block.g,
+                block.b,
+                accumulate=accumulate,
+            )
+            if wants_theta:
+                ops.conv.weight_grad_dual(
+                    visit.h, visit.hd, gz, gzd, out, block.w, precision=precision, accumulate=accumulate
+                )
+            go, god = ops.conv.data_grad_dual(gz, gzd, visit.w, visit.v, precision=precision)
+            del visit, gz, gzd
+        gx = None
+        if wants_theta or wants_images:
+            gx = self.first.adjoint(
+                x,
+                theta,
+                v,
+                first_stats,
+                go,
+                god,
+                self.where,
+                out,
+                precision=precision,
+                accumulate=accumulate,
+                wants_images=wants_images,
+            )
+        return phi, gx, gy
+
+    def kept_bytes(self, trajectories: int, images: int, element: int) -> int:
+        """What :meth:`plain` keeps for that many images, with elements of that many bytes."""
+        return trajectories * images * element * sum(block.side**2 * block.outputs for block in self.later)
+
+    def working_bytes(self, trajectories: int, images: int, element: int) -> int:
+        """About the largest number of bytes of activations an adjoint has alive at once.
+
+        The tangent pass ends with every block's two inputs and two convolution outputs. The way back starts there, with
+        four more maps of the largest later block.
+        """
+        maps = sum((2 * block.inputs + 2 * block.outputs) * block.side**2 for block in self.later)
+        largest = max((block.outputs * block.side**2 for block in self.later), default=0)
+        first = 2 * self.config.width * self.config.map_sizes[1] ** 2
+        return trajectories * images * element * (maps + 4 * largest + first)
+
+    def _weights(self, theta: Tensor) -> Any:
+        """The later blocks' filters as the convolutions read them."""
+        layers = [(block.w, block.inputs, block.outputs) for block in self.later]
+        return self.ops.conv.pack_all(theta, layers, precision=self.precision)
+
+    def _classifier(self, theta: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return self.ops.head.pack(theta, self.classifier, self.config.classes, h.shape)
+
+
+class _ManyChannels:
+    """The first block like any other, for images of more channels than its own kernels take."""
+
+    def __init__(self, operations: Any) -> None:
+        self.ops = operations
+
+    def forward(self, x: Tensor, theta: Tensor, where: Block, *, precision: str) -> tuple[Tensor, Any]:
+        h, w = _channels_last(x), self._weight(theta, where, precision)
+        z = self.ops.conv.forward(h, w, precision=precision)
+        o, stats = self.ops.block.forward(z, *_norm(theta, where))
+        return o, (z, stats)
+
+    def tangent(
+        self, x: Tensor, theta: Tensor, v: Tensor, where: Block, *, precision: str
+    ) -> tuple[Tensor, Tensor, Any]:
+        h, w, direction = _channels_last(x), self._weight(theta, where, precision), self._weight(v, where, precision)
+        z = self.ops.conv.forward(h, w, precision=precision)
+        zd = self.ops.conv.forward(h, direction, precision=precision)  # (8) with hd = 0
+        o, od, stats = self.ops.block.tangent(z, zd, *_norm(theta, where), *_norm(v, where))
+        return o, od, (z, zd, stats)
+
+    def backward(
+        self,
+        x: Tensor,
+        theta: Tensor,
+        saved: Any,
+        god: Tensor,
+        where: Block,
+        out: Tensor,
+        *,
+        precision: str,
+        accumulate: bool = False,
+    ) -> None:
+        z, stats = saved
+        norm = _norm(theta, where)
+        gz = self.ops.block.backward(z, stats, *norm, god, out, where.g, where.b, accumulate=accumulate)
+        self.ops.conv.weight_grad(_channels_last(x), gz, out, where.w, precision=precision, accumulate=accumulate)
+
+    def adjoint(
+        self,
+        x: Tensor,
+        theta: Tensor,
+        v: Tensor,
+        saved: Any,
+        go: Tensor,
+        god: Tensor,
+        where: Block,
+        out: Tensor,
+        *,
+        precision: str,
+        accumulate: bool = False,
+        wants_images: bool = True,
+    ) -> Tensor | None:
+        z, zd, stats = saved
+        norms = (*_norm(theta, where), *_norm(v, where))
+        gz, gzd = self.ops.block.adjoint(z, zd, stats, *norms, go, god, out, where.g, where.b, accumulate=accumulate)
+        # (19) with hd = 0.
+        self.ops.conv.weight_grad(_channels_last(x), gz, out, where.w, precision=precision, accumulate=accumulate)
+        if not wants_images:
+            return None
+        w, direction = self._weight(theta, where, precision), self._weight(v, where, precision)
+        gh, _ = self.ops.conv.data_grad_dual(gz, gzd, w, direction, precision=precision)
+        return gh.permute(0, 1, 4, 2, 3)
+
+    def _weight(self, theta: Tensor, where: Block, precision: str) -> Any:
+        return self.ops.conv.pack(theta, where.w, where.inputs, where.outputs, precision=precision)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.permute(0, 1, 3, 4, 2).contiguous()
+
+
+def _norm(theta: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    """Scale and shift `[K, C]` of a block's norm, as views."""
+    return theta[:, block.g : block.g + block.outputs], theta[:, block.b : block.b + block.outputs]

@@ -1,0 +1,454 @@
+"""`backend="triton"`: whole student steps and their adjoints on an NVIDIA GPU, for ConvNets with instance norm."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..data.augment import SeededDSA
+from ..models import ConvNetConfig
+from .base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task
+from .convnet import config_of, refuse_network
+from .graphs import CudaRecorder, Graphs, Recorder, signature
+from .steps import Operations, Steps
+
+logger = logging.getLogger("pad_fast")
+
+PRECISIONS = {"auto": "tf32", "tf32": "tf32", "ieee": "ieee", "bf16": "bf16"}
+_CAPABILITY = (8, 0)
+# Activations that one step may have alive at once; larger batches go in parts, which changes only the order of sums.
+# A part of this size keeps any GPU busy.
+_WORKING_BYTES = 3 << 30
+
+Result = TypeVar("Result")
+
+
+class TritonEngine(Engine):
+    """Batched Triton kernels for K trajectories at once, replayed as CUDA graphs.
+
+    It serves ConvNets of pad_fast with instance norm, ReLU and average pooling, of any depth, width, class count,
+    channel count and resolution. Precisions are "tf32" (the default, what torch's convolutions do), "ieee" and "bf16"
+    for float32 tensors, and float64. The convolutions' biases cancel in the norm behind them, so their gradient is
+    exactly 0 here, where torch leaves rounding noise.
+
+    When memory runs out, the engine says so once and goes on with no kept activations, then with half as many images
+    at a time, and so on; it remembers that for the network.
+
+    Args:
+        operations: what steps are made of; the Triton kernels when None.
+        recorder: records work on any device; CUDA graphs on CUDA devices when None.
+
+    Environment:
+        PAD_FAST_GRAPHS=0 starts every kernel by itself.
+    """
+
+    name = "triton"
+
+    def __init__(self, operations: Any = None, *, recorder: Callable[[torch.device], Recorder] | None = None) -> None:
+        self._given = operations
+        self._operations = operations
+        self._records_anywhere = recorder is not None
+        self.graphs = Graphs(CudaRecorder if recorder is None else recorder)
+        self.distance = KernelDistance(self)
+        self._limits: dict[Hashable, _Limit] = {}
+        self._said: set[str] = set()
+
+    @property
+    def operations(self) -> Any:
+        """The operations; the first look imports Triton."""
+        if self._operations is None:
+            self._operations = Operations()
+        return self._operations
+
+    def refuse(self, task: Task) -> str | None:
+        """Says which of device, dtype, precision or network it does not serve."""
+        reason = None if self._given is not None else _refuse_device(task.device)
+        if reason is not None:
+            return reason
+        if task.dtype not in (torch.float32, torch.float64):
+            return f"it computes in float32 and float64, not {task.dtype}"
+        if task.precision not in PRECISIONS:
+            return f"its precisions are {', '.join(PRECISIONS)}, not {task.precision!r}"
+        if task.dtype == torch.float64 and task.precision not in ("auto", "ieee"):
+            return f"float64 is computed in float64 (precision='ieee'), not {task.precision}"
+        return refuse_network(task)
+
+    def hesitate(self, task: Task) -> str | None:
+        """On a CPU its kernels are interpreted, which is for tests."""
+        return None if task.device.type == "cuda" else "on a CPU its kernels would be interpreted"
+
+    def student(self, task: Task) -> Student:
+        """A run that keeps `task.cache_bytes` of activations between the passes."""
+        return _TritonStudent(self, task)
+
+    def augmentation(
+        self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Tensor
+    ) -> Augmentation | None:
+        """DSA with a seed is drawn and applied by kernels; any other callable is recorded by autograd."""
+        if not isinstance(augment, SeededDSA) or augment.augmentation.mode != "fast":
+            return None
+        return _DeviceDSA(self.operations.augment, augment, sizes, images)
+
+    def passes(self, task: Task, make: Callable[[], Passes], key: Hashable | None, inputs: Inputs) -> Passes:
+        """Recorded passes, where the device records and everything the run does is known."""
+        if key is None or not self._records(task):
+            return make()
+        # Not the number of bytes: with "auto" it changes from call to call, and recordings hold what they keep.
+        whole = (_kind(task), task.gradient, task.cache_bytes > 0, key, signature(inputs))
+        return self.graphs.passes(whole, make, task.device)
+
+    def loss_and_grad(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One plain step."""
+
+        def work(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            losses, gradients = self._gradient(task, theta[None], images, labels)
+            return losses[0], gradients[0]
+
+        inputs = (_ready(theta), _ready(images), labels.detach())
+        if not self._records(task):
+            loss, gradient = work(*inputs)
+            return loss, gradient
+        loss, gradient = self.graphs.call(("loss_and_grad", _kind(task)), work, inputs, task.device)
+        return loss, gradient
+
+    def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
+        """Logits `[B, classes]`."""
+        steps, theta, images = self._steps(task), _ready(theta)[None], _ready(images)
+
+        def run() -> Tensor:
+            parts = self._parts(task, 1, len(images), images.element_size())
+            return torch.cat([steps.logits(theta, piece[None])[0] for piece in images.split(parts)])
+
+        return self._within_memory(task, run)
+
+    def _steps(self, task: Task) -> Steps:
+        precision = "ieee" if task.dtype == torch.float64 else PRECISIONS[task.precision]
+        return Steps(self.operations, config_of(task), precision)
+
+    def _records(self, task: Task) -> bool:
+        if os.environ.get("PAD_FAST_GRAPHS") == "0":
+            return False
+        return self._records_anywhere or task.device.type == "cuda"
+
+    def _gradient(
+        self,
+        task: Task,
+        theta: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        out: Tensor | None = None,
+        keep: Callable[[], list[Tensor] | None] = lambda: None,
+        restart: Callable[[], None] = lambda: None,
+        forget: Callable[[], bool] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Losses `[K]` and gradients `[K, P]`.
+
+        Args:
+            out: receives the gradients; its entries for the convolutions' biases are zero, and stay so.
+            keep: called for every part of the batch; a list that receives its activations, or None.
+            restart: called ahead of the first part, also when memory ran out and everything begins again.
+            forget: see :meth:`_within_memory`.
+        """
+        steps = self._steps(task)
+        gradients = torch.zeros_like(theta) if out is None else out
+
+        def run() -> tuple[Tensor, Tensor]:
+            restart()
+            shares: list[Tensor] = []
+            size = self._parts(task, len(theta), len(images), images.element_size())
+            for x, y in zip(images.split(size), labels.split(size), strict=True):
+                share = steps.plain(
+                    theta,
+                    _stacked(x, len(theta)),
+                    y,
+                    batch=len(images),
+                    out=gradients,
+                    accumulate=bool(shares),
+                    keep=keep(),
+                )
+                shares.append(share)
+            return _sum(shares), gradients
+
+        return self._within_memory(task, run, forget)
+
+    def _parts(self, task: Task, trajectories: int, batch: int, element: int) -> int:
+        """Images at a time: as many as memory allows, in parts of nearly equal size."""
+        limit = self._limit(task)
+        fitting = max(1, _WORKING_BYTES // self._steps(task).working_bytes(trajectories, 1, element))
+        if limit.images is not None:
+            fitting = min(fitting, limit.images)
+        count = -(-batch // fitting)
+        limit.latest = -(-batch // count)
+        return limit.latest
+
+    def _limit(self, task: Task) -> _Limit:
+        return self._limits.setdefault(_kind(task), _Limit())
+
+    def _within_memory(self, task: Task, run: Callable[[], Result], forget: Callable[[], bool] | None = None) -> Result:
+        """`run()`, again with less and less memory while there is too little.
+
+        Args:
+            forget: gives up what was kept of other steps, and says whether there was anything.
+        """
+        while True:
+            try:
+                with on(task.device):
+                    return run()
+            except torch.OutOfMemoryError:
+                # While recording, only starting afresh helps, and whoever records does so.
+                if self.graphs.recording or not self._make_do(task, forget):
+                    raise
+            if task.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _make_do(self, task: Task, forget: Callable[[], bool] | None) -> bool:
+        """Ask for less memory from now on; whether that is possible."""
+        limit = self._limit(task)
+        if self.graphs.clear():
+            self._say("GPU memory ran out: recorded CUDA graphs are given up")
+            return True
+        if forget is not None and forget():
+            limit.keeps = False
+            self._say("GPU memory ran out: activations are computed again instead of kept (cache=0)")
+            return True
+        if limit.latest is None or limit.latest <= 1:
+            return False
+        limit.images = limit.latest // 2
+        self._say(f"GPU memory ran out: batches are taken in parts of at most {limit.images} images")
+        return True
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning(message)
+
+
+class _Limit:
+    """What a network was found to fit into memory with.
+
+    Attributes:
+        images: at a time, None as long as there was room for everything.
+        latest: images at a time of the latest step.
+        keeps: whether activations may be kept.
+    """
+
+    def __init__(self) -> None:
+        self.images: int | None = None
+        self.latest: int | None = None
+        self.keeps = True
+
+
+class _TritonStudent(Student):
+    random = False
+
+    def __init__(self, engine: TritonEngine, task: Task) -> None:
+        self.engine, self.task = engine, task
+        self.steps = engine._steps(task)
+        self.left = task.cache_bytes if engine._limit(task).keeps else 0
+        self.kept: dict[int, _Kept] = {}  # by step
+        # Written by every step in turn. Biases of convolutions are never written and stay zero.
+        self.gradients: Tensor | None = None
+        self.pulled: Tensor | None = None
+
+    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        images = _ready(images)
+        size = self.steps.kept_bytes(len(theta), len(images), images.element_size())
+
+        def restart() -> None:
+            given = self.kept.pop(step, None)
+            if given is not None:
+                self.left += given.bytes
+            if 0 < size <= self.left:
+                self.left -= size
+                self.kept[step] = _Kept(size, [])
+
+        def keep() -> list[Tensor] | None:
+            if step not in self.kept:
+                return None
+            self.kept[step].parts.append([])
+            return self.kept[step].parts[-1]
+
+        if self.gradients is None:
+            self.gradients = torch.zeros_like(theta)
+        _, gradients = self.engine._gradient(
+            self.task, theta, images, labels, out=self.gradients, keep=keep, restart=restart, forget=self._forget
+        )
+        return gradients
+
+    def adjoint(
+        self,
+        step: int,
+        theta: Tensor,
+        direction: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        wants_theta: bool,
+        wants_images: bool,
+        wants_labels: bool,
+    ) -> Adjoint:
+        images, direction = _ready(images), _ready(direction)
+        trajectories = len(theta)
+        if self.pulled is None:
+            self.pulled = torch.zeros_like(theta)
+        out = self.pulled
+
+        def run() -> Adjoint:
+            kept = self.kept.get(step)
+            size = self.engine._parts(self.task, trajectories, len(images), images.element_size())
+            if kept is not None and (not kept.parts or kept.parts[0][0].shape[1] != size):
+                kept = None  # kept in parts of another size
+            phis, for_images, for_labels = [], [], []
+            for index, (x, y) in enumerate(zip(images.split(size), labels.split(size), strict=True)):
+                phi, gx, gy = self.steps.adjoint(
+                    theta,
+                    direction,
+                    _stacked(x, trajectories),
+                    y,
+                    batch=len(images),
+                    out=out,
+                    accumulate=index > 0,
+                    kept=None if kept is None else kept.parts[index],
+                    wants_theta=wants_theta,
+                    wants_images=wants_images,
+                )
+                phis.append(phi)
+                if gx is not None:
+                    for_images.append(gx[0] if trajectories == 1 else gx.sum(0))
+                if gy is not None:
+                    for_labels.append(gy)
+            return Adjoint(
+                _sum(phis),
+                out if wants_theta else None,
+                _joined(for_images) if wants_images else None,
+                _joined(for_labels) if wants_labels else None,
+            )
+
+        return self.engine._within_memory(self.task, run, self._forget)
+
+    def _forget(self) -> bool:
+        kept, self.left = bool(self.kept), 0
+        self.kept.clear()
+        return kept
+
+
+class _Kept:
+    """Activations of one step, part by part."""
+
+    def __init__(self, size: int, parts: list[list[Tensor]]) -> None:
+        self.bytes, self.parts = size, parts
+
+
+class _DeviceDSA(Augmentation):
+    """DSA drawn on the device from one number, so that nothing of it changes the operations of a run."""
+
+    def __init__(self, operations: Any, augment: SeededDSA, sizes: Sequence[int], images: Tensor) -> None:
+        self.operations, self.dsa = operations, augment.augmentation
+        self.sizes, self.shape, self.device = tuple(sizes), tuple(images.shape[1:]), images.device
+        self.key = ("dsa", self.dsa.operations, self.dsa.siamese)
+        seed = torch.tensor(augment.seed, dtype=torch.int64)
+        pinned = seed.pin_memory() if images.device.type == "cuda" else seed
+        self.seed = pinned.to(images.device, non_blocking=True)
+
+    def begin(self, seed: Tensor | None) -> None:
+        with on(self.device):
+            self.table = self.operations.draw(
+                seed,
+                steps=len(self.sizes),
+                batch=max(self.sizes),
+                shape=self.shape,
+                strategy=self.dsa.strategy,
+                siamese=self.dsa.siamese,
+            )
+
+    def forward(self, step: int, images: Tensor, batch: Tensor) -> Tensor:
+        with on(self.device):
+            return self.operations.apply(images, self._row(step), index=batch)
+
+    def again(self, step: int, images: Tensor, batch: Tensor, *, wants_gradient: bool) -> Tensor:
+        return self.forward(step, images, batch)
+
+    def pull(self, step: int, grad: Tensor) -> Tensor:
+        with on(self.device):
+            return self.operations.transpose(grad, self._row(step))
+
+    def _row(self, step: int) -> Tensor:
+        return self.table[step, 0, : self.sizes[step]]
+
+
+class KernelDistance:
+    """The matching loss by the kernels of `pad_fast.kernels.matching`."""
+
+    def __init__(self, engine: TritonEngine) -> None:
+        self.engine = engine
+
+    def value(self, end: Tensor, start: Tensor, target: Tensor, *, first_kept: int, dropped: int) -> Tensor:
+        """`[K]`."""
+        with on(end.device):
+            return self.engine.operations.matching.distance(end, start, target, first_kept=first_kept, dropped=dropped)
+
+    def gradients(
+        self, end: Tensor, start: Tensor, target: Tensor, grad: Tensor, *, first_kept: int, dropped: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients in `end`, `start` and `target`."""
+        with on(end.device):
+            return self.engine.operations.matching.distance_gradients(
+                end, start, target, grad, first_kept=first_kept, dropped=dropped
+            )
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Kernels start on torch's current device, which need not be that of the tensors."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _refuse_device(device: torch.device) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type != "cuda":
+        # Imported here because Triton decides when it is imported whether it interprets.
+        from pad_fast.kernels.launch import interpreted
+
+        if device.type == "cpu" and interpreted():
+            return None
+        return f"it needs a CUDA device (or TRITON_INTERPRET=1 from the start), and the tensors are on {device}"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if torch.version.hip is not None:
+        return "it is written for NVIDIA GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _CAPABILITY:
+        have, need = (".".join(map(str, version)) for version in (capability, _CAPABILITY))
+        return f"{torch.cuda.get_device_name(device)} has compute capability {have}; {need} is needed"
+    return None
+
+
+def _kind(task: Task) -> tuple[ConvNetConfig, torch.dtype, str, torch.device]:
+    return config_of(task), task.dtype, task.precision, task.device
+
+
+def _ready(tensor: Tensor) -> Tensor:
+    """What a kernel needs: no graph, contiguous."""
+    return tensor.detach().contiguous()
+
+
+def _stacked(x: Tensor, trajectories: int) -> Tensor:
+    return x[None].expand(trajectories, *x.shape)
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return torch.cat(parts)

@@ -1,0 +1,155 @@
+"""What will run on a GPU machine, run here as far as it goes: the GPU benchmarks, their harness, the counted model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_check
+
+SMALL = gpu.UnrollCase(4, 4, width=4, more=("ours, 8 trajectories",))
+
+
+def options(**changes: Any) -> argparse.Namespace:
+    given = {"device": "cpu", "backend": "autograd", "rounds": 2, "case_seconds": 20.0, "tiny": True}
+    return argparse.Namespace(**{**given, **changes})
+
+
+@pytest.mark.parametrize(("suite", "case"), gpu.cases(list(gpu.SUITES), tiny=True), ids=str)
+def test_every_suite_runs(suite, case):
+    rows = gpu.with_ratios(gpu.run_case(suite, case, options()))
+    assert all(row["status"] == "ok" and row["ms"]["n"] == 2 for row in rows)
+    ours = [row for row in rows if row["rival"].startswith("ours")]
+    assert suite == "matching" or all(row["error"] < 1e-4 and row["times_faster"] > 0 for row in ours)
+    assert suite == "matching" or ours, "nothing of ours was measured"
+    assert case in gpu.table(rows)
+
+
+def test_out_of_memory_keeps_its_row_and_fewer_steps_are_measured(monkeypatch):
+    plain = gpu.Unroll.plain
+
+    def cramped(self: gpu.Unroll, steps: int, **options: Any) -> Any:
+        if steps > 2 or self.case.batch > 8:
+            raise torch.OutOfMemoryError("injected")
+        return plain(self, steps, **options)
+
+    monkeypatch.setattr(gpu.Unroll, "plain", cramped)
+    case = gpu.UnrollCase(4, 8, width=4)
+    rivals = gpu.run_unroll(case, gpu.Device("cpu"), "autograd", rounds=2, seconds=20)
+    rows = gpu.with_ratios([{"suite": "unroll", "case": "x", **rival.row()} for rival in rivals])
+    assert [(row["rival"], row["status"]) for row in rows] == [
+        ("plain loop", "out of memory"),
+        ("ours", "ok"),
+        ("plain loop, fewer steps", "ok"),
+    ]
+    assert rows[1]["times_faster"] == pytest.approx(rows[2]["ms_per_step"] / rows[1]["ms_per_step"])
+    assert "out of memory" in gpu.table(rows)
+
+
+def test_no_speed_is_reported_of_something_else(monkeypatch):
+    monkeypatch.setattr(gpu.Unroll, "check", lambda self, how: self.ours(how, 1, augmented=False)[0].sum() * 0 + 0.5)
+    with pytest.raises(SystemExit, match="no speed is reported"):
+        gpu.run_unroll(SMALL, gpu.Device("cpu"), "autograd", rounds=1, seconds=5)
+    monkeypatch.setattr(gpu.Unroll, "check", lambda self, how: 0.0)
+    with pytest.raises(SystemExit, match="ours ran on"):
+        gpu.run_unroll(SMALL, gpu.Device("cpu"), "autograd", rounds=1, seconds=5)
+
+
+def test_a_case_that_fails_becomes_a_row(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    file = tmp_path / "gpu.json"
+    arguments = ["--device", "cpu", "--backend", "triton", "--tiny", "--rounds", "1", "--suites", "unroll"]
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(sys, "argv", ["gpu", *arguments, "--json", str(file)])
+    with pytest.raises(SystemExit, match="some cases failed"):
+        gpu.main()
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["status"] == "failed" and "needs a CUDA device" in row["reason"]
+    assert "needs a CUDA device" in capsys.readouterr().out
+    assert gpu.in_process("unroll", "tiny", ["--device", "cpu"], 0.1)[0]["reason"] == "took longer than 0 s"
+
+
+def test_the_check_writes_its_results_although_parts_fail(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu_check, "TREE", tmp_path / "tree")
+    monkeypatch.setattr(gpu_check, "LIMITS", dict.fromkeys(gpu_check.LIMITS, 2.0))
+    have = gpu_check.importable
+    monkeypatch.setattr(gpu_check, "importable", lambda names: {**have(names), "pybind11": False, "xdist": False})
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert gpu_check.main() == 1
+    report = json.loads((tmp_path / "out" / "gpu-check.json").read_text())
+    states = {part["name"]: part["state"] for part in report["parts"]}
+    assert states["modules"] == "ok" and states["extension"] == "skipped"
+    assert {states["benchmarks"], states["engine tests"]} <= {"timed out", "failed"}
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert all(name in summary for name in states) and summary in capsys.readouterr().out
+    assert (tmp_path / "tree" / "pad_fast" / "kernels" / "launch.py").is_file()
+
+
+def test_results_of_tests_are_read_from_their_file(tmp_path):
+    file = tmp_path / "tests.xml"
+    assert gpu_check.read_tests(file) == {}
+    file.write_text(
+        '<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1"><testcase name="good"/>'
+        '<testcase name="bad"><failure message="assert 1 == 2&#10;more"/></testcase>'
+        '<testcase name="left"><skipped/></testcase></testsuite></testsuites>'
+    )
+    found = gpu_check.read_tests(file)
+    assert (found["tests"], found["failures"], found["skipped"]) == (3, 1, 1)
+    assert found["failed"] == ["bad: ['assert 1 == 2']"]
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The counted model, with an engine that leaves its kernels out."""
+    pytest.importorskip("triton", reason="the kernels' modules import Triton")
+    from benchmarks import model
+    from pad_fast.engines import registry
+
+    engine = model.TritonEngine(model.Operations())
+    monkeypatch.setitem(registry._engines, "triton", engine)
+    return model
+
+
+def test_the_model_is_linear_in_steps_and_batch(model):
+    setting = model.Setting("small", 12, 6, 5, resolution=16, depth=2, width=8)
+    predicted, counted = model.our_total(setting), model.Total.of(model.ours(setting, 5), model.GRAPH_LAUNCH)
+    assert vars(predicted) == pytest.approx(vars(counted), rel=1e-9)
+    predicted = model.plain_total(setting)
+    counted = model.Total.of(model.plain(setting, 6, 5), model.EAGER_LAUNCH)
+    assert vars(predicted) == pytest.approx(vars(counted), rel=1e-9)
+    assert predicted.launches > 3 * model.our_total(setting).launches
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts on the CPU, where kernels are interpreted")
+def test_what_is_counted_is_what_is_launched(model, monkeypatch):
+    setting = model.Setting("tiny", 3, 2, 2, classes=3, resolution=6, depth=2, width=3)
+    counted = Counter((work.name, work.bytes) for work in model.ours(setting, 2) if work.name.endswith("_kernel"))
+
+    monkeypatch.setattr(model.launch, "dry_run", model.launch.counting)
+    really = Counter((work.name, work.bytes) for work in model.ours(setting, 2) if work.name.endswith("_kernel"))
+    assert counted == really and sum(counted.values()) > 40
+
+
+def test_the_table_goes_between_its_marks(model, tmp_path):
+    document = tmp_path / "page.md"
+    document.write_text(f"before\n{model.BEGIN}\nold\n{model.END}\nafter\n")
+    total = {"launches": 1234.0, "bytes": 5e9, "flops": 6e12, "seconds": 0.007}
+    rows = [{"setting": "S", "batch": 2, "steps": 3, "ours": total, "plain": total, "times_faster": 1.0}]
+    model.update(document, model.markdown(rows))
+    text = document.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| S | 2 | 3 | 1,234 / 1,234 | 5.0 / 5.0 | 6.00 / 6.00 | 7.0 / 7.0 | 1.0 |" in text
+
+
+def test_the_document_has_every_published_setting(model):
+    text = (Path(__file__).parents[1] / "docs" / "gpu_engine.md").read_text(encoding="utf-8")
+    table = text.partition(model.BEGIN)[2].partition(model.END)[0]
+    for setting in model.SETTINGS:
+        assert f"| {setting.name} | {setting.batch} | {setting.steps} |" in table

@@ -1,0 +1,299 @@
+"""Classifier and cross entropy (on a GPU or in Triton's interpreter) against their twins and autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to run")
+
+from pad_fast.engines.base import cross_entropy
+from pad_fast.errors import InputError
+from pad_fast.kernels import head
+from pad_fast.kernels.launch import counting, dry_run
+
+from .compare import describe_difference, relative_error
+
+# NumPy under the interpreter says so about rows behind the last image, which hold no number.
+pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning")
+
+TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-13}  # worst seen 2.6e-6 (u' of two classes) and 2e-14 (phi)
+DTYPES = [torch.float32, torch.float64]
+LABELS = ["hard", "soft", "hard per row", "soft per row"]
+SHAPES = [(1, 1, 2), (3, 7, 10), (1, 100, 10), (2, 150, 17), (2, 3, 1000), (3, 2, 2500)]  # K, B, classes
+
+
+@pytest.fixture(autouse=True)
+def on_kernel_device(kernel_device: torch.device) -> Iterator[None]:
+    with kernel_device:
+        yield
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Memory that nobody has written is NaN."""
+    empty, empty_like = torch.empty, torch.empty_like
+    monkeypatch.setattr(torch, "empty", lambda *args, **options: empty(*args, **options).fill_(torch.nan))
+    monkeypatch.setattr(torch, "empty_like", lambda x: empty_like(x).fill_(torch.nan))
+    yield
+
+
+def drawn(seed: int, *shape: int) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return drawn.to(torch.get_default_device())
+
+
+def labels_of(kind: str, trajectories: int, images: int, classes: int) -> Tensor:
+    shape = (trajectories, images) if "per row" in kind else (images,)
+    if "hard" in kind:
+        return (100 * drawn(3, *shape)).long() % classes
+    return 2 * drawn(4, *shape, classes)
+
+
+def assert_close(actual: Tensor | None, expected: Tensor | None) -> None:
+    if expected is None or actual is None:
+        assert actual is None and expected is None
+        return
+    assert actual.dtype == expected.dtype
+    assert relative_error(actual, expected) < TOLERANCE[expected.dtype], describe_difference(actual, expected)
+
+
+def cast(labels: Tensor, dtype: torch.dtype) -> Tensor:
+    return labels.to(dtype) if labels.is_floating_point() else labels
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
+@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_loss_and_adjoint(shape: tuple[int, int, int], kind: str, dtype: torch.dtype) -> None:
+    u, ud = (3 * drawn(1, *shape)).to(dtype), drawn(2, *shape).to(dtype)
+    labels = cast(labels_of(kind, *shape), dtype)
+    batch = shape[1] + 3
+    for actual, expected in zip(head.loss(u, labels, batch), head.naive_loss(u, labels, batch), strict=True):
+        assert_close(actual, expected)
+    mine, twin = head.adjoint(u, ud, labels, batch), head.naive_adjoint(u, ud, labels, batch)
+    for actual, expected in zip(mine, twin, strict=True):
+        assert_close(actual, expected)
+    without = head.adjoint(u, ud, labels, batch, wants_labels=False)
+    assert without[3] is None
+    for actual, expected in zip(without[:3], mine[:3], strict=True):
+        assert_close(actual, expected)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A classifier somewhere in a flat vector, features and their tangent."""
+
+    theta: Tensor
+    v: Tensor
+    f: Tensor
+    fd: Tensor
+    classes: int
+    offset: int
+
+    @classmethod
+    def make(cls, trajectories: int, images: int, shape: tuple[int, int, int], classes: int) -> Problem:
+        height, width, channels = shape
+        length = 11 + classes * (height * width * channels + 1) + 5
+        features = (trajectories, images, *shape)
+        return cls(
+            drawn(1, trajectories, length),
+            drawn(2, trajectories, length),
+            drawn(3, *features),
+            drawn(4, *features),
+            classes,
+            11,
+        )
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        theta, v, f, fd = (x.to(dtype) for x in (self.theta, self.v, self.f, self.fd))
+        return Problem(theta, v, f, fd, self.classes, self.offset)
+
+    def reference(self, theta: Tensor, f: Tensor) -> Tensor:
+        """Logits as torch defines them, from features in channels-first order."""
+        flat = f.permute(0, 1, 4, 2, 3).flatten(2)
+        end = self.offset + self.classes * flat.shape[2]
+        w = theta[:, self.offset : end].unflatten(1, (self.classes, -1))
+        return torch.einsum("kbf,kof->kbo", flat, w) + theta[:, None, end : end + self.classes]
+
+
+FEATURES = [(1, 5, (1, 1, 6), 3), (3, 5, (2, 3, 7), 4), (1, 3, (4, 4, 128), 10), (2, 130, (3, 3, 17), 5)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
+@pytest.mark.parametrize("sizes", FEATURES, ids=str)
+def test_products(sizes: tuple[int, int, tuple[int, int, int], int], dtype: torch.dtype) -> None:
+    problem = Problem.make(*sizes).to(dtype)
+    theta, v, f, fd = problem.theta, problem.v, problem.f, problem.fd
+    gu, gud = drawn(5, *f.shape[:2], problem.classes).to(dtype), drawn(6, *f.shape[:2], problem.classes).to(dtype)
+    w, bias = head.pack(theta, problem.offset, problem.classes, f.shape)
+    wv, bias_v = head.pack(v, problem.offset, problem.classes, f.shape)
+    w_twin, bias_twin = head.naive_pack(theta, problem.offset, problem.classes, f.shape)
+    assert torch.equal(w, w_twin) and torch.equal(bias, bias_twin)
+    assert_close(head.logits(f, w, bias), head.naive_logits(f, w, bias))
+    pairs = [
+        (head.tangent_logits(f, fd, w, bias, wv, bias_v), head.naive_tangent_logits(f, fd, w, bias, wv, bias_v)),
+        (head.pull_dual(gu, gud, w, wv, f.shape), head.naive_pull_dual(gu, gud, w, wv, f.shape)),
+        ((head.pull(gud, w, f.shape),), (head.naive_pull(gud, w, f.shape),)),
+    ]
+    for mine, twin in pairs:
+        for actual, expected in zip(mine, twin, strict=True):
+            assert actual.is_contiguous()
+            assert_close(actual, expected)
+
+    written = slice(problem.offset, problem.offset + problem.classes * (f[0, 0].numel() + 1))
+    for accumulate in (False, True):
+        for dual in (False, True):
+            before = theta.clone() if accumulate else torch.full_like(theta, torch.nan)
+            mine, twin = before.clone(), before.clone()
+            if dual:
+                head.weight_grad_dual(gu, gud, f, fd, mine, problem.offset, accumulate=accumulate)
+                head.naive_weight_grad_dual(gu, gud, f, fd, twin, problem.offset, accumulate=accumulate)
+            else:
+                head.weight_grad(gud, f, mine, problem.offset, accumulate=accumulate)
+                head.naive_weight_grad(gud, f, twin, problem.offset, accumulate=accumulate)
+            assert_close(mine[:, written], twin[:, written])
+            mine[:, written] = before[:, written]
+            assert torch.equal(mine.nan_to_num(7), before.nan_to_num(7))  # nothing else was touched
+
+
+@pytest.mark.parametrize("kernels", [False, True], ids=["twins", "kernels"])
+@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize("sizes", FEATURES[:3], ids=str)
+def test_a_whole_head_against_autograd(
+    sizes: tuple[int, int, tuple[int, int, int], int], kind: str, kernels: bool
+) -> None:
+    problem = Problem.make(*sizes)
+    op = {
+        name: getattr(head, name if kernels else f"naive_{name}")
+        for name in dir(head)
+        if hasattr(head, f"naive_{name}")
+    }
+    theta, v, f, fd = problem.theta, problem.v, problem.f, problem.fd
+    trajectories, images = f.shape[:2]
+    labels = labels_of(kind, trajectories, images, problem.classes)
+
+    leaves = [x.clone().requires_grad_() for x in (theta, f, fd)]
+    y = labels.clone().requires_grad_(labels.is_floating_point())
+    u = problem.reference(leaves[0], leaves[1])
+    rows = y if "per row" in kind else [y] * trajectories
+    losses = torch.stack([cross_entropy(logits, row) for logits, row in zip(u, rows, strict=True)])
+    g_theta, g_f = torch.autograd.grad(losses.sum(), leaves[:2], create_graph=True)
+    phis = (g_theta * v).sum(1) + (g_f * leaves[2]).sum((1, 2, 3, 4))
+    wanted = torch.autograd.grad(phis.sum(), leaves + [y] * y.requires_grad)
+
+    w, bias = op["pack"](theta, problem.offset, problem.classes, f.shape)
+    wv, bias_v = op["pack"](v, problem.offset, problem.classes, f.shape)
+    mine_losses, gud = op["loss"](op["logits"](f, w, bias), labels, images)
+    plain = torch.zeros_like(theta)
+    op["weight_grad"](gud, f, plain, problem.offset)
+    assert relative_error(mine_losses, losses) < 1e-12
+    assert relative_error(plain, g_theta) < 1e-12
+    assert relative_error(op["pull"](gud, w, f.shape), g_f) < 1e-12
+
+    u, ud = op["tangent_logits"](f, fd, w, bias, wv, bias_v)
+    phi, gu, gud, gy = op["adjoint"](u, ud, labels, images)
+    gf, gfd = op["pull_dual"](gu, gud, w, wv, f.shape)
+    dual = torch.zeros_like(theta)
+    op["weight_grad_dual"](gu, gud, f, fd, dual, problem.offset)
+    for actual, expected in zip((phi, dual, gf, gfd), (phis, *wanted[:3]), strict=True):
+        assert relative_error(actual, expected) < 1e-12
+    assert (gy is None) == ("hard" in kind)
+    if gy is not None:
+        assert relative_error(gy, wanted[3]) < 1e-12
+
+
+def test_large_logits_do_not_overflow() -> None:
+    u = torch.tensor([[[1000.0, 999.0, -1000.0], [-800.0, -801.0, -800.5]]])
+    labels = torch.tensor([[500.0, 502.0, -500.0], [-900.0, -905.0, -902.0]])
+    for actual, expected in zip(head.loss(u, labels, 2), head.naive_loss(u, labels, 2), strict=True):
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("classes", [3, 4100])
+def test_impossible_classes(classes: int) -> None:
+    """Logits of -inf have probability 0, also where they fill a whole block of many classes."""
+    u, labels = drawn(1, 2, 3, classes), drawn(2, 3, classes)
+    u[0, 1, : 2 * classes // 3] = -torch.inf
+    u[1, 2, 0] = -torch.inf
+    labels[1, : 2 * classes // 3] = labels[2, 0] = -torch.inf
+    for actual, expected in zip(head.loss(u, labels, 3), head.naive_loss(u, labels, 3), strict=True):
+        assert_close(actual, expected)
+    for actual, expected in zip(
+        head.adjoint(u, drawn(3, *u.shape), labels, 3),
+        head.naive_adjoint(u, drawn(3, *u.shape), labels, 3),
+        strict=True,
+    ):
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["u", "ud", "labels"])
+@pytest.mark.parametrize("classes", [5, 3000])
+def test_a_bad_number_shows(bad: float, where: str, classes: int) -> None:
+    u, ud, labels = drawn(1, 2, 3, classes), drawn(2, 2, 3, classes), drawn(3, 3, classes)
+    {"u": u[1], "ud": ud[1], "labels": labels}[where][2, 1] = bad
+    if where != "ud":
+        losses, gud = head.loss(u, labels, 3)
+        assert bool(losses[1].isnan()) and bool(gud[1, 2].isnan().all()) and bool(gud[:, :2].isfinite().all())
+    phi, gu, gud, gy = head.adjoint(u, ud, labels, 3)
+    assert gy is not None
+    assert not bool(phi[1].isfinite())
+    assert where == "labels" or bool(phi[0].isfinite())
+    assert bool(gu[:, :2].isfinite().all()) and bool(gy[:2].isfinite().all())
+    if where != "u":
+        assert not bool(gy[2].isfinite().any())
+    if where != "labels":
+        assert not bool(gu[1, 2].isfinite().any())
+
+
+@pytest.mark.parametrize("label", [-100, -1, 5, 2**40])
+def test_no_class_is_ignored(label: int) -> None:
+    u, ud = drawn(1, 2, 3, 5), drawn(2, 2, 3, 5)
+    labels = torch.tensor([[0, 4, 1], [2, label, 3]])
+    for losses, gud in (head.loss(u, labels, 3), head.naive_loss(u, labels, 3)):
+        assert losses.isnan().tolist() == [False, True]
+        assert gud.isnan().all(-1).tolist() == gud.isnan().any(-1).tolist() == [[False] * 3, [False, True, False]]
+    phi, _, gud, _ = head.adjoint(u, ud, labels, 3)
+    assert phi.isnan().tolist() == [False, True]
+    assert gud.isnan().any(-1).tolist() == [[False] * 3, [False, True, False]]
+
+
+def test_parts_of_a_batch_add_up() -> None:
+    u, ud, labels = drawn(1, 2, 9, 5), drawn(2, 2, 9, 5), drawn(3, 9, 5)
+    whole = head.adjoint(u, ud, labels, 9)
+    parts = [head.adjoint(u[:, cut], ud[:, cut], labels[cut], 9) for cut in (slice(0, 4), slice(4, 9))]
+    assert relative_error(parts[0][0] + parts[1][0], whole[0]) < 1e-14
+    for index in (1, 2):
+        assert relative_error(torch.cat([part[index] for part in parts], 1), whole[index]) < 1e-14
+    assert whole[3] is not None and relative_error(torch.cat([part[3] for part in parts]), whole[3]) < 1e-14
+
+
+def test_launches() -> None:
+    u, labels = drawn(1, 2, 100, 10).float(), drawn(2, 100, 10).float()
+    with dry_run() as count:
+        losses, gud = head.loss(u, labels, 100)
+        head.adjoint(u, u, labels, 100)
+    assert [name for name, _ in count.launches] == ["_loss_kernel", "_adjoint_kernel"]
+    assert bool(losses.isnan().all()) and bool(gud.isnan().all())
+    with counting() as count:
+        head.loss(u.repeat(1, 2, 1), labels.repeat(2, 1), 200)
+    assert [name for name, _ in count.launches] == ["_loss_kernel", "_finish_kernel"]
+    f, w = torch.ones(2, 100, 4, 4, 8), torch.ones(2, 10, 128)
+    with counting() as count:
+        head.logits(f, w, torch.ones(2, 10))
+        head.weight_grad(u, f, torch.empty(2, 1400), 20)
+    assert [name for name, _ in count.launches] == ["cublas", "cublas", "_transpose_kernel"]
+    assert count.flops == 2 * 2 * (2 * 100 * 10 * 128)
+
+
+def test_labels_that_do_not_fit_are_refused() -> None:
+    u = torch.zeros(2, 3, 5)
+    for labels in (torch.zeros(3, 4), torch.zeros(3, 5).double(), torch.zeros(3).int(), torch.zeros(4).long()):
+        with pytest.raises(InputError, match=r"labels are torch\.\w+ \[.*pass torch"):
+            head.loss(u, labels, 3)
