@@ -81,8 +81,10 @@ class TritonEngine(Engine):
         return refuse_network(task)
 
     def hesitate(self, task: Task) -> str | None:
-        """On a CPU its kernels are interpreted, which is for tests."""
-        return None if task.device.type == "cuda" else "on a CPU its kernels would be interpreted"
+        """On a CPU its kernels are interpreted, which is for tests; on a GPU nobody has measured it yet."""
+        if task.device.type == "cuda":
+            return "its kernels have not been run on a GPU yet; ask for it with backend='triton'"
+        return "on a CPU its kernels would be interpreted"
 
     def student(self, task: Task) -> Student:
         """A run that keeps `task.cache_bytes` of activations between the passes."""
