@@ -471,7 +471,9 @@ def test_distilling_on_the_gpu(tmp_path):
     results = []
     for name in ("a", "b"):
         with record_backends() as used:
-            results.append(pad_fast.distill("digits", out=tmp_path / name, device="cuda", backend="triton", seed=1, **SETTINGS))
+            results.append(
+                pad_fast.distill("digits", out=tmp_path / name, device="cuda", backend="triton", seed=1, **SETTINGS)
+            )
         assert set(used) == {"triton"}
     assert relative_error(results[0].images, results[1].images) < 1e-4, "the same seed gives the same images"
     assert bool(results[0].images.isfinite().all())

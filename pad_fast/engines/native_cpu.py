@@ -89,7 +89,7 @@ class CpuEngine(Engine):
         """One plain step, and what it computes on the way."""
         theta, images, labels = _ready(theta), _ready(images), _ready(labels)
         gradient = torch.empty_like(theta)
-        logits = images.new_empty(len(images), _config(task).classes)
+        logits = images.new_empty(len(images), config_of(task).classes)
         loss = self._plan(task, len(images)).native.loss_and_grad(
             theta=theta.data_ptr(),
             x=images.data_ptr(),
