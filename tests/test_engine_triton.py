@@ -758,7 +758,7 @@ def test_refusals_of_devices(monkeypatch):
         select("triton", task)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert select("triton", task).name == "triton"
-    assert select("auto", task).name == "triton"
+    assert select("auto", task).name == "autograd", "until it has run on a GPU it must be asked for"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BackendError, match="Triton is not installed"):
         select("triton", task)
