@@ -193,7 +193,6 @@ def _pooled(
         x.new_empty(images, B, T),
         x.new_empty(images, B, T, T),
     )
-    distinct = x[:images]
     distinct, pixels = x[:images], rows * columns
     tiles, grid = _moments_tiles(sizes, images * B, pixels)
     gram = x.new_empty(images, B, grid[1], T, T, dtype=torch.float64)

@@ -87,8 +87,6 @@ class Trainer:
             def loss_and_grad(
                 theta: Tensor, inputs: Tensor = inputs, targets: Tensor = targets, seen: list[Tensor] = seen
             ) -> tuple[Tensor, Tensor]:
-                if observe is None or seen:  # an optimiser's second evaluation is at other parameters
-                    return self.engine.loss_and_grad(self.task, theta, inputs, targets)
                 loss, gradient, logits = self.engine.loss_grad_logits(self.task, theta, inputs, targets)
                 seen.append(logits)
                 return loss, gradient
@@ -96,7 +94,7 @@ class Trainer:
             self.theta, loss = optimizer.step(self.theta, loss_and_grad)
             losses.append(loss)
             if observe is not None:
-                observe(batch, seen[0])
+                observe(batch, seen[0])  # an optimiser's second evaluation is at other parameters
         return float(torch.stack(losses).mean())
 
     def logits(self, images: Tensor, *, chunk: int = 512) -> Tensor:

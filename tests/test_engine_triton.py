@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pad_fast import DSA, ConvNet, ParameterMask, trajectory_matching_loss
-from pad_fast.engines import Task, record_backends, registry, select
+from pad_fast import DSA, ConvNet, ParameterMask, native, trajectory_matching_loss
+from pad_fast.engines import Engine, Task, record_backends, registry, select
 from pad_fast.engines.base import Inputs, Passes
 from pad_fast.engines.graphs import Graphs
 from pad_fast.engines.steps import Operations, Steps
@@ -181,7 +181,7 @@ def test_batches_in_parts(engine, monkeypatch, cache_bytes):
     monkeypatch.setattr("pad_fast.engines.triton._WORKING_BYTES", 2 * 3 * 8 * 2_000)
     network, _ = make("digits")
     task = Task(network, CPU, torch.float64)
-    assert engine._parts(task, 2, 7, 8) < 7
+    assert engine._part(task, torch.empty(2, 7, 1, dtype=torch.float64)) < 7
     compare("digits", 7, stacked=2, cache_bytes=cache_bytes)
     compare("digits", 7, hard=True, cache_bytes=cache_bytes)
 
@@ -547,8 +547,55 @@ def test_training_steps_and_logits(recording):
             expected_loss, expected = truth.loss_and_grad(task, theta[0], images, labels)
             assert float(loss) == pytest.approx(float(expected_loss), rel=1e-12)
             assert relative_error(gradient, expected) < STEP
+            logits = ours.loss_grad_logits(task, theta[0], images, labels)[2]
+            assert relative_error(logits, truth.forward(task, theta[0], images)) < STEP
     assert recording.graphs.recorded == 2
     assert relative_error(ours.forward(task, theta[0], images), truth.forward(task, theta[0], images)) < STEP
+
+
+def stacked_step_of(engine: Engine, task: Task, *, shared: bool, hard: bool) -> list[tuple[Tensor, Tensor]]:
+    """(together, one by one) for losses, gradients and logits of a step and for the logits of a forward pass."""
+    theta = task.network.initial()
+    theta = torch.stack([theta + 0.1 * k * theta.abs().mean() * torch.randn_like(theta) for k in range(3)])
+    batches = [batch_of("gray28", 5, hard=hard, seed=0 if shared else k) for k in range(3)]
+    images = batches[0][0].expand(3, -1, -1, -1, -1) if shared else torch.stack([x for x, _ in batches])
+    labels = torch.stack([y for _, y in batches])
+    together = (
+        *engine.stacked_loss_grad_logits(task, theta, images, labels),
+        engine.stacked_forward(task, theta, images),
+    )
+    truth = select("autograd", task)
+    alone = [
+        (*truth.loss_grad_logits(task, *one), truth.forward(task, *one[:2]))
+        for one in zip(theta, images, labels, strict=True)
+    ]
+    return list(zip(together, (torch.stack(parts) for parts in zip(*alone, strict=True)), strict=True))
+
+
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
+@pytest.mark.parametrize("shared", [False, True], ids=["own images", "shared images"])
+def test_networks_trained_together_equal_one_by_one(recording, monkeypatch, shared, hard):
+    network, _ = make("gray28")
+    task = Task(network, CPU, torch.float64)
+    for part in (1 << 40, 2 * 28 * 28 * 1000):
+        monkeypatch.setattr("pad_fast.engines.triton._WORKING_BYTES", part)
+        for _ in range(3):  # plainly, recorded, replayed
+            for ours, truth in stacked_step_of(recording, task, shared=shared, hard=hard):
+                assert ours.shape == truth.shape
+                for got, expected in zip(ours, truth, strict=True):
+                    assert relative_error(got, expected) < STEP, describe_difference(got, expected)
+        recording.graphs.clear()
+    assert recording._part(task, torch.empty(3, 5, 1, dtype=torch.float64)) == 3, "the second time in parts of 3 and 2"
+
+
+def test_every_engine_trains_networks_together():
+    network, _ = make("gray28")
+    for backend in ("cpu", "autograd"):
+        if backend == "cpu" and not native.available():
+            continue
+        task = Task(network, CPU, torch.float64)
+        for ours, truth in stacked_step_of(select(backend, task), task, shared=False, hard=True):
+            assert relative_error(ours, truth) < STEP
 
 
 @pytest.mark.parametrize("optimizer", [GSAM(0.05, rho=0.02, alpha=0.4), SGD(0.05, momentum=0.9, weight_decay=1e-3)])

@@ -455,6 +455,21 @@ def test_whole_epochs(engine, make):
     assert relative_error(ends[0], ends[1]) < 1e-2
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["own images", "shared images"])
+def test_networks_trained_together_equal_one_by_one(engine, shared):
+    network = FlatNetwork(ConvNet(width=32).to(GPU, torch.float64))
+    task = Task(network, GPU, torch.float64)
+    draws = torch.Generator().manual_seed(4)
+    theta = network.initial() + 0.01 * torch.randn(3, network.parameter_count, generator=draws).to(GPU)
+    images = torch.randn(1 if shared else 3, 17, 3, 32, 32, generator=draws).to(GPU).expand(3, -1, -1, -1, -1).double()
+    labels = torch.randint(0, 10, (3, 17), generator=draws).to(GPU)
+    alone = [select("autograd", task).loss_grad_logits(task, *one) for one in zip(theta, images, labels, strict=True)]
+    truth = [torch.stack(parts) for parts in zip(*alone, strict=True)]
+    for _ in range(3):  # plainly, recorded, replayed
+        assert_same(list(engine.stacked_loss_grad_logits(task, theta, images, labels)), truth, DOUBLE)
+    assert relative_error(engine.stacked_forward(task, theta, images), truth[2]) < DOUBLE
+
+
 def test_it_must_be_asked_for():
     task = Task(FlatNetwork(ConvNet(width=4)), GPU, torch.float32)
     with record_backends() as used:

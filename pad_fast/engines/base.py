@@ -218,19 +218,51 @@ class Engine(ABC):
         return make()
 
     @abstractmethod
-    def loss_and_grad(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross entropy (scalar) and its gradient `[P]` at `theta` `[P]`, for ordinary training."""
-
     def loss_grad_logits(
         self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """:meth:`loss_and_grad` with the logits `[B, classes]`, which an engine has at hand anyway."""
-        logits = self.forward(task, theta, images)
-        return *self.loss_and_grad(task, theta, images, labels), logits
+        """One step of ordinary training at `theta` `[P]`.
+
+        Returns:
+            Mean cross entropy (scalar), its gradient `[P]`, and the logits `[B, classes]` of the forward pass.
+        """
+
+    def loss_and_grad(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`loss_grad_logits` without the logits."""
+        loss, gradient, _ = self.loss_grad_logits(task, theta, images, labels)
+        return loss, gradient
 
     @abstractmethod
     def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]` without a graph."""
+
+    def stacked_loss_grad_logits(
+        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`loss_grad_logits` of K networks of one shape, each on images of its own.
+
+        Networks with buffers (batch-norm statistics) share those of the task's module.
+
+        Args:
+            theta: `[K, P]`.
+            images: `[K, B, C, H, W]`; `images.expand(K, ...)` where the networks see the same ones.
+            labels: int64 `[K, B]` or logits `[K, B, classes]`.
+
+        Returns:
+            Losses `[K]`, gradients `[K, P]` and logits `[K, B, classes]`.
+        """
+        rows = [self.loss_grad_logits(task, *one) for one in zip(theta, images, labels, strict=True)]
+        losses, gradients, logits = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        return losses, gradients, logits
+
+    def stacked_forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
+        """:meth:`forward` of K networks: logits `[K, B, classes]`; see :meth:`stacked_loss_grad_logits`."""
+        return torch.stack([self.forward(task, *one) for one in zip(theta, images, strict=True)])
+
+
+def contiguous_data(tensor: Tensor) -> Tensor:
+    """What a kernel reads from memory: no graph, rows behind each other."""
+    return tensor.detach().contiguous()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -31,11 +31,6 @@ class FunctionalEngine(Engine):
         """A run that keeps nothing between steps."""
         return _FunctionalStudent(task)
 
-    def loss_and_grad(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One forward and one backward pass."""
-        loss, gradient, _ = self.loss_grad_logits(task, theta, images, labels)
-        return loss, gradient
-
     def loss_grad_logits(
         self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:

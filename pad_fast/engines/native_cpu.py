@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import native
 from ..models import ConvNetConfig
-from .base import Adjoint, Engine, Student, Task
+from .base import Adjoint, Engine, Student, Task, contiguous_data
 from .convnet import config_of, refuse_network
 
 # What they mean depends on the instruction set (csrc/unroll/bindings.cpp); the error of "high" is of torch's size.
@@ -78,16 +78,11 @@ class CpuEngine(Engine):
         """A run that keeps `task.cache_bytes` of activations between the passes."""
         return _NativeStudent(self, task)
 
-    def loss_and_grad(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One plain step."""
-        loss, gradient, _ = self.loss_grad_logits(task, theta, images, labels)
-        return loss, gradient
-
     def loss_grad_logits(
         self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One plain step, and what it computes on the way."""
-        theta, images, labels = _ready(theta), _ready(images), _ready(labels)
+        theta, images, labels = contiguous_data(theta), contiguous_data(images), contiguous_data(labels)
         gradient = torch.empty_like(theta)
         logits = images.new_empty(len(images), config_of(task).classes)
         loss = self._plan(task, len(images)).native.loss_and_grad(
@@ -103,7 +98,7 @@ class CpuEngine(Engine):
 
     def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]`."""
-        theta, images = _ready(theta), _ready(images)
+        theta, images = contiguous_data(theta), contiguous_data(images)
         config = config_of(task)
         logits = images.new_empty(len(images), config.classes)
         self._plan(task, len(images)).native.forward(
@@ -159,11 +154,11 @@ class _NativeStudent(Student):
         weakref.finalize(self, _give_back, self.caches)
 
     def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        images, labels = _ready(images), _ready(labels)
+        images, labels = contiguous_data(images), contiguous_data(labels)
         plan = self.engine._plan(self.task, len(images))
         gradient = torch.empty_like(theta)
         for index, row in enumerate(theta):
-            row = _ready(row)
+            row = contiguous_data(row)
             plan.native.loss_and_grad(
                 theta=row.data_ptr(),
                 x=images.data_ptr(),
@@ -187,7 +182,7 @@ class _NativeStudent(Student):
         wants_images: bool,
         wants_labels: bool,
     ) -> Adjoint:
-        images, labels = _ready(images), _ready(labels)
+        images, labels = contiguous_data(images), contiguous_data(labels)
         plan = self.engine._plan(self.task, len(images))
         # The pull-back to theta shares all its work with phi itself, so it is computed either way.
         pulled = torch.empty_like(theta)
@@ -195,7 +190,7 @@ class _NativeStudent(Student):
         image_sum: Tensor | None = None
         label_sum: Tensor | None = None
         for index, (row, v) in enumerate(zip(theta, direction, strict=True)):
-            row, v = _ready(row), _ready(v)
+            row, v = contiguous_data(row), contiguous_data(v)
             for_images = torch.empty_like(images) if wants_images else None
             for_labels = torch.empty_like(labels) if wants_labels else None
             phi[index] = plan.native.adjoint(
@@ -239,11 +234,6 @@ def _multiplications(config: ConvNetConfig) -> int:
         total += side * side * channels * config.width * 9
         channels = config.width
     return total
-
-
-def _ready(tensor: Tensor) -> Tensor:
-    """What a raw pointer needs: no graph, contiguous."""
-    return tensor.detach().contiguous()
 
 
 def _kind(labels: Tensor) -> str:

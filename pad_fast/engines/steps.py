@@ -131,7 +131,7 @@ class Steps:
         out: Tensor,
         accumulate: bool,
         keep: list[Tensor] | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """One plain step (1)-(7) on a part of a batch of `batch` images.
 
         Args:
@@ -139,7 +139,7 @@ class Steps:
             keep: receives the later blocks' convolution outputs, for :meth:`adjoint`.
 
         Returns:
-            This part's share of the mean loss, `[K]`.
+            This part's share of the mean loss `[K]`, and its logits `[K, B, classes]`.
         """
         precision = self.precision
         h, first_stats = self.first.forward(x, theta, self.where, precision=precision)
@@ -152,7 +152,8 @@ class Steps:
                 keep.append(z)
             h = o
         w, bias = self._classifier(theta, h)
-        losses, gu = self.ops.head.loss(self.ops.head.logits(h, w, bias), labels, batch)
+        u = self.ops.head.logits(h, w, bias)
+        losses, gu = self.ops.head.loss(u, labels, batch)
         self.ops.head.weight_grad(gu, h, out, self.classifier, accumulate=accumulate)
         go = self.ops.head.pull(gu, w, h.shape)
         while visits:
@@ -164,7 +165,7 @@ class Steps:
             self.ops.conv.weight_grad(h, gz, out, block.w, precision=precision, accumulate=accumulate)
             go = self.ops.conv.data_grad(gz, w, precision=precision)
         self.first.backward(x, theta, first_stats, go, self.where, out, precision=precision, accumulate=accumulate)
-        return losses
+        return losses, u
 
     def adjoint(
         self,

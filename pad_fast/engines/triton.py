@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.augment import SeededDSA
 from ..models import ConvNetConfig
-from .base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task
+from .base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, contiguous_data
 from .convnet import config_of, refuse_network
 from .graphs import CudaRecorder, Graphs, Recorder, signature
 from .steps import Operations, Steps
@@ -106,27 +106,38 @@ class TritonEngine(Engine):
         whole = (_kind(task), task.gradient, task.cache_bytes > 0, key, signature(inputs))
         return self.graphs.passes(whole, make, task.device)
 
-    def loss_and_grad(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_grad_logits(
+        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One plain step."""
+        losses, gradients, logits = self.stacked_loss_grad_logits(task, theta[None], images[None], labels[None])
+        return losses[0], gradients[0], logits[0]
+
+    def stacked_loss_grad_logits(
+        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One plain step of K networks in the launches of one."""
 
         def work(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-            losses, gradients = self._gradient(task, theta[None], images, labels)
-            return losses[0], gradients[0]
+            return self._gradient(task, theta, images, labels)
 
-        inputs = (_ready(theta), _ready(images), labels.detach())
-        if not self._records(task):
-            loss, gradient = work(*inputs)
-            return loss, gradient
-        loss, gradient = self.graphs.call(("loss_and_grad", _kind(task)), work, inputs, task.device)
-        return loss, gradient
+        inputs = (contiguous_data(theta), images.detach(), labels.detach())
+        if self._records(task):
+            losses, gradients, logits = self.graphs.call(("step", _kind(task)), work, inputs, task.device)
+        else:
+            losses, gradients, logits = work(*inputs)
+        return losses, gradients, logits
 
     def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]`."""
-        steps, theta, images = self._steps(task), _ready(theta)[None], _ready(images)
+        return self.stacked_forward(task, theta[None], images[None])[0]
+
+    def stacked_forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
+        """Logits `[K, B, classes]` of K networks in the launches of one."""
+        steps, theta, images = self._steps(task), contiguous_data(theta), images.detach()
 
         def run() -> Tensor:
-            parts = self._parts(task, 1, len(images), images.element_size())
-            return torch.cat([steps.logits(theta, piece[None])[0] for piece in images.split(parts)])
+            return _joined([steps.logits(theta, piece) for piece in images.split(self._part(task, images), 1)], 1)
 
         return self._within_memory(task, run)
 
@@ -150,10 +161,12 @@ class TritonEngine(Engine):
         keep: Callable[[], list[Tensor] | None] = lambda: None,
         restart: Callable[[], None] = lambda: None,
         forget: Callable[[], bool] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Losses `[K]` and gradients `[K, P]`.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses `[K]`, gradients `[K, P]` and logits `[K, B, classes]`.
 
         Args:
+            images: `[K, B, C, H, W]`, which may be expanded over K.
+            labels: of each trajectory `[K, B, ..]`, or of all `[B, ..]`.
             out: receives the gradients; its entries for the convolutions' biases are zero, and stay so.
             keep: called for every part of the batch; a list that receives its activations, or None.
             restart: called ahead of the first part, also when memory ran out and everything begins again.
@@ -162,29 +175,25 @@ class TritonEngine(Engine):
         steps = self._steps(task)
         gradients = torch.zeros_like(theta) if out is None else out
 
-        def run() -> tuple[Tensor, Tensor]:
+        def run() -> tuple[Tensor, Tensor, Tensor]:
             restart()
             shares: list[Tensor] = []
-            size = self._parts(task, len(theta), len(images), images.element_size())
-            for x, y in zip(images.split(size), labels.split(size), strict=True):
-                share = steps.plain(
-                    theta,
-                    _stacked(x, len(theta)),
-                    y,
-                    batch=len(images),
-                    out=gradients,
-                    accumulate=bool(shares),
-                    keep=keep(),
+            logits: list[Tensor] = []
+            size = self._part(task, images)
+            for x, y in zip(images.split(size, 1), labels.split(size, _batch_axis(labels)), strict=True):
+                share, u = steps.plain(
+                    theta, x, y, batch=images.shape[1], out=gradients, accumulate=bool(shares), keep=keep()
                 )
                 shares.append(share)
-            return _sum(shares), gradients
+                logits.append(u)
+            return _sum(shares), gradients, _joined(logits, 1)
 
         return self._within_memory(task, run, forget)
 
-    def _parts(self, task: Task, trajectories: int, batch: int, element: int) -> int:
-        """Images at a time: as many as memory allows, in parts of nearly equal size."""
-        limit = self._limit(task)
-        fitting = max(1, _WORKING_BYTES // self._steps(task).working_bytes(trajectories, 1, element))
+    def _part(self, task: Task, images: Tensor) -> int:
+        """Images `[K, B, ..]` at a time: as many as memory allows, in parts of nearly equal size."""
+        limit, (trajectories, batch) = self._limit(task), images.shape[:2]
+        fitting = max(1, _WORKING_BYTES // self._steps(task).working_bytes(trajectories, 1, images.element_size()))
         if limit.images is not None:
             fitting = min(fitting, limit.images)
         count = -(-batch // fitting)
@@ -261,8 +270,8 @@ class _TritonStudent(Student):
         self.pulled: Tensor | None = None
 
     def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        images = _ready(images)
         size = self.steps.kept_bytes(len(theta), len(images), images.element_size())
+        images = _stacked(contiguous_data(images), len(theta))
 
         def restart() -> None:
             given = self.kept.pop(step, None)
@@ -280,7 +289,7 @@ class _TritonStudent(Student):
 
         if self.gradients is None:
             self.gradients = torch.zeros_like(theta)
-        _, gradients = self.engine._gradient(
+        _, gradients, _ = self.engine._gradient(
             self.task, theta, images, labels, out=self.gradients, keep=keep, restart=restart, forget=self._forget
         )
         return gradients
@@ -297,25 +306,25 @@ class _TritonStudent(Student):
         wants_images: bool,
         wants_labels: bool,
     ) -> Adjoint:
-        images, direction = _ready(images), _ready(direction)
-        trajectories = len(theta)
+        trajectories, direction = len(theta), contiguous_data(direction)
+        images = _stacked(contiguous_data(images), trajectories)
         if self.pulled is None:
             self.pulled = torch.zeros_like(theta)
         out = self.pulled
 
         def run() -> Adjoint:
             kept = self.kept.get(step)
-            size = self.engine._parts(self.task, trajectories, len(images), images.element_size())
+            size = self.engine._part(self.task, images)
             if kept is not None and (not kept.parts or kept.parts[0][0].shape[1] != size):
                 kept = None  # kept in parts of another size
             phis, for_images, for_labels = [], [], []
-            for index, (x, y) in enumerate(zip(images.split(size), labels.split(size), strict=True)):
+            for index, (x, y) in enumerate(zip(images.split(size, 1), labels.split(size), strict=True)):
                 phi, gx, gy = self.steps.adjoint(
                     theta,
                     direction,
-                    _stacked(x, trajectories),
+                    x,
                     y,
-                    batch=len(images),
+                    batch=images.shape[1],
                     out=out,
                     accumulate=index > 0,
                     kept=None if kept is None else kept.parts[index],
@@ -330,8 +339,8 @@ class _TritonStudent(Student):
             return Adjoint(
                 _sum(phis),
                 out if wants_theta else None,
-                _joined(for_images) if wants_images else None,
-                _joined(for_labels) if wants_labels else None,
+                _joined(for_images, 0) if wants_images else None,
+                _joined(for_labels, 0) if wants_labels and for_labels else None,
             )
 
         return self.engine._within_memory(self.task, run, self._forget)
@@ -437,20 +446,18 @@ def _kind(task: Task) -> tuple[ConvNetConfig, torch.dtype, str, torch.device]:
     return config_of(task), task.dtype, task.precision, task.device
 
 
-def _ready(tensor: Tensor) -> Tensor:
-    """What a kernel needs: no graph, contiguous."""
-    return tensor.detach().contiguous()
-
-
 def _stacked(x: Tensor, trajectories: int) -> Tensor:
     return x[None].expand(trajectories, *x.shape)
+
+
+def _batch_axis(labels: Tensor) -> int:
+    """Behind the trajectories where labels have them."""
+    return labels.dim() - (2 if labels.is_floating_point() else 1)
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
-def _joined(parts: list[Tensor]) -> Tensor | None:
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    return torch.cat(parts)
+def _joined(parts: list[Tensor], axis: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
