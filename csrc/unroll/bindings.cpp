@@ -103,6 +103,7 @@ class Plan {
        std::ptrdiff_t depth, std::ptrdiff_t net_width, std::ptrdiff_t classes, const std::string& dtype,
        const std::string& precision, int threads, const std::string& isa, std::ptrdiff_t chunk_tiles,
        std::ptrdiff_t group_bytes) {
+    classes_ = classes;
     if (channels < 1 || height < 1 || width < 1 || net_width < 1 || classes < 1)
       throw std::invalid_argument("channels, height, width, net_width and classes must be positive");
     if (pad_first < 1) throw std::invalid_argument("pad_first must be at least 1, got " + std::to_string(pad_first));
@@ -143,6 +144,7 @@ class Plan {
                        const std::string& kind, std::uintptr_t grad, std::uintptr_t logits, Cache* cache) {
     check(batch);
     const LabelKind k = label_kind(kind);
+    if (k == pad_fast::unroll::kHard) check_classes(reinterpret_cast<const std::int64_t*>(labels), batch);
     py::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(mutex_);
     return engine_->loss_and_grad(pointer(theta), pointer(x), batch, pointer(labels), k, pointer(grad), pointer(logits),
@@ -153,6 +155,7 @@ class Plan {
                  std::uintptr_t grad, Cache* cache) {
     check(batch);
     const LabelKind k = label_kind(kind);
+    if (k == pad_fast::unroll::kHard) check_classes(reinterpret_cast<const std::int64_t*>(labels), batch);
     py::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(mutex_);
     return engine_->adjoint(pointer(theta), pointer(v), pointer(x), batch, pointer(labels), k, pointer(dtheta),
@@ -160,10 +163,18 @@ class Plan {
   }
 
  private:
+  // A class beyond the last one would be written behind the end of a row.
+  void check_classes(const std::int64_t* labels, std::ptrdiff_t batch) const {
+    for (std::ptrdiff_t i = 0; i < batch; ++i)
+      if (labels[i] < 0 || labels[i] >= classes_)
+        throw py::index_error("label " + std::to_string(labels[i]) + " of image " + std::to_string(i) +
+                              " is not a class of a network of " + std::to_string(classes_) + " classes");
+  }
   static void check(std::ptrdiff_t batch) {
     if (batch < 1) throw std::invalid_argument("batch must be at least 1, got " + std::to_string(batch));
   }
   std::string isa_;
+  std::ptrdiff_t classes_;
   std::unique_ptr<Engine> engine_;
   std::mutex mutex_;
 };

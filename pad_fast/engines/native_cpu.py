@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import native
 from ..models import ConvNetConfig
 from .base import Adjoint, Engine, Student, Task, contiguous_data
-from .convnet import config_of, refuse_network
+from .convnet import config_of, refuse_network, require_batch
 
 # What they mean depends on the instruction set (csrc/unroll/bindings.cpp); the error of "high" is of torch's size.
 _PRECISIONS = {"auto": "high", "high": "high", "fast": "fast"}
@@ -82,6 +82,7 @@ class CpuEngine(Engine):
         self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One plain step, and what it computes on the way."""
+        require_batch(task, images, labels)
         theta, images, labels = contiguous_data(theta), contiguous_data(images), contiguous_data(labels)
         gradient = torch.empty_like(theta)
         logits = images.new_empty(len(images), config_of(task).classes)
@@ -98,6 +99,7 @@ class CpuEngine(Engine):
 
     def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]`."""
+        require_batch(task, images)
         theta, images = contiguous_data(theta), contiguous_data(images)
         config = config_of(task)
         logits = images.new_empty(len(images), config.classes)
@@ -154,6 +156,7 @@ class _NativeStudent(Student):
         weakref.finalize(self, _give_back, self.caches)
 
     def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        require_batch(self.task, images, labels)
         images, labels = contiguous_data(images), contiguous_data(labels)
         plan = self.engine._plan(self.task, len(images))
         gradient = torch.empty_like(theta)
@@ -182,6 +185,7 @@ class _NativeStudent(Student):
         wants_images: bool,
         wants_labels: bool,
     ) -> Adjoint:
+        require_batch(self.task, images, labels)
         images, labels = contiguous_data(images), contiguous_data(labels)
         plan = self.engine._plan(self.task, len(images))
         # The pull-back to theta shares all its work with phi itself, so it is computed either way.

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.augment import SeededDSA
 from ..models import ConvNetConfig
 from .base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, contiguous_data
-from .convnet import config_of, refuse_network
+from .convnet import config_of, refuse_network, require_batch
 from .graphs import CudaRecorder, Graphs, Recorder, signature
 from .steps import Operations, Steps
 
@@ -121,6 +121,7 @@ class TritonEngine(Engine):
         def work(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
             return self._gradient(task, theta, images, labels)
 
+        require_batch(task, images, labels)
         inputs = (contiguous_data(theta), images.detach(), labels.detach())
         if self._records(task):
             losses, gradients, logits = self.graphs.call(("step", _kind(task)), work, inputs, task.device)
@@ -134,6 +135,7 @@ class TritonEngine(Engine):
 
     def stacked_forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[K, B, classes]` of K networks in the launches of one."""
+        require_batch(task, images)
         steps, theta, images = self._steps(task), contiguous_data(theta), images.detach()
 
         def run() -> Tensor:
@@ -270,6 +272,7 @@ class _TritonStudent(Student):
         self.pulled: Tensor | None = None
 
     def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        require_batch(self.task, images, labels)
         size = self.steps.kept_bytes(len(theta), len(images), images.element_size())
         images = _stacked(contiguous_data(images), len(theta))
 
@@ -306,6 +309,7 @@ class _TritonStudent(Student):
         wants_images: bool,
         wants_labels: bool,
     ) -> Adjoint:
+        require_batch(self.task, images, labels)
         trajectories, direction = len(theta), contiguous_data(direction)
         images = _stacked(contiguous_data(images), trajectories)
         if self.pulled is None:

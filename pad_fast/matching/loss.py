@@ -45,7 +45,8 @@ def trajectory_matching_loss(
     Args:
         model: a ConvNet of ours, any `nn.Module` (flat parameters in `parameters()` order), or a flat-parameter
             wrapper whose `forward` takes `flat_param=`. Training mode is respected; batch-norm statistics are
-            updated once per step.
+            updated once per step. Somebody else's ConvNet with instance norm, also inside such a wrapper, is recognised
+            by its modules and one compared forward pass, and then served by the native engines.
         theta_start: expert snapshot s, `[P]`, or `[K, P]` for K trajectories at once.
         theta_target: expert snapshot s + M, same shape.
         images: synthetic images `[N, C, H, W]`, same dtype and device as the parameters.
@@ -67,7 +68,8 @@ def trajectory_matching_loss(
         A scalar, or `[K]` for stacked parameters. "exact" and "tesla" can be differentiated once.
 
     Raises:
-        InputError: shapes, dtypes, devices, indices or labels that do not fit together, or a mask that leaves nothing.
+        InputError: shapes, dtypes, devices, indices or labels that do not fit together, a mask that leaves nothing, or
+            a tensor that requires a gradient under `torch.no_grad`.
         BackendError: the backend asked for by name cannot serve this.
 
     Example:
@@ -84,11 +86,14 @@ def trajectory_matching_loss(
         >>> images.grad.shape
         torch.Size([10, 1, 8, 8])
     """
-    network = model if isinstance(model, FlatNetwork) else FlatNetwork(model)
+    if not isinstance(images, Tensor):
+        raise InputError(f"images are {type(images).__name__}; pass a floating tensor [N, C, H, W]")
+    network = model if isinstance(model, FlatNetwork) else FlatNetwork(model, image_shape=images.shape[1:])
     mask = ParameterMask.none() if mask is None else mask
     require_gradient(gradient)
     lr = torch.as_tensor(lr, dtype=None if isinstance(lr, Tensor) else images.dtype, device=images.device)
     _check(network, theta_start, theta_target, images, labels, lr)
+    _require_recording(images=images, labels=labels, lr=lr, theta_start=theta_start, theta_target=theta_target)
     sizes, indices = _indices(batches, images)
     first_kept = mask.first_kept(network)
     dropped = mask.dropped_entries(network.parameter_count)
@@ -159,6 +164,19 @@ def _check(
     # Reading a value on a GPU would wait for it, so there only the caller can check.
     if lr.device.type == "cpu" and not float(lr.detach()) > 0:
         raise InputError(f"lr is {float(lr.detach()):g}; the student's learning rate must be positive")
+
+
+def _require_recording(**tensors: Tensor) -> None:
+    """A result that cannot be pulled back is better refused here than at a `backward()` far away."""
+    if torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if tensor.requires_grad:
+            raise InputError(
+                f"{name} requires a gradient, but this is called under torch.no_grad (or inference_mode), so the loss "
+                "could not be back-propagated: call it under torch.enable_grad(), or pass detached tensors to measure "
+                "the loss alone"
+            )
 
 
 def _indices(batches: Sequence[Tensor], images: Tensor) -> tuple[tuple[int, ...], Tensor]:

@@ -7,8 +7,9 @@ that of `parameters()`: per block conv.weight, conv.bias, norm.weight, norm.bias
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -109,6 +110,12 @@ class ConvNet(ImageNetwork):
         self.features = _blocks(self.config)
         last = self.config.map_sizes[-1]
         self.classifier = nn.Linear(self.config.width * last * last, self.classes)
+
+    @classmethod
+    def meta(cls, config: ConvNetConfig) -> ConvNet:
+        """A ConvNet without memory for its parameters, to look at or to call with parameters of one's own."""
+        with torch.device("meta"):
+            return cls(**asdict(config))
 
     def embed(self, x: Tensor) -> Tensor:
         """The flattened last map [N, width * side * side] of images [N, C, H, W].

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .convnet import ConvNet, ConvNetConfig
+from .recognition import recognise, takes_flat_param
 
 _NORMS = (
     nn.LayerNorm,
@@ -27,15 +29,23 @@ class FlatNetwork:
     never written to. Its buffers (batch-norm statistics) are updated as an ordinary training step would.
 
     Args:
-        module: the network; its training mode is respected.
+        module: the network; its training mode is respected. Of `nn.DataParallel` and `DistributedDataParallel` the
+            network inside is taken: splitting a batch is not their business here.
+        image_shape: `(C, H, W)` of the images it will see, which a ConvNet of somebody else's is recognised by.
+
+    Attributes:
+        convnet: the configuration of the ConvNet that the module computes, or a sentence why it is none.
 
     Raises:
         InputError: the module has no parameters.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, image_shape: Sequence[int] | None = None) -> None:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
         self.module = module
-        self.takes_flat_param = "flat_param" in inspect.signature(module.forward).parameters
+        self.image_shape = None if image_shape is None else tuple(image_shape)
+        self.takes_flat_param = takes_flat_param(module)
         parameters = dict(module.named_parameters())
         if not parameters:
             raise InputError(f"{type(module).__name__} has no parameters, so there is no trajectory to match")
@@ -51,6 +61,10 @@ class FlatNetwork:
 
     def __repr__(self) -> str:
         return f"FlatNetwork({type(self.module).__name__}, {self.parameter_count:,} parameters)"
+
+    @cached_property  # asked for in every step
+    def convnet(self) -> ConvNetConfig | str:
+        return recognise(self.module, self.image_shape)
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]` of `images` `[B, C, H, W]` under parameters `theta` `[P]`."""
@@ -79,13 +93,16 @@ class FlatNetwork:
         """Flat offset at which each layer begins: a convolution or linear map with its bias and the norm after it.
 
         Raises:
-            InputError: the model is a flat-parameter wrapper, which does not say where its layers begin.
+            InputError: the model is a flat-parameter wrapper around a network that is not a ConvNet like ours, and
+                does not say where its layers begin.
         """
         if self.takes_flat_param:
-            raise InputError(
-                f"{type(self.module).__name__} holds one flat vector, so layers cannot be counted; "
-                "use ParameterMask.depth(ratio), or pass the network without its wrapper"
-            )
+            if isinstance(self.convnet, str):
+                raise InputError(
+                    f"{type(self.module).__name__} holds one flat vector, so layers cannot be counted; "
+                    "use ParameterMask.depth(ratio), or pass the network without its wrapper"
+                )
+            return FlatNetwork(ConvNet.meta(self.convnet)).layer_starts()
         starts: list[int] = []
         previous: str | None = None
         offset = 0
