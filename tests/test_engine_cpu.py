@@ -353,7 +353,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("norm", {"module": ConvNet(width=4, norm="batch")}, "instance norm, relu and avg pooling, not batch norm"),
     ("activation", {"module": ConvNet(width=4, activation="sigmoid")}, "sigmoid"),
     ("pooling", {"module": ConvNet(width=4, pooling="max")}, "max pooling"),
-    ("module", {"module": nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))}, "ConvNet, not Sequential"),
+    ("module", {"module": nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))}, "Sequential is not"),
     ("dtype", {"dtype": torch.bfloat16}, "not torch.bfloat16"),
     ("precision", {"precision": "tf32"}, "not 'tf32'"),
     ("device", {"device": torch.device("meta")}, "the tensors are on meta"),
