@@ -106,7 +106,9 @@ class Config:
     )
     soft_labels: bool = _setting(True, "learn soft labels; False keeps hard ones", stage="distill")
     ema_decay: float | None = _setting(None, "distil into an exponential moving average of the images", stage="distill")
-    trajectories: int = _setting(1, "experts per iteration, gradients averaged", stage="distill")
+    trajectories: int = _setting(
+        1, "trajectories per iteration on the same batches, gradients averaged", stage="distill"
+    )
     gradient: str = _setting(
         "exact", "exact, unroll (same, memory grows with T) or tesla (approximation)", stage="distill"
     )

@@ -122,6 +122,7 @@ class Pending:
     """An iteration that was begun and whose outcome the host may not know yet.
 
     Attributes:
+        expert, start_epoch: of the first trajectory.
         learned: the tensors that were to be updated.
         outcome: float64 `[3 + len(learned)]` in host memory: loss, the student's learning rate afterwards, what it
             would have become, and for each learned tensor whether its gradient was finite.
@@ -187,9 +188,8 @@ class Loop:
         if not config.soft_labels and self._labels is None:
             self._labels = state.labels.to(self.device)
         labels = logits if self._labels is None else self._labels
-        draws = draw(config, iteration, len(self.store), len(images))
-        losses = [self._loss(each, images, labels, lr, iteration, index) for index, each in enumerate(draws)]
-        loss = torch.stack(losses).mean()
+        drawn = draw(config, iteration, len(self.store), len(images))
+        loss = self._losses(drawn, images, labels, lr, iteration).mean()
         learned = [("images", state.images, images, config.lr_img, config.momentum_img)]
         learned.append(("lr", state.lr, lr, config.lr_lr, config.momentum_lr))
         if config.soft_labels:
@@ -205,7 +205,7 @@ class Loop:
             arrived.record()
         state.iteration += 1
         names = tuple(name for name, *_ in learned)
-        return Pending(iteration, draws[0].expert, draws[0].start_epoch, names, outcome, arrived)
+        return Pending(iteration, drawn.experts[0], drawn.start_epochs[0], names, outcome, arrived)
 
     def settle(self, state: State, pending: Pending) -> dict[str, float]:
         """The row of an iteration, after all earlier ones were settled.
@@ -259,18 +259,21 @@ class Loop:
             )
         return None
 
-    def _loss(self, trajectory: Draw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int, index: int) -> Tensor:
+    def _losses(self, drawn: Draw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int) -> Tensor:
+        """Matching losses `[K]`; the K students take the same augmented batches."""
         config = self.config
+        trajectories = list(zip(drawn.experts, drawn.start_epochs, strict=True))
         return trajectory_matching_loss(
             self.network,
-            self.snapshots.get(trajectory.expert, trajectory.start_epoch),
-            self.snapshots.get(trajectory.expert, trajectory.start_epoch + config.expert_epochs),
+            torch.stack([self.snapshots.get(expert, start) for expert, start in trajectories]),
+            torch.stack([self.snapshots.get(expert, start + config.expert_epochs) for expert, start in trajectories]),
             images,
             labels,
             lr,
-            batches=trajectory.batches,
+            batches=drawn.batches,
             mask=self.mask,
-            augment=self.dsa.seeded(derive_seed(config.seed, "student dsa", iteration, index)),
+            # The last number is that of the first trajectory, whose augmentation all of them share.
+            augment=self.dsa.seeded(derive_seed(config.seed, "student dsa", iteration, 0)),
             gradient=config.gradient,
             backend=config.backend,
             precision=config.precision,
