@@ -114,6 +114,9 @@ class Config:
     )
     backend: str = _setting("auto", "engine: auto or one by name", stage="run")
     precision: str = _setting("auto", "arithmetic of the engine", stage="run")
+    split: str = _setting(
+        "trajectories", "what several processes (torchrun) divide: trajectories, or each student batch", stage="run"
+    )
     cache: str = _setting(
         "0", "bytes of activations kept between the passes; 0 recomputes, auto: half of free", stage="run"
     )
@@ -357,6 +360,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "pix_init": ("samples_predicted_correctly", "real", "noise"),
     "gradient": ("exact", "unroll", "tesla"),
     "dsa_mode": ("fast", "reference"),
+    "split": ("trajectories", "batch"),
 }
 
 
