@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from . import distributed
 from ._version import __version__
 from .config import METHODS, Config
 from .errors import ConfigError, DistillationStopped, PadFastError, nearest
@@ -38,19 +38,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         flags = [flag for action in options.parser._actions for flag in action.option_strings]
         options.parser.error(f"unknown argument {unknown[0]!r}.{nearest(unknown[0], flags)}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        main_process = distributed.join().main
+        level = logging.INFO if main_process else logging.WARNING
+        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
         options.handler(options)
     except DistillationStopped as error:
-        print(f"pad-fast: stopped: {error}", file=sys.stderr)
+        if distributed.group().main:  # it stops on all ranks alike
+            print(f"pad-fast: stopped: {error}", file=sys.stderr)
         return 1
     except PadFastError as error:
-        print(f"pad-fast: error: {error}", file=sys.stderr)
+        group = distributed.group()
+        who = "pad-fast" if group.size == 1 else f"pad-fast, rank {group.rank}"
+        print(f"{who}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("pad-fast: interrupted; finished stages are kept, continue with --resume", file=sys.stderr)
         return 130
     return 0
+
+
+def _print(text: object) -> None:
+    """Results, once: several processes have the same."""
+    if distributed.group().main:
+        print(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -206,8 +217,8 @@ def _distill(options: argparse.Namespace) -> None:
         progress=_progress(options),
         **given,
     )
-    print(EvaluationReport(tuple(result.evaluation)).table())
-    print(f"\n{result!r}")
+    _print(EvaluationReport(tuple(result.evaluation)).table())
+    _print(f"\n{result!r}")
 
 
 def _prepare(options: argparse.Namespace) -> Any:
@@ -231,13 +242,14 @@ def _score(options: argparse.Namespace) -> None:
     config, data, normalization, device, progress = _prepare(options)
     written = ScoreFiles.at(options.out, data)
     difficulty = score_as_configured(config, data, normalization, device, progress, networks_dir=written.networks)
-    written.write(difficulty, data)
-    print(f"{difficulty!r} -> {written.main}\n{written.page}")
+    if distributed.group().main:
+        written.write(difficulty, data)
+    _print(f"{difficulty!r} -> {written.main}\n{written.page}")
 
 
 def _experts(options: argparse.Namespace) -> None:
     from .files import require_writable
-    from .pipeline import needs_order, score_as_configured, train_as_configured
+    from .pipeline import keep_scores, needs_order, score_as_configured, train_as_configured
     from .scoring import Difficulty
 
     config, data, normalization, device, progress = _prepare(options)
@@ -248,10 +260,11 @@ def _experts(options: argparse.Namespace) -> None:
         path = Path(config.order_file or out / "difficulty.safetensors")
         if config.order_file is None and not path.exists():
             kept = out / "score-networks"
-            score_as_configured(config, data, normalization, device, progress, networks_dir=kept).save(path)
-            shutil.rmtree(kept)
+            keep_scores(
+                score_as_configured(config, data, normalization, device, progress, networks_dir=kept), path, kept
+            )
         difficulty = Difficulty.load(path)
-    print(repr(train_as_configured(config, data, normalization, difficulty, out, device, progress)))
+    _print(repr(train_as_configured(config, data, normalization, difficulty, out, device, progress)))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -280,15 +293,16 @@ def _evaluate(options: argparse.Namespace) -> None:
         progress=_progress(options),
         **chosen,
     )
-    print(report.table())
-    if options.out:
+    _print(report.table())
+    if options.out and distributed.group().main:
         files.write_json(options.out, [asdict(row) for row in report.rows])
 
 
 def _report(options: argparse.Namespace) -> None:
     from .pipeline import present_again
 
-    print(present_again(Path(options.run)))
+    if distributed.group().main:
+        print(present_again(Path(options.run)))
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -310,7 +324,7 @@ def _bench(options: argparse.Namespace) -> None:
 def _env(options: argparse.Namespace) -> None:
     from .environment import environment, format_environment
 
-    print(format_environment(environment()))
+    _print(format_environment(environment()))
 
 
 if __name__ == "__main__":

@@ -106,12 +106,17 @@ class Config:
     )
     soft_labels: bool = _setting(True, "learn soft labels; False keeps hard ones", stage="distill")
     ema_decay: float | None = _setting(None, "distil into an exponential moving average of the images", stage="distill")
-    trajectories: int = _setting(1, "experts per iteration, gradients averaged", stage="distill")
+    trajectories: int = _setting(
+        1, "trajectories per iteration on the same batches, gradients averaged", stage="distill"
+    )
     gradient: str = _setting(
         "exact", "exact, unroll (same, memory grows with T) or tesla (approximation)", stage="distill"
     )
     backend: str = _setting("auto", "engine: auto or one by name", stage="run")
     precision: str = _setting("auto", "arithmetic of the engine", stage="run")
+    split: str = _setting(
+        "trajectories", "what several processes (torchrun) divide: trajectories, or each student batch", stage="run"
+    )
     cache: str = _setting(
         "0", "bytes of activations kept between the passes; 0 recomputes, auto: half of free", stage="run"
     )
@@ -355,6 +360,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "pix_init": ("samples_predicted_correctly", "real", "noise"),
     "gradient": ("exact", "unroll", "tesla"),
     "dsa_mode": ("fast", "reference"),
+    "split": ("trajectories", "batch"),
 }
 
 

@@ -6,11 +6,14 @@ import os
 
 import torch
 
+from . import distributed
 from .errors import InputError, nearest
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """`"auto"` is the first GPU when there is one, else the CPU; anything else is taken literally.
+    """`"auto"` is a GPU when there is one, else the CPU; anything else is taken literally.
+
+    The GPU is the first, or, of several processes, the one with the number of the process on this machine.
 
     Raises:
         InputError: a device that torch does not know or that this machine does not have.
@@ -31,6 +34,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
             raise InputError(
                 f"device {device!r} was asked for, but torch {torch.__version__} sees {count} GPUs here; "
                 "use device='auto' or 'cpu'"
+            )
+        group = distributed.group()
+        if group.size > 1 and (resolved.index is not None or group.local_rank >= count):
+            raise InputError(
+                f"every process takes a GPU of its own, and this one, {group.local_rank} on its machine, cannot take "
+                f"{device!r} of {count}; use device='auto' and --nproc-per-node {count}"
             )
     elif resolved.type != "cpu":
         raise InputError(f"device {device!r} is not supported; use 'auto', 'cpu', 'cuda' or 'cuda:N'")

@@ -9,19 +9,20 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from . import files
+from . import distributed, files
 from .config import Config
 from .data import DSA
-from .errors import DistillationStopped, StoreError
+from .distributed import ALONE
+from .errors import ConfigError, DistillationStopped, RankLost, StoreError
 from .experts import ExpertStore
 from .experts.snapshots import Snapshots
-from .matching import ParameterMask, trajectory_matching_loss
+from .matching import ParameterMask, require_divisible, trajectory_matching_loss
 from .models import FlatNetwork
 from .progress import Progress
 from .rng import derive_seed
@@ -68,8 +69,8 @@ class State:
         average = images.clone() if config.ema_decay is not None else None
         return cls(images.clone(), label_logits.clone(), lr, labels.clone(), momentum, average)
 
-    def save(self, path: Path, key: str) -> None:
-        """Write a checkpoint atomically; `key` identifies the settings it belongs to."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the two counts, by name; the tensors themselves, not copies."""
         tensors = {
             "images": self.images,
             "label_logits": self.label_logits,
@@ -79,8 +80,21 @@ class State:
         tensors |= {f"momentum.{name}": value for name, value in self.momentum.items()}
         if self.average is not None:
             tensors["average"] = self.average
+        return tensors
+
+    def save(self, path: Path, key: str) -> None:
+        """Write a checkpoint atomically; `key` identifies the settings it belongs to."""
         described = {"format": _FORMAT, "key": key, "iteration": self.iteration, "skipped": self.skipped}
-        files.write_bytes(path, files.pack_tensors(tensors, described))
+        files.write_bytes(path, files.pack_tensors(self.tensors(), described))
+
+    def require_same(self) -> None:
+        """Prove that all ranks have come to the same state.
+
+        Raises:
+            RankError: they have not.
+        """
+        counts = {"counts": torch.tensor([self.iteration, self.skipped])}
+        distributed.group().require_same(f"the state after iteration {self.iteration}", self.tensors() | counts)
 
     @classmethod
     def load(cls, path: Path, key: str, device: torch.device) -> State:
@@ -122,6 +136,7 @@ class Pending:
     """An iteration that was begun and whose outcome the host may not know yet.
 
     Attributes:
+        expert, start_epoch: of the first trajectory.
         learned: the tensors that were to be updated.
         outcome: float64 `[3 + len(learned)]` in host memory: loss, the student's learning rate afterwards, what it
             would have become, and for each learned tensor whether its gradient was finite.
@@ -142,6 +157,9 @@ class Loop:
     Whether an update is made is decided on the device, so that the host can go on with the next iteration meanwhile:
     :meth:`begin` starts one, :meth:`settle` waits for it and reports.
 
+    The ranks of :func:`pad_fast.distributed.group` divide each iteration between them (`config.split`) and hold the
+    same state after it. Arithmetic is that of the state's images: float32, unless somebody makes them float64.
+
     Args:
         network: the student.
         store: experts with at least `max_start_epoch - 1 + expert_epochs` epochs.
@@ -161,7 +179,10 @@ class Loop:
         self.network, self.store, self.config, self.device = network, store, config, device
         self.network.module.to(device).train()
         self.mask = make_mask(config)
-        self.mask.first_kept(network)  # a mask that leaves nothing is an error before any work
+        require_possible(config, network)
+        # What is not divided is computed by every rank alike.
+        group = distributed.group()
+        self.over_batches, self.over_trajectories = (group, ALONE) if config.split == "batch" else (ALONE, group)
         self.dsa = DSA(config.dsa, mode=config.dsa_mode)
         self.snapshots = Snapshots(store, device)
         self.late = (LATE if device.type == "cuda" else 0) if late is None else late
@@ -183,21 +204,22 @@ class Loop:
         config, iteration = self.config, state.iteration
         images = state.images.detach().requires_grad_()
         logits = state.label_logits.detach().requires_grad_(config.soft_labels)
-        lr = state.lr.to(self.device, torch.float32).detach().requires_grad_()
+        lr = state.lr.to(self.device, images.dtype).detach().requires_grad_()
         if not config.soft_labels and self._labels is None:
             self._labels = state.labels.to(self.device)
         labels = logits if self._labels is None else self._labels
-        draws = draw(config, iteration, len(self.store), len(images))
-        losses = [self._loss(each, images, labels, lr, iteration, index) for index, each in enumerate(draws)]
-        loss = torch.stack(losses).mean()
+        drawn = draw(config, iteration, len(self.store), len(images))
+        own = self._losses(drawn, images, labels, lr, iteration)
+        loss = self.over_trajectories.joined(own.detach(), config.trajectories).mean()
         learned = [("images", state.images, images, config.lr_img, config.momentum_img)]
         learned.append(("lr", state.lr, lr, config.lr_lr, config.momentum_lr))
         if config.soft_labels:
             learned.append(("labels", state.label_logits, logits, config.lr_y, config.momentum_y))
         # Where the loss is known at once, one that leads to no update need not be pulled back.
-        if self.late or self._updates(float(loss.detach())):
-            loss.backward()
-        outcome = self._update(state, loss.detach().double(), learned)
+        if self.late or self._updates(float(loss)):
+            (own.sum() / config.trajectories).backward()
+            self.over_trajectories.sum_(*(leaf.grad for _, _, leaf, _, _ in learned))
+        outcome = self._update(state, loss.double(), learned)
         arrived = None
         if self.device.type == "cuda":
             outcome = torch.empty(outcome.shape, dtype=outcome.dtype, pin_memory=True).copy_(outcome, non_blocking=True)
@@ -205,7 +227,7 @@ class Loop:
             arrived.record()
         state.iteration += 1
         names = tuple(name for name, *_ in learned)
-        return Pending(iteration, draws[0].expert, draws[0].start_epoch, names, outcome, arrived)
+        return Pending(iteration, drawn.experts[0], drawn.start_epochs[0], names, outcome, arrived)
 
     def settle(self, state: State, pending: Pending) -> dict[str, float]:
         """The row of an iteration, after all earlier ones were settled.
@@ -259,22 +281,28 @@ class Loop:
             )
         return None
 
-    def _loss(self, trajectory: Draw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int, index: int) -> Tensor:
+    def _losses(self, drawn: Draw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int) -> Tensor:
+        """Matching losses of this rank's trajectories `[K]`; their students take the same augmented batches."""
         config = self.config
+        own = [(drawn.experts[k], drawn.start_epochs[k]) for k in self.over_trajectories.part(config.trajectories)]
+        starts = torch.stack([self.snapshots.get(expert, epoch) for expert, epoch in own])
+        targets = torch.stack([self.snapshots.get(expert, epoch + config.expert_epochs) for expert, epoch in own])
         return trajectory_matching_loss(
             self.network,
-            self.snapshots.get(trajectory.expert, trajectory.start_epoch),
-            self.snapshots.get(trajectory.expert, trajectory.start_epoch + config.expert_epochs),
+            starts.to(images.dtype),
+            targets.to(images.dtype),
             images,
             labels,
             lr,
-            batches=trajectory.batches,
+            batches=drawn.batches,
             mask=self.mask,
-            augment=self.dsa.seeded(derive_seed(config.seed, "student dsa", iteration, index)),
+            # The last number is that of the first trajectory, whose augmentation all of them share.
+            augment=self.dsa.seeded(derive_seed(config.seed, "student dsa", iteration, 0)),
             gradient=config.gradient,
             backend=config.backend,
             precision=config.precision,
             cache=config.cache,
+            group=self.over_batches,
         )
 
     def _update(
@@ -304,6 +332,23 @@ class Loop:
         return torch.stack([loss, state.lr, new_lr, *(flag.double() for flag in finite)])
 
 
+def require_possible(config: Config, network: FlatNetwork) -> None:
+    """Prove that the mask leaves something to match, and that the ranks can divide the iterations.
+
+    Raises:
+        InputError: they cannot; before any work.
+    """
+    make_mask(config).first_kept(network)
+    ranks = distributed.group().size
+    if ranks > 1 and config.split == "batch":
+        require_divisible(network, config.gradient)
+    elif config.trajectories < ranks:
+        raise ConfigError(
+            f"trajectories is {config.trajectories}, so {ranks - config.trajectories} of {ranks} ranks would have "
+            f"nothing to do; use trajectories={ranks} (or more), or split='batch'"
+        )
+
+
 def make_mask(config: Config) -> ParameterMask:
     """The mask a config asks for."""
     if config.mask == "none":
@@ -322,12 +367,19 @@ def run(
 ) -> None:
     """Iterate to the end, appending `metrics.jsonl` and writing checkpoints into `folder`.
 
+    Of several ranks, the main one alone has files.
+
     Raises:
         DistillationStopped: see :meth:`Loop.iterate`, or the first iterations were all skipped; a checkpoint of the
             last good state is on disk.
+        RankLost: another rank has ended; a checkpoint of the last complete iteration is on disk, if the main one lives.
+        RankError: the ranks have come to different states, of which none is saved.
     """
-    config = loop.config
+    group, config = distributed.group(), loop.config
     checkpoint = folder / "checkpoint"
+    # Ranks on different machines may have started from numbers that differ in the last bits.
+    group.broadcast_(*state.tensors().values())
+    state.require_same()
     pending = progress.track(
         range(state.iteration, config.iterations),
         "distill",
@@ -336,7 +388,12 @@ def run(
         detail=lambda: _detail(history, state),
     )
     begun: deque[Pending] = deque()
-    with MetricsLog(folder / "metrics.jsonl", history) as log:
+    with MetricsLog(folder / "metrics.jsonl" if group.main else None, history) as log:
+
+        def save() -> None:
+            if group.main:
+                log.sync()
+                state.save(checkpoint, key)
 
         def settle(left: int) -> None:
             while len(begun) > left:
@@ -350,14 +407,19 @@ def run(
                 # A state can only be judged or saved when nothing is under way.
                 settle(0 if saves or state.iteration == PATIENCE else loop.late)
                 if saves:
-                    log.sync()
-                    state.save(checkpoint, key)
+                    state.require_same()
+                    save()
             settle(0)
+            state.require_same()
         except DistillationStopped as error:
-            state.save(checkpoint, key)
+            save()
             raise DistillationStopped(f"{error}. The last good state is in {checkpoint}") from None
-        log.sync()
-    state.save(checkpoint, key)
+        except RankLost as error:
+            if begun:  # on a GPU, these can no longer be waited for; the checkpoint on disk is an earlier one
+                raise
+            save()
+            raise RankLost(f"{error}. {checkpoint} has the state after {state.iteration} iterations") from error
+        save()
 
 
 def _require_progress(state: State, config: Config, history: Sequence[Mapping[str, float]]) -> None:
@@ -381,28 +443,36 @@ def _detail(history: Sequence[Mapping[str, float]], state: State) -> str:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one row per iteration. Opening it cuts rows the checkpoint does not know about."""
+    """`metrics.jsonl`: one row per iteration. Opening it cuts rows the checkpoint does not know about.
 
-    def __init__(self, path: Path, history: list[dict[str, float]]) -> None:
+    Without a path, rows are only added to the history.
+    """
+
+    def __init__(self, path: Path | None, history: list[dict[str, float]]) -> None:
         self.path, self.history = path, history
+        self._file: TextIO | None = None
 
     def __enter__(self) -> MetricsLog:
-        files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.history))
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        if self.path is not None:
+            files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.history))
+            self._file = self.path.open("a", encoding="utf-8", buffering=1)
         return self
 
     def append(self, row: dict[str, float]) -> None:
         """Add one row."""
         self.history.append(row)
-        self._file.write(json.dumps(row) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
 
     def sync(self) -> None:
         """Make the rows so far durable: a checkpoint must never be ahead of its log."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def __exit__(self, *_: Any) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_history(path: Path, iterations: int) -> list[dict[str, float]]:

@@ -38,6 +38,14 @@ class DistillationStopped(PadFastError, RuntimeError):
     """A run ended early (NaN loss, every iteration skipped); its checkpoint is on disk."""
 
 
+class RankError(PadFastError, RuntimeError):
+    """The processes of a run that torchrun has started cannot work together."""
+
+
+class RankLost(RankError):
+    """Another process of the run has ended or does not answer."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the closest known name, or an empty string when nothing is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

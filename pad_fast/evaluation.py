@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import distributed
 from .data import DSA, ImageDataset, fit_normalization, load_dataset
 from .device import resolve_device
 from .distilled import DistilledDataset, load
@@ -159,7 +160,8 @@ def evaluate(
     """Train fresh networks on a distilled set and test them on real images.
 
     SGD with the distilled learning rate, soft cross entropy for soft labels, DSA, rate x 0.1 with fresh momentum
-    halfway; accuracy is taken once, at the end of training, never as a maximum over test evaluations.
+    halfway; accuracy is taken once, at the end of training, never as a maximum over test evaluations. Several processes
+    (`pad_fast.distributed.join()`) divide the networks between them and get the same report.
 
     Args:
         distilled: a result, or the folder or file it was saved in (the reference's trio too).
@@ -220,8 +222,11 @@ def evaluate(
     for spec in specs.values():
         spec.build(seed, "probe")  # an unknown name is an error before any training
     jobs = [(model, name, repeat) for model in resolved for name in sets for repeat in range(repeats)]
-    results: dict[tuple[str, str], list[float]] = {}
-    for model, name, repeat in progress.track(jobs, "evaluate", total=len(jobs), unit="network"):
+    accuracies = torch.zeros(len(jobs), dtype=torch.float64)
+    group = distributed.group()
+    mine = group.turns(range(len(jobs)))
+    for job in progress.track(mine, "evaluate", total=len(mine), unit="network"):
+        model, name, repeat = jobs[job]
         if name == method:
             images, targets = distilled.images.to(where), distilled.targets.to(where)
         elif name == "full data":
@@ -229,7 +234,7 @@ def evaluate(
         else:
             rows = _random_rows(data, distilled.labels, seed, repeat).to(where)
             images, targets = train[rows], train_labels[rows]
-        accuracy = train_and_test(
+        accuracies[job] = train_and_test(
             images,
             targets,
             test,
@@ -241,6 +246,10 @@ def evaluate(
             device=where,
             backend=backend,
         )
+    group.wait("the networks that other ranks evaluate")
+    group.sum_(accuracies)
+    results: dict[tuple[str, str], list[float]] = {}
+    for (model, name, _), accuracy in zip(jobs, accuracies.tolist(), strict=True):
         results.setdefault((name, model), []).append(accuracy)
     return EvaluationReport(tuple(AccuracyRow(name, model, tuple(v)) for (name, model), v in results.items()))
 

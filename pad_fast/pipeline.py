@@ -25,11 +25,11 @@ from typing import Any
 
 import torch
 
-from . import files
+from . import distributed, files
 from .config import Config, to_yaml
 from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
 from .device import cache_bytes, resolve_device
-from .distillation import Loop, State, make_mask, read_history, run
+from .distillation import Loop, State, read_history, require_possible, run
 from .distilled import FILE, DistilledDataset, load
 from .engines import Task, select
 from .environment import environment
@@ -170,8 +170,9 @@ class Pipeline:
         with self._timed("evaluate"):
             report = self._evaluate(distilled, data)
         distilled = DistilledDataset(**{**vars(distilled), "evaluation": report.rows})
-        write_presentation(self.out, distilled, report, difficulty, title_of(config))
-        files.write_json(self.out / "timing.json", {k: round(v, 3) for k, v in self.seconds.items()})
+        if distributed.group().main:
+            write_presentation(self.out, distilled, report, difficulty, title_of(config))
+            files.write_json(self.out / "timing.json", {k: round(v, 3) for k, v in self.seconds.items()})
         return distilled
 
     @contextmanager
@@ -193,7 +194,7 @@ class Pipeline:
             )
         network = self._spec(data).build(config.seed, "probe")
         DSA(config.dsa, mode=config.dsa_mode)
-        make_mask(config).first_kept(network)
+        require_possible(config, network)
         cache_bytes(config.cache, self.device)
         select(config.backend, Task(network, self.device, torch.float32, config.gradient, config.precision))
         if config.order_file is not None and needs_order(config):
@@ -214,7 +215,7 @@ class Pipeline:
         begun = path.exists() and any((self.out / name).exists() for name in ("checkpoint", FILE))
         if begun and not self.overwrite:
             theirs = files.read_json(path, "run description")
-            skip = {"backend", "precision", "cache", "checkpoint_every"} | set(self.config.describe("evaluate"))
+            skip = set(self.config.describe("run", "evaluate"))
             if self.resume:
                 skip.add("iterations")  # a finished run may be continued for longer
             different = [k for k in mine if k not in skip and mine[k] != theirs.get(k)]
@@ -225,8 +226,9 @@ class Pipeline:
                     f"{f' and {len(different) - 1} more' if len(different) > 1 else ''}); "
                     "choose another output folder, or pass overwrite=True (--overwrite) to replace its results"
                 )
-        files.write_json(path, mine)
-        files.write_text(self.out / "config.yaml", to_yaml(self.config))
+        if distributed.group().main:
+            files.write_json(path, mine)
+            files.write_text(self.out / "config.yaml", to_yaml(self.config))
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
@@ -255,9 +257,7 @@ class Pipeline:
         difficulty = score_as_configured(
             self.config, data, normalization, self.device, self.progress, networks_dir=kept
         )
-        difficulty.save(path)
-        shutil.rmtree(kept)
-        return difficulty
+        return keep_scores(difficulty, path, kept)
 
     def _experts(self, data: ImageDataset, normalization: Normalization, difficulty: Difficulty | None) -> ExpertStore:
         config = self.config
@@ -337,7 +337,7 @@ class Pipeline:
             history=history,
             class_names=data.class_names,
         )
-        distilled.save(self.out)
+        distributed.group().on_main("the distilled set to be written", lambda: distilled.save(self.out))
         return distilled
 
     def _evaluate(self, distilled: DistilledDataset, data: ImageDataset) -> EvaluationReport:
@@ -367,7 +367,8 @@ class Pipeline:
             backend=config.backend,
             progress=self.progress,
         )
-        files.write_json(path, {"key": key, "rows": [asdict(row) for row in report.rows]})
+        if distributed.group().main:
+            files.write_json(path, {"key": key, "rows": [asdict(row) for row in report.rows]})
         return report
 
 
@@ -415,6 +416,16 @@ def score_as_configured(
         networks_dir=networks_dir,
         progress=progress,
     )
+
+
+def keep_scores(difficulty: Difficulty, path: Path, networks: Path) -> Difficulty:
+    """Write the scores, delete the folder of the networks they come from, and return what all ranks go on with."""
+    group = distributed.group()
+    group.on_main("the scores to be written", lambda: difficulty.save(path))
+    if group.main:
+        shutil.rmtree(networks)
+    # Not their own: on another machine the last bits may differ, and with them the order.
+    return difficulty if group.main else Difficulty.load(path)
 
 
 def train_as_configured(

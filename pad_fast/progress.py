@@ -7,20 +7,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from . import distributed
+
 Item = TypeVar("Item")
 
 _LINE_EVERY_SECONDS = 10.0
 
 
 class Progress:
-    """Reports progress; `quiet` says nothing.
+    """Reports progress; `quiet` says nothing, nor does any but the main one of several processes.
 
     A terminal gets a tqdm bar with rate and ETA. Anything else (a file, a pipe, CI) gets a whole line every ten
     seconds and one at the end, so that a log stays readable.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+        self.quiet = quiet or not distributed.group().main
 
     def say(self, message: str) -> None:
         """One line of its own."""

@@ -13,10 +13,15 @@ from .rng import generator
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """One trajectory of one iteration: expert, start epoch s, and T index tensors."""
+    """One iteration: K trajectories, and the batches that all of them take.
 
-    expert: int
-    start_epoch: int
+    Attributes:
+        experts, start_epochs: expert and start epoch s of each trajectory.
+        batches: T index tensors.
+    """
+
+    experts: tuple[int, ...]
+    start_epochs: tuple[int, ...]
     batches: list[Tensor]
 
 
@@ -41,15 +46,21 @@ def split_batches(count: int, batch: int | None, steps: int, draws: torch.Genera
     return batches
 
 
-def draw(config: Config, iteration: int, experts: int, images: int) -> list[Draw]:
-    """The `config.trajectories` draws of one iteration. Every expert is used once before any is used again."""
-    result = []
+def draw(config: Config, iteration: int, experts: int, images: int) -> Draw:
+    """What one iteration draws for its `config.trajectories`.
+
+    Each trajectory has an expert and a start epoch of its own; every expert is used once before any is used again. The
+    batches are one draw: students that see the same images can be computed together.
+    """
+    limit = start_epoch_limit(config, iteration)
+    chosen, starts = [], []
+    batches: list[Tensor] = []
     for index in range(config.trajectories):
         turn = iteration * config.trajectories + index
         order = torch.randperm(experts, generator=generator(config.seed, "expert order", turn // experts))
+        chosen.append(int(order[turn % experts]))
         draws = generator(config.seed, "iteration", iteration, index)
-        limit = start_epoch_limit(config, iteration)
-        start = int(torch.randint(config.min_start_epoch, limit, (1,), generator=draws))
-        batches = split_batches(images, config.batch_syn, config.syn_steps, draws)
-        result.append(Draw(int(order[turn % experts]), start, batches))
-    return result
+        starts.append(int(torch.randint(config.min_start_epoch, limit, (1,), generator=draws)))
+        if not batches:  # whatever K is, the first trajectory sees what it would see alone
+            batches = split_batches(images, config.batch_syn, config.syn_steps, draws)
+    return Draw(tuple(chosen), tuple(starts), batches)

@@ -11,9 +11,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from . import files, native, score_networks
+from . import distributed, files, native, score_networks
 from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
 from .device import resolve_device
+from .distributed import ALONE
 from .errors import ConfigError, InputError, StoreError, nearest
 from .progress import Progress
 from .score_networks import Recipe, ScoreNetwork
@@ -380,7 +381,7 @@ def _trained(
     folder: score_networks.Folder,
     progress: Progress,
 ) -> list[ScoreNetwork]:
-    """The first `networks` networks: those in the folder, and the others trained now."""
+    """The first `networks` networks: those in the folder, and the others trained now, by all ranks together."""
     found = [folder.get(index) for index in range(networks)]
     done = sum(network is not None for network in found)
     if done:
@@ -390,12 +391,18 @@ def _trained(
     images = normalization.apply(data.train_images).to(recipe.device)
     labels = data.train_labels.to(recipe.device)
     missing = [index for index, network in enumerate(found) if network is None]
-    for index in progress.track(missing, "scores: training", total=networks, done=done, unit="network"):
+    # Without a folder, ranks could not hand networks to each other, and each of them trains all.
+    group = ALONE if folder.path is None else distributed.group()
+    group.wait("the other ranks to look for score networks")
+    own = group.turns(missing)
+    for index in progress.track(own, "scores: training", total=done + len(own), done=done, unit="network"):
         network = score_networks.train(recipe, index, images, labels)
         if not bool(network.theta.isfinite().all()):
             raise InputError(f"score network {index} diverged with learning rate {recipe.lr:g}; lower it")
         folder.put(index, network)
         found[index] = network
+    group.wait("the score networks of other ranks")
+    found = [folder.get(index) if network is None else network for index, network in enumerate(found)]
     return [network for network in found if network is not None]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pad_fast import ConvNet, ExpertStore
+from pad_fast import ConvNet, ExpertStore, distillation, trajectory_matching_loss
 from pad_fast.config import Config
 from pad_fast.data import DSA
 from pad_fast.distillation import PATIENCE, Loop, MetricsLog, State, make_mask, read_history, run
@@ -95,12 +95,13 @@ def plain_loop(network: FlatNetwork, store: ExpertStore, config: Config) -> tupl
     first = int(config.mask_ratio * network.parameter_count)
     losses = []
     for iteration in range(config.iterations):
-        (trajectory,) = draw(config, iteration, len(store), len(images))
+        drawn = draw(config, iteration, len(store), len(images))
         dsa = DSA(config.dsa).seeded(derive_seed(config.seed, "student dsa", iteration, 0))
-        begin = store.snapshot(trajectory.expert, trajectory.start_epoch)
-        target = store.snapshot(trajectory.expert, trajectory.start_epoch + config.expert_epochs)
+        (expert,), (first_epoch,) = drawn.experts, drawn.start_epochs
+        begin = store.snapshot(expert, first_epoch)
+        target = store.snapshot(expert, first_epoch + config.expert_epochs)
         theta = begin.clone().requires_grad_()
-        for step, batch in enumerate(trajectory.batches):
+        for step, batch in enumerate(drawn.batches):
             out = network(theta, dsa(images[batch], step))
             targets = logits[batch].softmax(-1) if config.soft_labels else state.labels[batch]
             (g,) = torch.autograd.grad(functional.cross_entropy(out, targets), theta, create_graph=True)
@@ -143,22 +144,50 @@ def test_exact_and_unrolled_gradients_distil_the_same_images(network, store):
     assert relative_error(results[0], results[1]) < 1e-4
 
 
-def test_trajectories_are_averaged(network, store):
-    config = small_config(iterations=1, trajectories=2, lr_img=1e4, lr_lr=0.0)
-    both = start(config)
-    row = Loop(network, store, config, CPU).iterate(both)
-    # The same two draws one at a time, as separate losses.
-    loop = Loop(network, store, config, CPU)
+@pytest.mark.parametrize("mask", ["depth", "loss"])
+def test_trajectories_are_averaged_on_the_same_batches(network, store, mask):
+    config = small_config(iterations=1, trajectories=3, lr_img=1e4, lr_lr=0.0, mask=mask)
+    together = start(config)
+    row = Loop(network, store, config, CPU).iterate(together)
+    drawn = draw(config, 0, 2, 9)
+    assert set(drawn.experts) == {0, 1} and len(set(drawn.start_epochs)) > 1
+    # One at a time, as separate losses.
     grads, losses = [], []
-    for index, trajectory in enumerate(draw(config, 0, 2, 9)):
+    for expert, first_epoch in zip(drawn.experts, drawn.start_epochs, strict=True):
         images = start(config).images.requires_grad_()
-        logits, lr = start(config).label_logits, torch.tensor(config.lr_init)
-        loss = loop._loss(trajectory, images, logits, lr, 0, index)
+        loss = trajectory_matching_loss(
+            network,
+            store.snapshot(expert, first_epoch),
+            store.snapshot(expert, first_epoch + config.expert_epochs),
+            images,
+            start(config).label_logits,
+            config.lr_init,
+            batches=drawn.batches,
+            mask=make_mask(config),
+            augment=DSA(config.dsa).seeded(derive_seed(config.seed, "student dsa", 0, 0)),
+            gradient="unroll",
+        )
         grads.append(torch.autograd.grad(loss, images)[0])
         losses.append(float(loss.detach()))
-    assert row["loss"] == pytest.approx(sum(losses) / 2, rel=1e-6)
-    assert relative_error((start(config).images - both.images) / 1e4, (grads[0] + grads[1]) / 2) < 1e-5
-    assert {each.expert for each in draw(config, 0, 2, 9)} == {0, 1}
+    assert max(losses) - min(losses) > 1e-3, "the same trajectory three times"
+    assert row["loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert relative_error((start(config).images - together.images) / 1e4, sum(grads) / 3) < 1e-4
+
+
+def test_trajectories_are_one_call(network, store, monkeypatch):
+    """One launch sequence for all of them is what fills a GPU."""
+    shapes = []
+    original = distillation.trajectory_matching_loss
+
+    def record(network, theta_start, *rest, **options):
+        shapes.append(list(theta_start.shape))
+        return original(network, theta_start, *rest, **options)
+
+    monkeypatch.setattr(distillation, "trajectory_matching_loss", record)
+    for trajectories in (1, 3):
+        config = small_config(trajectories=trajectories)
+        Loop(network, store, config, CPU).iterate(start(config))
+    assert shapes == [[1, network.parameter_count], [3, network.parameter_count]]
 
 
 def test_moving_average_of_the_images(network, store):

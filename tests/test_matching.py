@@ -16,6 +16,7 @@ from pad_fast.matching import normalized_distance
 from pad_fast.models import FlatNetwork
 
 from .compare import describe_difference, relative_error
+from .conftest import require_native
 
 TOLERANCE = 1e-9  # relative L2 in float64; worst seen 2e-13
 
@@ -152,6 +153,26 @@ def test_stacked_trajectories_equal_one_by_one():
         for name in ("theta_start", "theta_target"):
             assert relative_error(exact[name][k], one[name]) < TOLERANCE
     assert_same({name: exact[name] for name in total}, total)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [ParameterMask.none(), ParameterMask.depth(0.77), ParameterMask.loss(0.4), ParameterMask.layers(2)],
+    ids=repr,
+)
+@pytest.mark.parametrize("backend", ["autograd", "cpu"])
+def test_stacked_trajectories_with_every_mask(backend, mask):
+    """The `loss` mask leaves out other entries for every trajectory."""
+    if backend == "cpu":
+        require_native()
+    problem = {**make_problem(stacked=2), "augment": DSA().seeded(6), "mask": mask}
+    weight = torch.tensor([0.7, -1.6], dtype=torch.float64)
+    with record_backends() as used:
+        loss, exact = gradients(problem, ALL, weight=weight, backend=backend)
+    assert used == [backend]
+    truth_loss, truth = gradients(problem, ALL, weight=weight, gradient="unroll")
+    assert relative_error(loss, truth_loss) < 1e-12 and float((loss[0] - loss[1]).abs()) > 1e-3
+    assert_same(exact, truth)
 
 
 @pytest.mark.parametrize("strategy", ["color_crop_cutout_flip_scale_rotate", "color", "scale_rotate"])

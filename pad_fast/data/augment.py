@@ -202,10 +202,16 @@ class DSA:
 
 @dataclass(frozen=True, eq=False)
 class SeededDSA:
-    """`(images, step) -> images` with a draw that depends on `(seed, step)` only; see :meth:`DSA.seeded`."""
+    """`(images, step) -> images` with a draw that depends on `(seed, step)` only; see :meth:`DSA.seeded`.
+
+    Attributes:
+        parts: where the images given are a part of every batch: for each step, how many images its whole batch has, and
+            which of them is the first one given. They are augmented as they would be in the whole batch.
+    """
 
     augmentation: DSA
     seed: int
+    parts: Sequence[tuple[int, int]] | None = None
 
     def __call__(self, images: Tensor, step: int) -> Tensor:
         """Augment the batch of student step `step`."""
@@ -214,7 +220,13 @@ class SeededDSA:
 
     def draw(self, n: int, shape: Sequence[int], step: int) -> DSADraw:
         """The draw that `step` uses for `n` images of that shape."""
-        return self.augmentation.draw(n, shape, generator=named_generator(self.seed, "dsa", int(step)))
+        whole, first = self.place(n, step)
+        draw = self.augmentation.draw(whole, shape, generator=named_generator(self.seed, "dsa", int(step)))
+        return draw if draw.values.shape[0] == 1 else DSADraw(draw.operation, draw.values[first : first + n])
+
+    def place(self, n: int, step: int) -> tuple[int, int]:
+        """How many images the whole batch of `step` has, and where in it the `n` given ones begin."""
+        return (n, 0) if self.parts is None else self.parts[step]
 
 
 def _parse(strategy: str) -> tuple[str, ...]:

@@ -368,6 +368,7 @@ class _DeviceDSA(Augmentation):
     def __init__(self, operations: Any, augment: SeededDSA, sizes: Sequence[int], images: Tensor) -> None:
         self.operations, self.dsa = operations, augment.augmentation
         self.sizes, self.shape, self.device = tuple(sizes), tuple(images.shape[1:]), images.device
+        self.places = [augment.place(size, step) for step, size in enumerate(sizes)]
         self.key = ("dsa", self.dsa.operations, self.dsa.siamese)
         seed = torch.tensor(augment.seed, dtype=torch.int64)
         pinned = seed.pin_memory() if images.device.type == "cuda" else seed
@@ -378,7 +379,7 @@ class _DeviceDSA(Augmentation):
             self.table = self.operations.draw(
                 seed,
                 steps=len(self.sizes),
-                batch=max(self.sizes),
+                batch=max(whole for whole, _ in self.places),
                 shape=self.shape,
                 strategy=self.dsa.strategy,
                 siamese=self.dsa.siamese,
@@ -396,7 +397,8 @@ class _DeviceDSA(Augmentation):
             return self.operations.transpose(grad, self._row(step))
 
     def _row(self, step: int) -> Tensor:
-        return self.table[step, 0, : self.sizes[step]]
+        first = self.places[step][1]
+        return self.table[step, 0, first : first + self.sizes[step]]
 
 
 class KernelDistance:

@@ -3,5 +3,6 @@
 from .distance import normalized_distance
 from .loss import trajectory_matching_loss
 from .masks import ParameterMask
+from .reduce import require_divisible
 
-__all__ = ["ParameterMask", "normalized_distance", "trajectory_matching_loss"]
+__all__ = ["ParameterMask", "normalized_distance", "require_divisible", "trajectory_matching_loss"]

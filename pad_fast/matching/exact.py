@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from ..engines import Augment, Augmentation, Engine, Inputs, Passes, Task
 from ..errors import InputError
 from .distance import normalized_distance
+from .reduce import Reduce
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +32,10 @@ class Unroll:
     """Everything about a run but its tensors.
 
     Attributes:
-        sizes: images per step, T numbers.
+        sizes: images per step, T numbers; those in this process, where batches are divided over several.
         propagate: True for the exact gradient, False for TESLA's.
         first_kept, dropped: the mask, see :func:`normalized_distance`.
+        reduce: what is added up between processes.
     """
 
     engine: Engine
@@ -43,6 +45,7 @@ class Unroll:
     propagate: bool
     first_kept: int
     dropped: int
+    reduce: Reduce
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def _key(unroll: Unroll, wants: Wants, own: Augmentation | None) -> Hashable | N
 
     Not the network itself: an engine that records knows which of its properties matter.
     """
-    if unroll.augment is not None and (own is None or own.key is None):
+    if not unroll.reduce.recordable or (unroll.augment is not None and (own is None or own.key is None)):
         return None
     return (
         unroll.sizes,
@@ -136,7 +139,7 @@ class Recursion(Passes):
 
     def __init__(self, unroll: Unroll, wants: Wants, images: Tensor) -> None:
         self.unroll, self.wants = unroll, wants
-        self.student = unroll.engine.student(unroll.task)
+        self.student = unroll.reduce.student(unroll.engine.student(unroll.task))
         own = _own_augmentation(unroll, images)
         draws = None
         if self.student.random or (unroll.augment is not None and own is None):
@@ -213,6 +216,7 @@ class Recursion(Passes):
                     v.addcmul_(pulled.theta, lr, value=-1)  # (3)
         if self.draws is not None:
             self.draws.verify()
+        unroll.reduce.sum_(sum_images, sum_labels, phis if wants.lr else None)
         return (
             grad_start + v if wants.start else None,
             grad_target if wants.target else None,

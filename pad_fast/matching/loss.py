@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
 from ..device import cache_bytes
+from ..distributed import ALONE, Group
 from ..engines import Augment, Task, require_gradient, select
 from ..engines.autograd import unroll as autograd_unroll
 from ..errors import InputError
@@ -16,6 +17,7 @@ from ..models.flat import FlatNetwork
 from .distance import normalized_distance
 from .exact import Unroll, constant_memory_loss
 from .masks import ParameterMask
+from .reduce import Part, Reduce, require_divisible
 
 
 def trajectory_matching_loss(
@@ -33,6 +35,7 @@ def trajectory_matching_loss(
     backend: str = "auto",
     precision: str = "auto",
     cache: int | str = 0,
+    group: Group = ALONE,
 ) -> Tensor:
     r"""How far a student trained on synthetic images lands from an expert, relative to where it started.
 
@@ -63,14 +66,19 @@ def trajectory_matching_loss(
         cache: bytes of activations that may be kept between the forward and the reverse pass instead of being computed
             again; "auto" takes half of the free memory. The default keeps none, so memory does not grow with T. Only
             the native engines make use of it.
+        group: divide every batch over the ranks of this group (`pad_fast.distributed.join()`). All of them pass the
+            same arguments, whole batches included, and get the same loss and the same gradients as one process would,
+            up to the order of sums. Augmentation must be a seeded DSA then.
 
     Returns:
         A scalar, or `[K]` for stacked parameters. "exact" and "tesla" can be differentiated once.
 
     Raises:
         InputError: shapes, dtypes, devices, indices or labels that do not fit together, a mask that leaves nothing, or
-            a tensor that requires a gradient under `torch.no_grad`.
+            a tensor that requires a gradient under `torch.no_grad`, or a network whose batches cannot be divided over a
+            group.
         BackendError: the backend asked for by name cannot serve this.
+        RankLost: another rank of the group has ended.
 
     Example:
         >>> import torch, pad_fast
@@ -100,6 +108,12 @@ def trajectory_matching_loss(
 
     if isinstance(augment, SeededDSA) and not augment.augmentation.operations:
         augment = None
+    reduce = Reduce()
+    if group.size > 1:
+        require_divisible(network, gradient)
+        part = Part.of(group, sizes)
+        indices, augment, sizes = part.indices(indices, sizes), part.augment(augment, sizes), part.sizes
+        reduce = part
     kept = cache_bytes(cache, images.device)
     task = Task(network, images.device, images.dtype, gradient, precision, kept)
     engine = select(backend, task)
@@ -115,7 +129,7 @@ def trajectory_matching_loss(
         ]
         losses = normalized_distance(torch.stack(ends), starts, targets, first_kept=first_kept, dropped=dropped)
     else:
-        unroll = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped)
+        unroll = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, reduce)
         losses = constant_memory_loss(unroll, starts, targets, images, labels, lr.reshape(()), indices)
     return losses if stacked else losses[0]
 
