@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,7 @@ from .._version import __version__
 from ..data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
 from ..device import resolve_device
 from ..errors import ConfigError
-from ..optimizers import make_optimizer
+from ..optimizers import Optimizer, make_optimizer
 from ..progress import Progress
 from ..rng import generator
 from ..scoring import Difficulty
@@ -113,30 +115,76 @@ def train_experts(
     if len(store) >= experts:
         return store
 
-    images = normalization.apply(data.train_images).to(where)
-    labels = data.train_labels.to(where)
-    last_loss = float("nan")
+    training = ExpertTraining(
+        spec=spec,
+        images=normalization.apply(data.train_images).to(where),
+        labels=data.train_labels.to(where),
+        order=order,
+        curriculum=curriculum,
+        epochs=epochs,
+        batch=batch,
+        optimizer=lambda: make_optimizer(optimizer, lr, rho=rho, alpha=alpha),
+        augment=augment,
+        seed=seed,
+        device=where,
+        backend=backend,
+    )
+    loss = float("nan")
     pending = progress.track(
         range(len(store), experts),
         "experts",
         total=experts,
         done=len(store),
         unit="expert",
-        detail=lambda: f"loss {last_loss:.3f}",
+        detail=lambda: f"loss {loss:.3f}",
     )
     for index in pending:
-        trainer = Trainer(spec.build(seed, "expert", index), device=where, backend=backend)
-        sgd = make_optimizer(optimizer, lr, rho=rho, alpha=alpha)
-        snapshots = [trainer.theta.cpu().clone()]
-        draws = generator(seed, "expert draws", index)
-        for epoch in range(epochs):
-            shown = curriculum.indices(epoch, order).to(where)
-            batches = shuffled_batches(shown, batch, draws)
-            last_loss = trainer.epoch(images, labels, batches, sgd, partial(augment, generator=draws))
-            # On a CPU `.cpu()` returns the live tensor itself, so the clone is what makes it a snapshot.
-            snapshots.append(trainer.theta.cpu().clone())
-        store.append(torch.stack(snapshots))
+        snapshots, loss = training.train_one(index)
+        store.append(snapshots)
     return store
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertTraining:
+    """Everything expert i depends on besides i; nothing in it changes from one expert to the next.
+
+    Attributes:
+        images: normalised `[N, C, H, W]`; labels: int64 `[N]`; both on `device`.
+        order: dataset indices per class, easy to hard, as far as they are shown at all.
+        optimizer: makes a fresh one.
+    """
+
+    spec: NetworkSpec
+    images: Tensor
+    labels: Tensor
+    order: Sequence[Tensor]
+    curriculum: Curriculum
+    epochs: int
+    batch: int
+    optimizer: Callable[[], Optimizer]
+    augment: DSA
+    seed: int
+    device: torch.device
+    backend: str
+
+    def train_one(self, index: int) -> tuple[Tensor, float]:
+        """Expert `index` from its first weights on, whatever was trained before it.
+
+        Returns:
+            Snapshots `[epochs + 1, P]` on the CPU and the mean training loss of the last epoch.
+        """
+        trainer = Trainer(self.spec.build(self.seed, "expert", index), device=self.device, backend=self.backend)
+        optimizer, draws = self.optimizer(), generator(self.seed, "expert draws", index)
+        augment = partial(self.augment, generator=draws)
+        loss = float("nan")
+        # On a CPU `.cpu()` returns the live tensor itself, so the clone is what makes it a snapshot.
+        snapshots = [trainer.theta.cpu().clone()]
+        for epoch in range(self.epochs):
+            shown = self.curriculum.indices(epoch, self.order).to(self.device)
+            batches = shuffled_batches(shown, self.batch, draws)
+            loss = trainer.epoch(self.images, self.labels, batches, optimizer, augment)
+            snapshots.append(trainer.theta.cpu().clone())
+        return torch.stack(snapshots), loss
 
 
 def _digest(order: list[Tensor]) -> str:
