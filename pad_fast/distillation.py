@@ -21,7 +21,7 @@ from .data import DSA
 from .errors import DistillationStopped, StoreError
 from .experts import ExpertStore
 from .experts.snapshots import Snapshots
-from .matching import ParameterMask, trajectory_matching_loss
+from .matching import ParameterMask, layer_distances, student_end, trajectory_matching_loss
 from .models import FlatNetwork
 from .progress import Progress
 from .rng import derive_seed
@@ -32,6 +32,9 @@ PATIENCE = 50
 
 LATE = 8
 """On a GPU, how many iterations may be under way while the results of earlier ones are still unknown to the host."""
+
+LAYER_LOSS = "layer_loss."
+"""Begins the keys of a row of metrics.jsonl that hold the matching loss of one layer; its name follows."""
 
 _FORMAT = "pad_fast checkpoint 1"
 
@@ -126,6 +129,7 @@ class Pending:
         outcome: float64 `[3 + len(learned)]` in host memory: loss, the student's learning rate afterwards, what it
             would have become, and for each learned tensor whether its gradient was finite.
         arrived: passed once `outcome` can be read; None when it can.
+        layers: matching loss by layer, ready for the row; empty where it is not recorded.
     """
 
     iteration: int
@@ -134,6 +138,7 @@ class Pending:
     learned: tuple[str, ...]
     outcome: Tensor
     arrived: torch.cuda.Event | None
+    layers: Mapping[str, float]
 
 
 class Loop:
@@ -188,6 +193,7 @@ class Loop:
             self._labels = state.labels.to(self.device)
         labels = logits if self._labels is None else self._labels
         draws = draw(config, iteration, len(self.store), len(images))
+        layers = self._layers(draws[0], images, labels, lr, iteration)
         losses = [self._loss(each, images, labels, lr, iteration, index) for index, each in enumerate(draws)]
         loss = torch.stack(losses).mean()
         learned = [("images", state.images, images, config.lr_img, config.momentum_img)]
@@ -205,7 +211,7 @@ class Loop:
             arrived.record()
         state.iteration += 1
         names = tuple(name for name, *_ in learned)
-        return Pending(iteration, draws[0].expert, draws[0].start_epoch, names, outcome, arrived)
+        return Pending(iteration, draws[0].expert, draws[0].start_epoch, names, outcome, arrived, layers)
 
     def settle(self, state: State, pending: Pending) -> dict[str, float]:
         """The row of an iteration, after all earlier ones were settled.
@@ -230,6 +236,7 @@ class Loop:
             "expert": pending.expert,
             "start_epoch": pending.start_epoch,
             "skipped": int(skipped),
+            **pending.layers,
         }
 
     def _skips(self, loss: float) -> bool:
@@ -276,6 +283,26 @@ class Loop:
             precision=config.precision,
             cache=config.cache,
         )
+
+    def _layers(self, trajectory: Draw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int) -> dict[str, float]:
+        """Matching loss by layer of the iteration's first trajectory, now and then: it costs one more forward pass."""
+        config = self.config
+        if config.layer_loss_every == 0 or iteration % config.layer_loss_every:
+            return {}
+        start = self.snapshots.get(trajectory.expert, trajectory.start_epoch)
+        end = student_end(
+            self.network,
+            start,
+            images,
+            labels,
+            lr,
+            batches=trajectory.batches,
+            augment=self.dsa.seeded(derive_seed(config.seed, "student dsa", iteration, 0)),
+            backend=config.backend,
+            precision=config.precision,
+        )
+        target = self.snapshots.get(trajectory.expert, trajectory.start_epoch + config.expert_epochs)
+        return {LAYER_LOSS + name: value for name, value in layer_distances(self.network, end, start, target).items()}
 
     def _update(
         self, state: State, loss: Tensor, learned: Sequence[tuple[str, Tensor, Tensor, float, float]]

@@ -214,7 +214,7 @@ class Pipeline:
         begun = path.exists() and any((self.out / name).exists() for name in ("checkpoint", FILE))
         if begun and not self.overwrite:
             theirs = files.read_json(path, "run description")
-            skip = {"backend", "precision", "cache", "checkpoint_every"} | set(self.config.describe("evaluate"))
+            skip = set(self.config.describe("run", "evaluate"))
             if self.resume:
                 skip.add("iterations")  # a finished run may be continued for longer
             different = [k for k in mine if k not in skip and mine[k] != theirs.get(k)]
