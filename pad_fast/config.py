@@ -121,6 +121,9 @@ class Config:
         "0", "bytes of activations kept between the passes; 0 recomputes, auto: half of free", stage="run"
     )
     checkpoint_every: int = _setting(100, "iterations between checkpoints", stage="run")
+    layer_loss_every: int = _setting(
+        50, "iterations between records of the matching loss of every layer (0: never)", stage="run"
+    )
 
     # Evaluation
     eval_networks: int = _setting(5, "fresh networks trained on the result", stage="evaluate")
@@ -350,7 +353,9 @@ _POSITIVE = (
     "syn_steps expert_epochs lr_init expansion_end_epoch trajectories checkpoint_every eval_networks eval_epochs "
     "eval_full_epochs eval_batch batch_syn threshold resolution lr_img"
 ).split()
-_NOT_NEGATIVE = "gsam_rho gsam_alpha lr_lr lr_y min_start_epoch current_max_start_epoch eval_weight_decay".split()
+_NOT_NEGATIVE = (
+    "gsam_rho gsam_alpha lr_lr lr_y min_start_epoch current_max_start_epoch eval_weight_decay layer_loss_every"
+).split()
 _BELOW_ONE = "momentum_img momentum_lr momentum_y eval_momentum ema_decay".split()
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,

@@ -22,7 +22,7 @@ from .distributed import ALONE
 from .errors import ConfigError, DistillationStopped, RankLost, StoreError
 from .experts import ExpertStore
 from .experts.snapshots import Snapshots
-from .matching import ParameterMask, require_divisible, trajectory_matching_loss
+from .matching import ParameterMask, layer_distances, require_divisible, student_end, trajectory_matching_loss
 from .models import FlatNetwork
 from .progress import Progress
 from .rng import derive_seed
@@ -33,6 +33,9 @@ PATIENCE = 50
 
 LATE = 8
 """On a GPU, how many iterations may be under way while the results of earlier ones are still unknown to the host."""
+
+LAYER_LOSS = "layer_loss."
+"""Begins the keys of a row of metrics.jsonl that hold the matching loss of one layer; its name follows."""
 
 _FORMAT = "pad_fast checkpoint 1"
 
@@ -141,6 +144,7 @@ class Pending:
         outcome: float64 `[3 + len(learned)]` in host memory: loss, the student's learning rate afterwards, what it
             would have become, and for each learned tensor whether its gradient was finite.
         arrived: passed once `outcome` can be read; None when it can.
+        layers: matching loss by layer, ready for the row; empty where it is not recorded.
     """
 
     iteration: int
@@ -149,6 +153,7 @@ class Pending:
     learned: tuple[str, ...]
     outcome: Tensor
     arrived: torch.cuda.Event | None
+    layers: Mapping[str, float]
 
 
 class Loop:
@@ -209,6 +214,7 @@ class Loop:
             self._labels = state.labels.to(self.device)
         labels = logits if self._labels is None else self._labels
         drawn = draw(config, iteration, len(self.store), len(images))
+        layers = self._layers(drawn, images, labels, lr, iteration)
         own = self._losses(drawn, images, labels, lr, iteration)
         loss = self.over_trajectories.joined(own.detach(), config.trajectories).mean()
         learned = [("images", state.images, images, config.lr_img, config.momentum_img)]
@@ -227,7 +233,7 @@ class Loop:
             arrived.record()
         state.iteration += 1
         names = tuple(name for name, *_ in learned)
-        return Pending(iteration, drawn.experts[0], drawn.start_epochs[0], names, outcome, arrived)
+        return Pending(iteration, drawn.experts[0], drawn.start_epochs[0], names, outcome, arrived, layers)
 
     def settle(self, state: State, pending: Pending) -> dict[str, float]:
         """The row of an iteration, after all earlier ones were settled.
@@ -252,6 +258,7 @@ class Loop:
             "expert": pending.expert,
             "start_epoch": pending.start_epoch,
             "skipped": int(skipped),
+            **pending.layers,
         }
 
     def _skips(self, loss: float) -> bool:
@@ -304,6 +311,27 @@ class Loop:
             cache=config.cache,
             group=self.over_batches,
         )
+
+    def _layers(self, drawn: Draw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int) -> dict[str, float]:
+        """Matching loss by layer of the iteration's first trajectory, now and then: it costs one more forward pass."""
+        config = self.config
+        if config.layer_loss_every == 0 or iteration % config.layer_loss_every:
+            return {}
+        expert, epoch = drawn.experts[0], drawn.start_epochs[0]
+        start = self.snapshots.get(expert, epoch)
+        end = student_end(
+            self.network,
+            start,
+            images,
+            labels,
+            lr,
+            batches=drawn.batches,
+            augment=self.dsa.seeded(derive_seed(config.seed, "student dsa", iteration, 0)),
+            backend=config.backend,
+            precision=config.precision,
+        )
+        target = self.snapshots.get(expert, epoch + config.expert_epochs)
+        return {LAYER_LOSS + name: value for name, value in layer_distances(self.network, end, start, target).items()}
 
     def _update(
         self, state: State, loss: Tensor, learned: Sequence[tuple[str, Tensor, Tensor, float, float]]

@@ -1,8 +1,16 @@
 """Trajectory matching: masks, the normalised distance, and the gradient of an unrolled training run."""
 
 from .distance import normalized_distance
+from .layers import layer_distances, student_end
 from .loss import trajectory_matching_loss
 from .masks import ParameterMask
 from .reduce import require_divisible
 
-__all__ = ["ParameterMask", "normalized_distance", "require_divisible", "trajectory_matching_loss"]
+__all__ = [
+    "ParameterMask",
+    "layer_distances",
+    "normalized_distance",
+    "require_divisible",
+    "student_end",
+    "trajectory_matching_loss",
+]
