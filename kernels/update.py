@@ -1,6 +1,6 @@
-"""Steps on flat parameter vectors `[P]` or stacked `[K, P]`: SGD, momentum, and GSAM's ascent point and direction.
+"""Steps on flat parameter vectors `[P]` or stacked `[K, P]`: SGD, momentum, and GSAM's ascent point and step.
 
-The formulas are those of :mod:`pad_fast.optimizers`; norms and inner products are taken per row, in float64. Learning
+The twins are :class:`pad_fast.updates.Updates`; norms and inner products are taken per row, in float64. Learning
 rates are tensors on the device, so that a captured graph serves every value; the other settings are compiled in.
 """
 
@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
+from ..updates import Updates
 from .rows import WARPS, Call, moved, require_alike, row_stride, tiles, total
 
 if TYPE_CHECKING:
@@ -140,29 +141,25 @@ def _ascent_kernel(
 
 
 @triton.jit
-def _surrogate_body(p_out, p_theta, p_g1, p_g2, p_lr, parallel, o, mask, ALPHA: tl.constexpr, STEP: tl.constexpr):
+def _surrogate_body(p_out, p_theta, p_g1, p_g2, lr, parallel, o, mask, ALPHA: tl.constexpr):
     g2 = tl.load(p_g2 + o, mask=mask)
     direction = g2 - ALPHA * (tl.load(p_g1 + o, mask=mask) - parallel * g2)
-    if STEP:
-        lr = tl.load(p_lr).to(p_theta.dtype.element_ty)
-        direction = tl.load(p_theta + o, mask=mask) - lr * direction
-    tl.store(p_out + o, direction, mask=mask)
+    tl.store(p_out + o, tl.load(p_theta + o, mask=mask) - lr * direction, mask=mask)
 
 
 @triton.jit
 def _surrogate_kernel(
     p_out,  # [K, P]
-    p_theta,  # read when STEP
+    p_theta,
     p_g1,
     p_g2,
-    p_lr,  # [1] or [K], read when STEP
+    p_lr,  # [1] or [K]
     p_partial,  # [K, 3, count] float64: <g1, g1>, <g1, g2>, <g2, g2>
     length,
     stride,
     lr_stride,
     count,
     ALPHA: tl.constexpr,
-    STEP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     k = tl.program_id(1).to(tl.int64)
@@ -171,15 +168,15 @@ def _surrogate_kernel(
     norm2 = tl.sqrt(total(p_partial + 2 * count, count))
     cosine = total(p_partial + count, count) / (norm1 * norm2 + _TINY)
     parallel = (cosine * norm1 / (norm2 + _TINY)).to(p_g1.dtype.element_ty)  # g1's part along g2, in units of g2
-    p_lr += k * lr_stride
+    lr = tl.load(p_lr + k * lr_stride).to(p_theta.dtype.element_ty)
     start = tl.program_id(0).to(tl.int64) * BLOCK
     at = k * stride + start
     o = tl.arange(0, BLOCK)
     if start + BLOCK <= length:
-        _surrogate_body(p_out + at, p_theta + at, p_g1 + at, p_g2 + at, p_lr, parallel, o, None, ALPHA, STEP)
+        _surrogate_body(p_out + at, p_theta + at, p_g1 + at, p_g2 + at, lr, parallel, o, None, ALPHA)
     else:
         mask = start + o < length
-        _surrogate_body(p_out + at, p_theta + at, p_g1 + at, p_g2 + at, p_lr, parallel, o, mask, ALPHA, STEP)
+        _surrogate_body(p_out + at, p_theta + at, p_g1 + at, p_g2 + at, lr, parallel, o, mask, ALPHA)
 
 
 def sgd(theta: Tensor, g: Tensor, lr: Tensor, out: Tensor | None = None) -> Tensor:
@@ -245,27 +242,8 @@ def gsam_ascent(theta: Tensor, g: Tensor, *, rho: float, out: Tensor | None = No
     return out
 
 
-def gsam_direction(g1: Tensor, g2: Tensor, *, alpha: float, out: Tensor | None = None) -> Tensor:
-    """GSAM's direction `g2 - alpha (g1 - c ||g1|| g2 / (||g2|| + 1e-12))` per row, c the cosine of `g1` and `g2`.
-
-    Args:
-        g1, g2: gradients at the parameters and at the ascent point, `[P]` or `[K, P]`, contiguous.
-        alpha: compiled in.
-        out: written and returned; may be `g1` or `g2` itself. None makes a new tensor.
-
-    Raises:
-        InputError: tensors that do not agree.
-    """
-    out = torch.empty_like(g1) if out is None else out
-    require_alike(g1=g1, g2=g2, out=out)
-    partial, products = _products_call(g1, g2, of_product=False, pair=True)
-    products.run()
-    _surrogate_call(out, None, g1, g2, None, partial, alpha).run()
-    return out
-
-
 def gsam_step(theta: Tensor, g1: Tensor, g2: Tensor, lr: Tensor, *, alpha: float, out: Tensor | None = None) -> Tensor:
-    """`theta - lr * d` with the direction `d` of :func:`gsam_direction`, which is not stored.
+    """`theta - lr * (g2 - alpha (g1 - c ||g1|| g2 / (||g2|| + 1e-12)))` per row, c the cosine of `g1` and `g2`.
 
     Args:
         theta, g1, g2: `[P]` or `[K, P]`, contiguous, of one floating dtype.
@@ -342,28 +320,27 @@ def _ascent_call(out: Tensor, theta: Tensor, g: Tensor, partial: Tensor, rho: fl
 
 
 def _surrogate_call(
-    out: Tensor, theta: Tensor | None, g1: Tensor, g2: Tensor, lr: Tensor | None, partial: Tensor, alpha: float
+    out: Tensor, theta: Tensor, g1: Tensor, g2: Tensor, lr: Tensor, partial: Tensor, alpha: float
 ) -> Call:
     g1 = _stacked(g1)
     cut = tiles(g1.shape[1], g1.dtype)
-    lr_stride = 0 if lr is None else _lr_stride(lr, g1)
     return Call(
         _surrogate_kernel,
         (cut.count, len(g1)),
         (
             out,
-            g1 if theta is None else theta,
+            theta,
             g1,
             g2,
-            g1 if lr is None else lr,
+            lr,
             partial,
             g1.shape[1],
             row_stride(g1),
-            lr_stride,
+            _lr_stride(lr, g1),
             partial.shape[-1],
         ),
-        moved(out, g1, g2, partial, *(() if theta is None else (theta,))),
-        {"ALPHA": alpha, "STEP": theta is not None, "BLOCK": cut.block, "num_warps": WARPS},
+        moved(out, theta, g1, g2, partial),
+        {"ALPHA": alpha, "BLOCK": cut.block, "num_warps": WARPS},
     )
 
 
@@ -383,58 +360,14 @@ def production() -> list[Production]:
             f"norm of theta g, {name}": norms,
             f"ascent, {name}": _ascent_call(x, x, x, square, 0.01),
             f"three products, {name}": products,
-            f"with the step, {name}": _surrogate_call(x, x, x, x, lr, three, 0.3),
-            f"direction, {name}": _surrogate_call(x, None, x, x, None, three, 0.3),
+            f"GSAM's step, {name}": _surrogate_call(x, x, x, x, lr, three, 0.3),
         }
         items += [call.production(title, hot=hot) for title, call in calls.items()]
     return items
 
 
-def naive_sgd(theta: Tensor, g: Tensor, lr: Tensor, out: Tensor | None = None) -> Tensor:
-    """Twin of :func:`sgd`."""
-    result = theta - _per_row(lr, theta) * g
-    return result if out is None else out.copy_(result)
-
-
-def naive_momentum_sgd(
-    theta: Tensor,
-    g: Tensor,
-    buffer: Tensor,
-    lr: Tensor,
-    *,
-    momentum: float,
-    weight_decay: float = 0.0,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Twin of :func:`momentum_sgd`."""
-    direction = g + weight_decay * theta
-    if momentum:
-        direction = buffer.mul_(momentum).add_(direction)
-    return naive_sgd(theta, direction, lr, out)
-
-
-def naive_gsam_ascent(theta: Tensor, g: Tensor, *, rho: float, out: Tensor | None = None) -> Tensor:
-    """Twin of :func:`gsam_ascent`."""
-    scale = rho / (torch.linalg.vector_norm(theta * g, dim=-1, keepdim=True) + 1e-12)
-    result = theta + scale * theta.square() * g
-    return result if out is None else out.copy_(result)
-
-
-def naive_gsam_direction(g1: Tensor, g2: Tensor, *, alpha: float, out: Tensor | None = None) -> Tensor:
-    """Twin of :func:`gsam_direction`."""
-    norm1 = torch.linalg.vector_norm(g1, dim=-1, keepdim=True)
-    norm2 = torch.linalg.vector_norm(g2, dim=-1, keepdim=True)
-    cosine = (g1 * g2).sum(-1, keepdim=True) / (norm1 * norm2 + 1e-12)
-    result = g2 - alpha * (g1 - (cosine * norm1 / (norm2 + 1e-12)) * g2)
-    return result if out is None else out.copy_(result)
-
-
-def naive_gsam_step(
-    theta: Tensor, g1: Tensor, g2: Tensor, lr: Tensor, *, alpha: float, out: Tensor | None = None
-) -> Tensor:
-    """Twin of :func:`gsam_step`."""
-    return naive_sgd(theta, naive_gsam_direction(g1, g2, alpha=alpha), lr, out)
-
-
-def _per_row(lr: Tensor, theta: Tensor) -> Tensor:
-    return lr.reshape(()) if lr.numel() == 1 else lr[:, None]
+_TORCH = Updates()
+naive_sgd = _TORCH.sgd
+naive_momentum_sgd = _TORCH.momentum_sgd
+naive_gsam_ascent = _TORCH.gsam_ascent
+naive_gsam_step = _TORCH.gsam_step

@@ -9,18 +9,25 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, nearest
+from .updates import Updates
 
 LossAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""`theta [P] -> (loss [], gradient [P])` on one fixed, already augmented batch."""
+"""`theta [P] -> (loss [], gradient [P])` on one fixed, already augmented batch; or `[K, P] -> ([K], [K, P])`."""
+
+_TORCH = Updates()
 
 OPTIMIZERS = ("gsam", "sgd")
 
 
 class Optimizer(Protocol):
-    """One training step on a flat vector."""
+    """One training step on a flat vector, or on several networks' stacked vectors, each for itself."""
 
-    def step(self, theta: Tensor, loss_and_grad: LossAndGrad) -> tuple[Tensor, Tensor]:
-        """New parameters `[P]` (the old tensor is not written to) and the loss at the old ones."""
+    def step(self, theta: Tensor, loss_and_grad: LossAndGrad, by: Updates = _TORCH) -> tuple[Tensor, Tensor]:
+        """New parameters like `theta` (the old tensor is not written to) and the loss at the old ones.
+
+        Args:
+            by: computes the step; an engine has its own.
+        """
 
 
 class SGD:
@@ -30,18 +37,13 @@ class SGD:
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self._buffer: Tensor | None = None
 
-    def step(self, theta: Tensor, loss_and_grad: LossAndGrad) -> tuple[Tensor, Tensor]:
-        loss, direction = loss_and_grad(theta)
-        if self.weight_decay:
-            direction = torch.add(direction, theta, alpha=self.weight_decay)
-        if self.momentum:
-            # The first step starts from the gradient itself, as in torch.
-            if self._buffer is None:
-                self._buffer = direction.clone()
-            else:
-                self._buffer.mul_(self.momentum).add_(direction)
-            direction = self._buffer
-        return torch.add(theta, direction, alpha=-self.lr), loss
+    def step(self, theta: Tensor, loss_and_grad: LossAndGrad, by: Updates = _TORCH) -> tuple[Tensor, Tensor]:
+        loss, gradient = loss_and_grad(theta)
+        if self._buffer is None:
+            self._buffer = torch.zeros_like(theta)
+        lr = theta.new_full((), self.lr)
+        new = by.momentum_sgd(theta, gradient, self._buffer, lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return new, loss
 
 
 class GSAM:
@@ -54,14 +56,10 @@ class GSAM:
     def __init__(self, lr: float, *, rho: float = 0.01, alpha: float = 0.3) -> None:
         self.lr, self.rho, self.alpha = lr, rho, alpha
 
-    def step(self, theta: Tensor, loss_and_grad: LossAndGrad) -> tuple[Tensor, Tensor]:
+    def step(self, theta: Tensor, loss_and_grad: LossAndGrad, by: Updates = _TORCH) -> tuple[Tensor, Tensor]:
         loss, g1 = loss_and_grad(theta)
-        scale = self.rho / (torch.linalg.vector_norm(theta * g1) + 1e-12)
-        _, g2 = loss_and_grad(theta + scale * theta.square() * g1)
-        norm1, norm2 = torch.linalg.vector_norm(g1), torch.linalg.vector_norm(g2)
-        cosine = torch.dot(g1, g2) / (norm1 * norm2 + 1e-12)
-        direction = g2 - self.alpha * (g1 - (cosine * norm1 / (norm2 + 1e-12)) * g2)
-        return torch.add(theta, direction, alpha=-self.lr), loss
+        _, g2 = loss_and_grad(by.gsam_ascent(theta, g1, rho=self.rho))
+        return by.gsam_step(theta, g1, g2, theta.new_full((), self.lr), alpha=self.alpha), loss
 
 
 def make_optimizer(name: str, lr: float, *, rho: float = 0.01, alpha: float = 0.3) -> Optimizer:

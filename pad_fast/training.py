@@ -91,7 +91,7 @@ class Trainer:
                 seen.append(logits)
                 return loss, gradient
 
-            self.theta, loss = optimizer.step(self.theta, loss_and_grad)
+            self.theta, loss = optimizer.step(self.theta, loss_and_grad, self.engine.updates)
             losses.append(loss)
             if observe is not None:
                 observe(batch, seen[0])  # an optimiser's second evaluation is at other parameters

@@ -45,7 +45,7 @@ def test_snapshots_do_not_alias_live_weights(tmp_path, monkeypatch):
     """On a CPU `.cpu()` is the tensor itself; an optimiser that works in place must not rewrite the past."""
 
     class InPlace:
-        def step(self, theta, loss_and_grad):
+        def step(self, theta, loss_and_grad, by):
             loss, gradient = loss_and_grad(theta)
             return theta.sub_(0.05 * gradient), loss
 

@@ -110,6 +110,29 @@ def test_gsam_at_a_stationary_point_stays():
     assert torch.equal(new, theta)
 
 
+@pytest.mark.parametrize("make", [lambda: GSAM(0.1, rho=0.3), lambda: SGD(0.1, momentum=0.9, weight_decay=0.05)])
+def test_stacked_vectors_step_each_for_itself(make):
+    features, targets, _ = problem(2)
+    loss_and_grad = least_squares(features, targets)
+    start = 0.2 * torch.randn(3, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def stacked(theta: Tensor) -> tuple[Tensor, Tensor]:
+        losses, gradients = zip(*(loss_and_grad(row) for row in theta), strict=True)
+        return torch.stack(losses), torch.stack(gradients)
+
+    optimizer, alone, together = make(), [make() for _ in start], start
+    expected = list(start)
+    for _ in range(3):
+        together, losses = optimizer.step(together, stacked)
+        expected, single = zip(
+            *(o.step(row, loss_and_grad) for o, row in zip(alone, expected, strict=True)), strict=True
+        )
+        assert relative_error(losses, torch.stack(single)) < 1e-14
+    for row, ours, truth in zip(start, together, expected, strict=True):
+        assert relative_error(ours - row, truth - row) < 1e-13
+    assert relative_error(together[0] - start[0], together[1] - start[1]) > 0.1
+
+
 def test_optimizer_by_name():
     gsam, sgd = make_optimizer("gsam", 0.1, rho=0.02, alpha=0.4), make_optimizer("sgd", 0.1)
     assert isinstance(gsam, GSAM) and (gsam.lr, gsam.rho, gsam.alpha) == (0.1, 0.02, 0.4)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..models.flat import FlatNetwork
+from ..updates import Updates
 
 GRADIENTS = ("exact", "unroll", "tesla")
 Augment = Callable[[Tensor, int], Tensor]
@@ -175,10 +176,12 @@ class Engine(ABC):
 
     Attributes:
         distance: the engine's own form of the matching loss; None when the formula is good enough.
+        updates: steps on parameter vectors.
     """
 
     name: str
     distance: Distance | None = None
+    updates: Updates = Updates()
 
     def running(self) -> AbstractContextManager[None]:
         """Held around a run of many steps, for an engine that arranges the process for itself meanwhile."""

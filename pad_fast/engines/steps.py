@@ -53,6 +53,11 @@ class Operations:
         return _Family("matching", self.naive)
 
     @cached_property
+    def update(self) -> Any:
+        """Steps on parameter vectors."""
+        return _Family("update", self.naive)
+
+    @cached_property
     def augment(self) -> Any:
         """Differentiable augmentation."""
         return _Family("augment", self.naive)

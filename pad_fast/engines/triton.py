@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data.augment import SeededDSA
 from ..models import ConvNetConfig
+from ..updates import Updates
 from .base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, contiguous_data
 from .convnet import config_of, refuse_network, require_batch
 from .graphs import CudaRecorder, Graphs, Recorder, signature
@@ -57,6 +58,7 @@ class TritonEngine(Engine):
         self._records_anywhere = recorder is not None
         self.graphs = Graphs(CudaRecorder if recorder is None else recorder)
         self.distance = KernelDistance(self)
+        self.updates = KernelUpdates(self)
         self._limits: dict[Hashable, _Limit] = {}
         self._said: set[str] = set()
 
@@ -420,6 +422,34 @@ class KernelDistance:
             return self.engine.operations.matching.distance_gradients(
                 end, start, target, grad, first_kept=first_kept, dropped=dropped
             )
+
+
+class KernelUpdates(Updates):
+    """Steps on parameter vectors by the kernels of `pad_fast.kernels.update`."""
+
+    def __init__(self, engine: TritonEngine) -> None:
+        self.engine = engine
+
+    def sgd(self, theta: Tensor, *args: Any, **options: Any) -> Tensor:
+        """One pass."""
+        return self._run("sgd", theta, *args, **options)
+
+    def momentum_sgd(self, theta: Tensor, *args: Any, **options: Any) -> Tensor:
+        """One pass."""
+        return self._run("momentum_sgd", theta, *args, **options)
+
+    def gsam_ascent(self, theta: Tensor, *args: Any, **options: Any) -> Tensor:
+        """A pass for the norm and one for the point."""
+        return self._run("gsam_ascent", theta, *args, **options)
+
+    def gsam_step(self, theta: Tensor, *args: Any, **options: Any) -> Tensor:
+        """A pass for the norms and one for the step."""
+        return self._run("gsam_step", theta, *args, **options)
+
+    def _run(self, name: str, theta: Tensor, *args: Any, **options: Any) -> Tensor:
+        with on(theta.device):
+            result: Tensor = getattr(self.engine.operations.update, name)(theta, *args, **options)
+        return result
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

@@ -166,7 +166,7 @@ class Recursion(Passes):
             else:
                 images = self.augment.forward(step, inputs.images, batch)
             gradient = self.student.gradient(step, self.visited[step], images, labels[step])
-            torch.addcmul(self.visited[step], gradient, inputs.lr, value=-1, out=self.visited[step + 1])
+            self.unroll.engine.updates.sgd(self.visited[step], gradient, inputs.lr, out=self.visited[step + 1])
         distance = normalized_distance if self.unroll.engine.distance is None else self.unroll.engine.distance.value
         return distance(
             self.visited[-1],
@@ -213,7 +213,7 @@ class Recursion(Passes):
                 if sum_labels is not None and pulled.labels is not None:
                     sum_labels.index_add_(0, batch, pulled.labels)
                 if pulled.theta is not None:
-                    v.addcmul_(pulled.theta, lr, value=-1)  # (3)
+                    unroll.engine.updates.sgd(v, pulled.theta, lr, out=v)  # (3)
         if self.draws is not None:
             self.draws.verify()
         unroll.reduce.sum_(sum_images, sum_labels, phis if wants.lr else None)
