@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/pad-fast distill
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest --cov --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,19 +1,22 @@
-"""Shared fixtures: where the golden files are, and a scale-free comparator for gradients."""
+"""Shared fixtures: the golden files, the device of kernel tests and its poisoned memory, Triton's interpreter."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 # One thread per process, before torch starts any: the networks here are tiny, and on a busy machine threads that wait
 # for each other make them up to forty times slower. Set for the processes that tests start, too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 # Without a GPU, kernels run in Triton's interpreter, which must be chosen before any of them is imported.
 if not torch.cuda.is_available():
@@ -54,6 +57,49 @@ def kernel_device() -> torch.device:
     """Where kernel tests put their tensors: the GPU, or the CPU with the kernels interpreted."""
     pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to run")
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_interpreter() -> Iterator[None]:
+    """Leave out of Triton's interpreter what costs most of its time and shows nothing.
+
+    It computes whether each integer operation overflows and, with debugging off, drops the answer. And it is traced
+    for a coverage report that leaves the bodies of kernels out.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    run = interpreter.GridExecutor.__call__
+
+    def untraced(self: Any, *args: Any, **options: Any) -> None:
+        tracer = sys.gettrace()
+        sys.settrace(None)
+        try:
+            run(self, *args, **options)
+        finally:
+            sys.settrace(tracer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        options = interpreter.InterpreterOptions(sanitize_overflow=False)
+        patch.setattr(interpreter.interpreter_builder, "options", options)
+        patch.setattr(interpreter.GridExecutor, "__call__", untraced)
+        yield
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that nobody has written is NaN, or a large number."""
+
+    def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(*args: Any, **options: Any) -> Tensor:
+            tensor = make(*args, **options)
+            return tensor if tensor.is_meta else tensor.fill_(torch.nan if tensor.is_floating_point() else 0x55)
+
+        return made
+
+    for place, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+        monkeypatch.setattr(place, name, poison(getattr(place, name)))
 
 
 def require_native() -> None:

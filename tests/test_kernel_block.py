@@ -65,14 +65,6 @@ def run(problem: Problem, prefix: str, accumulate: bool) -> dict[str, Tensor]:
     return found
 
 
-@pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New memory is full of NaN, so that an entry nobody wrote is found."""
-    new_empty, empty_like = Tensor.new_empty, torch.empty_like
-    monkeypatch.setattr(Tensor, "new_empty", lambda self, *a, **k: new_empty(self, *a, **k).fill_(float("nan")))
-    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(float("nan")))
-
-
 @pytest.mark.parametrize("shape", SHAPES[:4])
 def test_naive_twins_are_the_derivatives_of_the_block(shape: tuple[int, ...]) -> None:
     p = Problem(shape, torch.float64, torch.device("cpu"))

@@ -69,14 +69,6 @@ def run(p: Problem, prefix: str, precision: str, accumulate: bool = False) -> di
     return found
 
 
-@pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New memory is full of NaN, so that an entry nobody wrote is found."""
-    new_empty, empty_like = Tensor.new_empty, torch.empty_like
-    monkeypatch.setattr(Tensor, "new_empty", lambda self, *a, **k: new_empty(self, *a, **k).fill_(float("nan")))
-    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(float("nan")))
-
-
 @pytest.mark.parametrize("case", CASES[:3])
 def test_naive_twins_are_the_derivatives_of_the_block(case: tuple[int, ...]) -> None:
     p = Problem(case, torch.float64, torch.device("cpu"))

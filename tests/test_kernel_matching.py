@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -19,8 +18,11 @@ from pad_fast.matching.masks import keep_largest
 
 from .compare import describe_difference, relative_error
 
-# NumPy under the interpreter says so where a mask leaves nothing.
-pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
+pytestmark = [
+    pytest.mark.usefixtures("poisoned"),
+    # NumPy under the interpreter says so where a mask leaves nothing.
+    pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning"),
+]
 
 TOLERANCE = {torch.float32: 2e-7, torch.float64: 1e-14}  # worst seen 4e-8 and 1e-15
 MASKS = [(0, 0), (1, 0), (0.5, 0), (0, 1), (0, 0.5), (0, 0.99), (0.3, 0.4)]
@@ -32,19 +34,6 @@ DTYPES = [torch.float32, torch.float64]
 def on_kernel_device(kernel_device: torch.device) -> Iterator[None]:
     with kernel_device:
         yield
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Memory that nobody has written is NaN, or a large number."""
-    empty = torch.empty
-
-    def poisoned(*args: Any, **options: Any) -> Tensor:
-        x = empty(*args, **options)
-        return x.fill_(torch.nan if x.is_floating_point() else 0x5555)
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-    yield
 
 
 def vectors(shape: tuple[int, ...], dtype: torch.dtype, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

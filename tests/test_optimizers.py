@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pad_fast import ConvNet
-from pad_fast.engines import Task, backends, record_backends, select
+from pad_fast.engines import Task, backends, record_backends, registry, select
 from pad_fast.errors import BackendError, ConfigError
 from pad_fast.models import FlatNetwork
 from pad_fast.optimizers import GSAM, SGD, make_optimizer
@@ -65,7 +65,11 @@ def test_momentum_and_decay_change_the_result():
 
 
 @pytest.mark.parametrize("backend", [name for name in backends() if name != "auto"])
-def test_gsam_follows_the_reference(golden, backend):
+def test_gsam_follows_the_reference(golden, backend, monkeypatch):
+    if backend == "triton":
+        # Interpreted, its kernels would take ten minutes for these sizes; the next test has a smaller network for them.
+        triton = pytest.importorskip("pad_fast.engines.triton", reason="the kernels' modules import Triton")
+        monkeypatch.setitem(registry._engines, "triton", triton.TritonEngine(triton.Operations(naive=True)))
     case = golden("gsam.npz")
     network = FlatNetwork(ConvNet(width=int(case["width"]), depth=int(case["depth"]), classes=10).double())
     task = Task(network, torch.device("cpu"), torch.float64)
@@ -85,6 +89,22 @@ def test_gsam_follows_the_reference(golden, backend):
         assert relative_error(new - theta, path[step + 1] - path[step]) < GSAM_TOLERANCE, f"step {step}"
         assert relative_error(new, path[step + 1]) < GSAM_TOLERANCE, f"step {step}"
         theta = new
+
+
+def test_gsam_with_the_kernels_of_triton(kernel_device):
+    module = ConvNet(channels=2, resolution=6, width=5, depth=1, classes=3).double().to(kernel_device)
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 2, 6, 6, generator=draws, dtype=torch.float64).to(kernel_device)
+    labels = torch.tensor([2, 0, 1], device=kernel_device)
+    task = Task(FlatNetwork(module), kernel_device, torch.float64)
+    changes = []
+    for backend in ("triton", "autograd"):
+        engine, theta = select(backend, task), task.network.initial()
+        new, _ = GSAM(0.1, rho=0.3, alpha=0.4).step(
+            theta, lambda at, engine=engine: engine.loss_and_grad(task, at, images, labels)
+        )
+        changes.append(new - theta)
+    assert relative_error(*changes) < GSAM_TOLERANCE
 
 
 def test_gsam_is_its_formula_and_not_sgd():
