@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from .rng import derive_seed
 BatchAugment = Callable[[Tensor], Tensor]
 Observe = Callable[[Tensor, Tensor], None]
 
+_building = threading.Lock()  # modules draw their weights from the one global generator
+
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -28,7 +31,7 @@ class NetworkSpec:
 
     def build(self, seed: int, *purpose: str | int) -> FlatNetwork:
         """A freshly initialised network; the global generator is left as it was."""
-        with torch.random.fork_rng(devices=[]):
+        with _building, torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would seed the GPUs' generators as well.
             torch.default_generator.manual_seed(derive_seed(seed, *purpose, "weights"))
             module = network(self.model, channels=self.channels, classes=self.classes, resolution=self.resolution)
@@ -75,7 +78,8 @@ class Trainer:
         augment: BatchAugment | None,
         observe: Observe | None,
     ) -> float:
-        self.network.module.train()
+        if not self.network.module.training:  # setting it takes as long as a small network's whole update
+            self.network.module.train()
         losses = []
         for batch in batches:
             inputs, targets = images[batch], labels[batch]

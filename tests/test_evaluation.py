@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
 
-from pad_fast import DistilledDataset, Progress, evaluate, evaluation
+from pad_fast import DistilledDataset, Progress, evaluate, load, score
 from pad_fast.data import fit_normalization
-from pad_fast.errors import ConfigError, DatasetError, InputError
-from pad_fast.evaluation import AccuracyRow, EvaluationReport, Recipe, train_and_test
+from pad_fast.engines.registry import record_backends
+from pad_fast.errors import ConfigError, DatasetError, InputError, StoreError
+from pad_fast.evaluation import AccuracyRow, EvaluationReport, RobustScore, export_ddranking
+from pad_fast.evaluation import network as evaluated_network
+from pad_fast.evaluation.network import Network, Recipe
+from pad_fast.evaluation.robustness import augmentation_robust_score, label_robust_score
+from pad_fast.evaluation.side_by_side import side_by_side
 from pad_fast.optimizers import SGD
 from pad_fast.rng import generator
 from pad_fast.training import NetworkSpec, Trainer, shuffled_batches
 
+from .conftest import require_native
 from .small import MODEL, QUIET, small_data
 
 SETTINGS = {"models": (MODEL,), "repeats": 2, "epochs": 4, "full_epochs": 2, "batch": 4, "dsa": "color_crop"}
 CPU = torch.device("cpu")
+ROWS = ("random real", "easiest real", "k-means centres", "DATM", "full data")
 
 
 def real_images(data, *, ipc: int = 2, soft: bool = True, **changed) -> DistilledDataset:
@@ -33,7 +41,7 @@ def real_images(data, *, ipc: int = 2, soft: bool = True, **changed) -> Distille
         "labels": labels,
         "lr": 0.0371,
         "whitening": white,
-        "config": {"method": "datm", "model": MODEL, "dsa": "color_crop"},
+        "config": {"method": "datm", "model": MODEL, "dsa": "color_crop", "score_networks": 1, "score_epochs": 2},
     }
     return DistilledDataset(**{**values, **changed})
 
@@ -44,10 +52,11 @@ def epochs(monkeypatch):
     seen = []
     original = Trainer.epoch
 
-    def record(self, images, labels, batches, optimizer, augment=None):
+    def record(self, images, labels, batches, optimizer, augment=None, observe=None):
         batches = list(batches)
-        seen.append((optimizer.lr, optimizer, [len(batch) for batch in batches], self))
-        return original(self, images, labels, batches, optimizer, augment)
+        if observe is None:  # not a score network's
+            seen.append((optimizer.lr, optimizer, [len(batch) for batch in batches], self))
+        return original(self, images, labels, batches, optimizer, augment, observe)
 
     monkeypatch.setattr(Trainer, "epoch", record)
     return seen
@@ -82,20 +91,11 @@ def test_training_is_the_recipe_by_torch(soft):
     distilled = real_images(data, soft=soft)
     recipe = Recipe(lr=0.1, epochs=4, batch=4, momentum=0.8, weight_decay=1e-2, dsa="none")
     test = distilled.whitening.apply(data.test_images), data.test_labels
-    spec = NetworkSpec(MODEL, 1, 3, 8)
-    found = train_and_test(
-        distilled.images,
-        distilled.targets,
-        test,
-        spec,
-        recipe,
-        purpose=("x", "y", 0),
-        seed=5,
-        device=CPU,
-        backend="autograd",
-    )
-    module = spec.build(5, "x", "y", 0).module
-    draws = generator(5, "x", "y", 0, "draws")
+    network = Network(NetworkSpec(MODEL, 1, 3, 8), 5, "y", 0)
+    trained = network.train(distilled.images, distilled.targets, recipe, device=CPU, backend="autograd")
+    found = trained.accuracy(*test)
+    module = network.spec.build(5, "evaluation", MODEL, "y", 0).module
+    draws = generator(5, "evaluation", MODEL, "y", 0, "draws")
     for epoch in range(4):
         if epoch in (0, 2):
             rate = 0.1 if epoch == 0 else 0.01
@@ -142,47 +142,288 @@ def test_rows_of_a_full_report():
         real_images(data), data, progress=QUIET, **{**SETTINGS, "models": ("ConvNet", "MLP"), "repeats": 3}
     )
     assert [(row.name, row.model, row.networks) for row in report.rows] == [
-        (name, model, 3) for model in (MODEL, "MLP") for name in ("random real", "DATM", "full data")
+        (name, model, 3) for model in (MODEL, "MLP") for name in ROWS
     ]
     assert all(0 <= value <= 100 for row in report.rows for value in row.accuracies)
     assert report.row("full data").mean >= report.row("random real").mean - 20
     assert report.row("DATM", "MLP").model == "MLP" and report.row("DATM").model == MODEL
     table = report.table().splitlines()
-    assert len(table) == 7 and "test accuracy, %" in table[0] and "(3 networks)" in table[3]
+    assert len(table) == 11 and "test accuracy, %" in table[0] and "(3 networks)" in table[3]
     assert repr(report) == report.table()
-    with pytest.raises(InputError, match="no row 'PAD'; there are DATM, full data, random real"):
+    with pytest.raises(InputError, match="no row 'PAD'; there are DATM, easiest real, full data"):
         report.row("PAD")
 
 
-def test_baselines_use_fresh_real_images_of_the_same_number_and_the_full_set(monkeypatch):
+@pytest.fixture
+def trained_on(monkeypatch):
+    """(images, targets, recipe) of every network, by what it was trained on."""
+    seen = {}
+    original = Network.train
+
+    def record(self, images, targets, recipe, **named):
+        seen.setdefault(self.purpose, []).append((images, targets, recipe))
+        return original(self, images, targets, recipe, **named)
+
+    monkeypatch.setattr(Network, "train", record)
+    return seen
+
+
+def rows_of(images, white):
+    return [int((white == image).flatten(1).all(1).nonzero()[0]) for image in images]
+
+
+def test_baselines_have_the_same_number_of_images_and_the_same_recipe(trained_on):
     data = small_data()
-    trained_on = []
-    original = evaluation.train_and_test
-
-    def record(images, targets, *rest, **named):
-        trained_on.append((images, targets, named["purpose"], rest[2]))
-        return original(images, targets, *rest, **named)
-
-    monkeypatch.setattr(evaluation, "train_and_test", record)
     distilled = real_images(data, ipc=3)
-    evaluate(distilled, data, progress=QUIET, **SETTINGS)
-    by_name = {}
-    for images, targets, purpose, recipe in trained_on:
-        by_name.setdefault(purpose[2], []).append((images, targets, recipe))
-    assert set(by_name) == {"random real", "distilled", "full data"}
+    difficulty = score(data, model=MODEL, networks=2, epochs=2, seed=3, progress=QUIET)
+    evaluate(distilled, data, difficulty=difficulty, progress=QUIET, **SETTINGS)
+    assert set(trained_on) == {"random real", "easiest real", "k-means centres", "distilled", "full data"}
     white = distilled.whitening.apply(data.train_images)
     draws = []
-    for images, targets, recipe in by_name["random real"]:
+    for images, targets, recipe in trained_on["random real"]:
         assert targets.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and recipe.epochs == 4
-        rows = [int((white == image).flatten(1).all(1).nonzero()[0]) for image in images]
+        rows = rows_of(images, white)
         assert len(set(rows)) == 9 and data.train_labels[rows].tolist() == targets.tolist()
         draws.append(rows)
     assert draws[0] != draws[1], "each network needs another draw"
-    for images, targets, recipe in by_name["full data"]:
+    for images, targets, _ in trained_on["easiest real"]:
+        assert rows_of(images, white) == torch.cat([order[:3] for order in difficulty.order]).tolist()
+        assert targets.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for images, targets, recipe in trained_on["full data"]:
         assert torch.equal(images, white) and torch.equal(targets, data.train_labels) and recipe.epochs == 2
-    for images, targets, recipe in by_name["distilled"]:
+    for images, targets, recipe in trained_on["distilled"]:
         assert torch.equal(images, distilled.images) and torch.equal(targets, distilled.label_logits)
         assert (recipe.lr, recipe.momentum, recipe.weight_decay, recipe.batch) == (0.0371, 0.9, 5e-4, 4)
+
+
+def test_k_means_centres_are_means_of_their_clusters(trained_on):
+    data = small_data()
+    distilled = real_images(data, ipc=2)
+    evaluate(distilled, data, baselines=["kmeans"], progress=QUIET, **SETTINGS)
+    (images, targets, recipe), (again, _, _) = trained_on["k-means centres"]
+    assert torch.equal(images, again), "found once for all networks"
+    assert targets.tolist() == [0, 0, 1, 1, 2, 2] and recipe.dsa == "color_crop"
+    white = distilled.whitening.apply(data.train_images).flatten(1)
+    for label in range(3):
+        members, centres = white[data.train_labels == label], images[targets == label].flatten(1)
+        nearest = torch.cdist(members, centres).argmin(1)
+        assert sorted(set(nearest.tolist())) == [0, 1]
+        means = torch.stack([members[nearest == k].mean(0) for k in (0, 1)])
+        assert torch.allclose(centres, means, atol=1e-4)
+
+
+def test_baselines_can_be_chosen():
+    data = small_data()
+    report = evaluate(real_images(data), data, baselines=["full", "random"], progress=QUIET, **SETTINGS)
+    assert [row.name for row in report.rows] == ["random real", "DATM", "full data"]
+    with pytest.raises(ConfigError, match="unknown baseline 'rondom'.*Did you mean 'random'"):
+        evaluate(real_images(data), data, baselines="rondom", progress=QUIET, **SETTINGS)
+    large = real_images(data, ipc=5)
+    repeated = DistilledDataset(
+        large.images.repeat(2, 1, 1, 1), None, large.labels.repeat(2), large.lr, large.whitening, {"model": MODEL}
+    )
+    with pytest.raises(DatasetError, match="has 10 images of class 1 .* only 9: .*baselines='full'"):
+        evaluate(repeated, data, progress=QUIET, **SETTINGS)
+    assert len(evaluate(repeated, data, baselines="full", progress=QUIET, **SETTINGS).rows) == 2
+
+
+def test_several_sets_by_name_see_the_same_networks():
+    data = small_data(noise=1.0)
+    ours, other = real_images(data), real_images(data, lr=0.2)
+    report = evaluate({"best": ours, "last": other}, data, baselines="random", progress=QUIET, **SETTINGS)
+    assert [row.name for row in report.rows] == ["random real", "best", "last"]
+    alone = evaluate(ours, data, baselines=False, progress=QUIET, **SETTINGS).rows[0]
+    assert report.row("best").accuracies == alone.accuracies != report.row("last").accuracies
+    with pytest.raises(ConfigError, match="name at least one"):
+        evaluate({}, data, progress=QUIET, **SETTINGS)
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_robust_scores_come_from_the_rows(trained_on, soft):
+    data = small_data(noise=1.0)
+    settings = {**SETTINGS, "epochs": 6, "full_epochs": 8}
+    distilled = real_images(data, soft=soft)
+    report = evaluate(distilled, data, baselines=False, robust=True, progress=QUIET, **settings)
+    random = "random real, soft labels" if soft else "random real"
+    names = {"random real", "DATM", "full data", "DATM, no augmentation", random, f"{random}, no augmentation"}
+    names |= {"DATM, hard labels"} if soft else set()
+    assert {row.name for row in report.rows} == names
+    values = {name: report.row(name).accuracies for name in names}
+    hard = values["DATM, hard labels" if soft else "DATM"]
+    label, augmentation = report.scores
+    assert (label.name, augmentation.name, label.trained_on, label.model) == ("LRS", "ARS", "DATM", MODEL)
+    for i in range(2):
+        a = ((values["DATM"][i] - values[random][i]) - (values["full data"][i] - hard[i])) / 200
+        assert label.values[i] == pytest.approx((math.exp(a) - math.exp(-1)) / (math.e - math.exp(-1)))
+        plain = values["DATM, no augmentation"][i] - values[f"{random}, no augmentation"][i]
+        b = (values["DATM"][i] - values[random][i] + plain) / 200
+        assert augmentation.values[i] == pytest.approx((math.exp(b) - math.exp(-1)) / (math.e - math.exp(-1)))
+    assert len({*label.values, *augmentation.values}) == 4, "the data should tell the scores apart"
+    assert "DATM" in report.table() and "LRS 0." in report.table() and "ARS 0." in report.table()
+    assert {recipe.dsa for _, _, recipe in trained_on["distilled"]} == {"color_crop", "none"}
+    if soft:
+        # The teacher is network 0 of the full set, trained once; its outputs are the soft labels of random images.
+        assert len(trained_on["full data"]) == 2
+        teacher = Network(NetworkSpec(MODEL, 1, 3, 8), 0, "full data", 0)
+        images, labels, recipe = trained_on["full data"][0]
+        logits = teacher.train(images, labels, recipe, device=CPU, backend="auto").logits(images)
+        seen = [(x, y) for x, y, _ in trained_on["random real"] if y.is_floating_point()]
+        assert len(seen) == 4
+        for x, y in seen:
+            assert torch.allclose(y, logits[rows_of(x, images)], atol=1e-5)
+
+
+def test_scores_at_their_ends():
+    assert label_robust_score(full=100, hard=0, own=0, random=100) == pytest.approx(0)
+    assert label_robust_score(full=0, hard=100, own=100, random=0) == pytest.approx(1)
+    assert label_robust_score(full=80, hard=60, own=70, random=50, weight=0.25) == pytest.approx(
+        (math.exp(-0.1) - math.exp(-1)) / (math.e - math.exp(-1))
+    )
+    assert augmentation_robust_score(own=100, random=0, own_plain=100, random_plain=0) == pytest.approx(1)
+    assert augmentation_robust_score(own=60, random=50, own_plain=30, random_plain=50, weight=0.25) == pytest.approx(
+        (math.exp(0.025 - 0.15) - math.exp(-1)) / (math.e - math.exp(-1))
+    )
+    assert RobustScore("LRS", "x", "MLP", (0.5,)).std == 0 and RobustScore("LRS", "x", "MLP", (0.25, 0.5)).mean == 0.375
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_ddranking_reads_images_class_by_class(tmp_path, soft):
+    data = small_data()
+    distilled = real_images(data, soft=soft)
+    mixed = torch.tensor([3, 0, 5, 2, 1, 4])
+    shuffled = DistilledDataset(
+        distilled.images[mixed],
+        distilled.label_logits[mixed] if soft else None,
+        distilled.labels[mixed],
+        distilled.lr,
+        None,
+        {},
+    )
+    export_ddranking(shuffled, tmp_path / "dd")
+    images, labels, lr = (
+        torch.load(tmp_path / "dd" / f"{name}.pt", weights_only=True) for name in ("images", "labels", "lr")
+    )
+    assert images.shape == (6, 1, 8, 8) and images.dtype == torch.float32 and lr.item() == 0.0371
+    # Its metrics take image k for one of class k // ipc.
+    classes = torch.arange(3).repeat_interleave(2)
+    for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+        place = int((distilled.images == image).flatten(1).all(1).nonzero()[0])
+        assert distilled.labels[place] == classes[row]
+        assert torch.equal(label, distilled.targets[place])
+    uneven = DistilledDataset(distilled.images[:5], None, distilled.labels[:5], 0.1, None, {})
+    with pytest.raises(DatasetError, match="has 1 to 2"):
+        export_ddranking(uneven, tmp_path / "no")
+
+
+def test_results_are_kept_and_taken_again(tmp_path, epochs):
+    data = small_data(noise=1.0)
+    distilled, folder = real_images(data), tmp_path / "kept"
+    first = evaluate(distilled, data, cache_dir=folder, progress=QUIET, **SETTINGS)
+    trained = len(epochs)
+    again = evaluate(distilled, data, cache_dir=folder, progress=QUIET, **SETTINGS)
+    assert again == first and len(epochs) == trained
+    more = evaluate(distilled, data, cache_dir=folder, progress=QUIET, **{**SETTINGS, "repeats": 3})
+    assert len(epochs) == trained + 4 * 4 + 2, "one more network for each row"
+    assert [row.accuracies[:2] for row in more.rows] == [row.accuracies for row in first.rows]
+    changes = [{"seed": 1}, {"lr": 0.2}, {"epochs": 5}, {"dsa": "flip"}, {"models": ("MLP",)}, {"backend": "autograd"}]
+    for change in changes:
+        before = len(epochs)
+        evaluate(distilled, data, baselines=False, cache_dir=folder, progress=QUIET, **{**SETTINGS, **change})
+        assert len(epochs) > before, change
+    before = len(epochs)
+    evaluate(real_images(data, ipc=1), data, baselines=False, cache_dir=folder, progress=QUIET, **SETTINGS)
+    other = small_data(noise=1.0, seed=1)
+    evaluate(distilled, other, baselines=False, cache_dir=folder, progress=QUIET, **SETTINGS)
+    assert len(epochs) == before + 16
+
+
+def test_a_killed_evaluation_continues(tmp_path, monkeypatch, capsys):
+    data = small_data(noise=1.0)
+    distilled = real_images(data)
+    undisturbed = evaluate(distilled, data, baselines="random", progress=QUIET, **SETTINGS)
+    original = Trainer.accuracy
+    tested = []
+
+    def dies(self, *a):
+        if len(tested) == 2:
+            raise KeyboardInterrupt
+        tested.append(1)
+        return original(self, *a)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "accuracy", dies)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(distilled, data, baselines="random", cache_dir=tmp_path, progress=QUIET, **SETTINGS)
+    report = evaluate(distilled, data, baselines="random", cache_dir=tmp_path, progress=Progress(), **SETTINGS)
+    assert report == undisturbed
+    assert "2 of 4 networks are known already" in capsys.readouterr().err
+
+
+def test_damaged_results_are_errors(tmp_path):
+    data = small_data()
+    evaluate(real_images(data), data, baselines=False, cache_dir=tmp_path, progress=QUIET, **SETTINGS)
+    next(tmp_path.glob("*.safetensors")).write_bytes(b"{}")
+    with pytest.raises(StoreError, match="damaged.*delete it"):
+        evaluate(real_images(data), data, baselines=False, cache_dir=tmp_path, progress=QUIET, **SETTINGS)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "autograd"])
+def test_networks_side_by_side_are_the_networks_one_by_one(backend, monkeypatch):
+    if backend == "cpu":
+        require_native()
+    data = small_data(noise=1.0)
+    distilled = real_images(data)
+    settings = {**SETTINGS, "backend": backend, "repeats": 3, "epochs": 20}
+    one_by_one = evaluate(distilled, data, baselines=["random", "full"], progress=QUIET, **settings)
+    threads, original = set(), Network.train
+
+    def record(self, *a, **named):
+        threads.add(threading.get_ident())
+        return original(self, *a, **named)
+
+    monkeypatch.setattr(Network, "train", record)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with record_backends() as used:
+            together = evaluate(distilled, data, baselines=["random", "full"], progress=QUIET, **settings)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(used) == {backend}
+    assert threading.get_ident() not in threads and len(threads) > 1
+    assert together == one_by_one
+
+
+def test_side_by_side_tells_the_others_when_one_fails():
+    stops = []
+
+    def run(item, stopped):
+        if item == 1:
+            raise InputError("diverged")
+        while not stopped():
+            pass
+        stops.append(item)
+        return item
+
+    with pytest.raises(InputError, match="diverged"):
+        list(side_by_side(run, range(5), workers=3))
+    assert set(stops) >= {0, 2} and 4 not in stops
+    assert sorted(side_by_side(lambda item, stopped: item * item, range(7), workers=2)) == [i * i for i in range(7)]
+    assert list(side_by_side(lambda item, stopped: -item, range(3), workers=1)) == [0, -1, -2]
+
+
+def test_a_network_can_be_stopped():
+    data = small_data()
+    distilled = real_images(data)
+    network = Network(NetworkSpec(MODEL, 1, 3, 8), 0, "y", 0)
+    asked = iter([False, False, True])
+    with pytest.raises(evaluated_network.Stopped):
+        network.train(
+            distilled.images, distilled.targets, Recipe(0.1, epochs=9), device=CPU, backend="auto",
+            stopped=lambda: next(asked),
+        )  # fmt: skip
+    assert next(asked, None) is None
 
 
 def test_same_seed_same_numbers_whatever_else_is_evaluated():
@@ -222,20 +463,36 @@ def test_a_network_named_twice_is_one_row():
 
 
 @pytest.mark.parametrize("soft", [True, False])
-def test_trio_evaluates_like_the_safetensors_file(tmp_path, capsys, soft):
+def test_trio_evaluates_like_the_safetensors_file(tmp_path, soft, recwarn):
     data = small_data(noise=1.0)
     real_images(data, soft=soft).save(tmp_path / "ours")
     (tmp_path / "theirs").mkdir()
     for path in (tmp_path / "ours").glob("*_best.pt"):
         path.rename(tmp_path / "theirs" / path.name)
-    ours = evaluate(tmp_path / "ours", data, **SETTINGS)
-    assert "whitening" not in capsys.readouterr().err
-    theirs = evaluate(str(tmp_path / "theirs"), data, **SETTINGS)
+    ours = evaluate(tmp_path / "ours", data, progress=QUIET, **SETTINGS)
+    assert not recwarn.list
+    settings = {**SETTINGS, "difficulty": score(data, model=MODEL, networks=1, epochs=2, progress=QUIET)}
     # The files do not say how the images were normalised; here it was the default, so the warning is all there is.
-    warning = capsys.readouterr().err
-    assert "warning: this distilled set carries no whitening" in warning and "ZCA" in warning
+    with pytest.warns(UserWarning, match="carries no whitening.*ZCA.*wrong"):
+        theirs = evaluate(str(tmp_path / "theirs"), data, progress=QUIET, **settings)
     assert [row.accuracies for row in theirs.rows] == [row.accuracies for row in ours.rows]
-    assert [row.name for row in theirs.rows] == ["random real", "DISTILLED", "full data"]
+    assert [row.name for row in theirs.rows] == [*ROWS[:3], "DISTILLED", "full data"]
+
+
+def test_a_trio_of_whitened_images_needs_its_whitening(tmp_path):
+    data = small_data(noise=1.0)
+    zca = fit_normalization(data, "zca")
+    rows = torch.cat([data.images_of_class(label)[:2] for label in range(3)])
+    whitened = real_images(data, images=zca.apply(data.train_images[rows]), whitening=zca)
+    whitened.save(tmp_path)
+    ours = evaluate(whitened, data, baselines=False, progress=QUIET, **SETTINGS)
+    (tmp_path / "distilled.safetensors").unlink()
+    trio = load(tmp_path)
+    with pytest.warns(UserWarning, match="no whitening"):
+        evaluate(trio, data, baselines=False, progress=QUIET, **SETTINGS)
+    mended = DistilledDataset(**{**vars(trio), "whitening": zca})
+    theirs = evaluate(mended, data, baselines=False, progress=QUIET, **SETTINGS)
+    assert theirs.rows[0].accuracies == ours.rows[0].accuracies
 
 
 def test_whitening_of_the_set_is_used(monkeypatch):
@@ -252,8 +509,8 @@ def test_whitening_of_the_set_is_used(monkeypatch):
 def test_lr_and_augmentation_can_be_chosen(epochs, monkeypatch):
     data = small_data()
     strategies = []
-    original = evaluation.DSA
-    monkeypatch.setattr(evaluation, "DSA", lambda s, **k: strategies.append((s, k["mode"])) or original(s, **k))
+    original = evaluated_network.DSA
+    monkeypatch.setattr(evaluated_network, "DSA", lambda s, **k: strategies.append((s, k["mode"])) or original(s, **k))
     settings = {**SETTINGS, "repeats": 1, "epochs": 1, "baselines": False, "progress": QUIET}
     evaluate(real_images(data), data, **{**settings, "lr": 0.5, "dsa": None, "dsa_mode": "reference"})
     evaluate(real_images(data, config={}), data, **{**settings, "dsa": None})

@@ -177,11 +177,14 @@ class Engine(ABC):
     Attributes:
         distance: the engine's own form of the matching loss; None when the formula is good enough.
         updates: steps on parameter vectors.
+        side_by_side: whether several threads of a process may train networks of their own on the CPU at the same time,
+            in less time than one after the other.
     """
 
     name: str
     distance: Distance | None = None
     updates: Updates = Updates()
+    side_by_side = False
 
     def running(self) -> AbstractContextManager[None]:
         """Held around a run of many steps, for an engine that arranges the process for itself meanwhile."""

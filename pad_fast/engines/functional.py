@@ -17,6 +17,7 @@ class FunctionalEngine(Engine):
     """`backend="autograd"`: torch only, any module, any device, any floating dtype."""
 
     name = "autograd"
+    side_by_side = True
 
     def refuse(self, task: Task) -> str | None:
         """Refuses only a precision that torch's own settings decide."""

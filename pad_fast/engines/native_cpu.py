@@ -38,10 +38,10 @@ class CpuEngine(Engine):
     """
 
     name = "cpu"
+    side_by_side = True
 
     def __init__(self) -> None:
-        self._plans: OrderedDict[tuple[Any, ...], _Plan] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept = threading.local()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -109,32 +109,34 @@ class CpuEngine(Engine):
         return logits
 
     def _plan(self, task: Task, batch: int) -> _Plan:
-        """The workspaces for this network, made once and kept while it is in use."""
+        """The workspaces for this network, made once by every thread that trains it and kept while they are in use."""
+        plans: OrderedDict[tuple[Any, ...], _Plan] | None = getattr(self._kept, "plans", None)
+        if plans is None:
+            plans = self._kept.plans = OrderedDict()
         config = config_of(task)
         threads = getattr(_outer, "threads", None) or torch.get_num_threads()
         if batch * _multiplications(config) < _SINGLE_THREAD_WORK:
             threads = 1
         key = (config, task.dtype, _PRECISIONS[task.precision], threads)
-        with self._lock:
-            if key not in self._plans:
-                self._plans[key] = _Plan(
-                    native.plan(
-                        channels=config.channels,
-                        height=config.resolution,
-                        width=config.resolution,
-                        pad_first=config.first_padding,
-                        depth=config.depth,
-                        net_width=config.width,
-                        classes=config.classes,
-                        dtype=_DTYPES[task.dtype],
-                        precision=_PRECISIONS[task.precision],
-                        threads=threads,
-                    )
+        if key not in plans:
+            plans[key] = _Plan(
+                native.plan(
+                    channels=config.channels,
+                    height=config.resolution,
+                    width=config.resolution,
+                    pad_first=config.first_padding,
+                    depth=config.depth,
+                    net_width=config.width,
+                    classes=config.classes,
+                    dtype=_DTYPES[task.dtype],
+                    precision=_PRECISIONS[task.precision],
+                    threads=threads,
                 )
-                while len(self._plans) > _PLANS_KEPT:
-                    self._plans.popitem(last=False)
-            self._plans.move_to_end(key)
-            return self._plans[key]
+            )
+            while len(plans) > _PLANS_KEPT:
+                plans.popitem(last=False)
+        plans.move_to_end(key)
+        return plans[key]
 
 
 class _Plan:

@@ -1,0 +1,108 @@
+"""The table an evaluation ends in."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+
+def mean_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1); the latter is 0 for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """Test accuracy in percent of networks trained on one set.
+
+    Attributes:
+        name: what was trained on.
+        model: network.
+        accuracies: one value per network, each taken once, at the end of training.
+    """
+
+    name: str
+    model: str
+    accuracies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over networks, percent."""
+        return mean_std(self.accuracies)[0]
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over networks (n - 1), percentage points; 0 for one network."""
+        return mean_std(self.accuracies)[1]
+
+    @property
+    def networks(self) -> int:
+        """How many networks."""
+        return len(self.accuracies)
+
+
+@dataclass(frozen=True)
+class RobustScore:
+    """A score of DD-Ranking (arXiv 2505.13300), computed from our rows; see docs/evaluation.md.
+
+    Attributes:
+        name: "LRS" (label-robust) or "ARS" (augmentation-robust).
+        trained_on: the distilled set.
+        model: network.
+        values: one per network index, each in [0, 1] where the accuracies allow no more.
+    """
+
+    name: str
+    trained_on: str
+    model: str
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over networks."""
+        return mean_std(self.values)[0]
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over networks (n - 1); 0 for one network."""
+        return mean_std(self.values)[1]
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Rows of the final table, and the scores computed from them."""
+
+    rows: tuple[AccuracyRow, ...]
+    scores: tuple[RobustScore, ...] = ()
+
+    def __repr__(self) -> str:
+        return self.table()
+
+    def row(self, name: str, model: str | None = None) -> AccuracyRow:
+        """The first row of that name (and model).
+
+        Raises:
+            InputError: no such row.
+        """
+        for row in self.rows:
+            if row.name == name and model in (None, row.model):
+                return row
+        raise InputError(f"no row {name!r}; there are {', '.join(sorted({row.name for row in self.rows}))}")
+
+    def table(self) -> str:
+        """The rows as aligned text, the scores below them."""
+        width = max([len(row.name) for row in self.rows] + [8])
+        model = max([len(row.model) for row in self.rows] + [7])
+        lines = [f"{'trained on':<{width}}  {'network':<{model}}  test accuracy, %"]
+        for row in self.rows:
+            accuracy = f"{row.mean:5.1f} +- {row.std:.1f}"
+            lines.append(f"{row.name:<{width}}  {row.model:<{model}}  {accuracy}  ({row.networks} networks)")
+        for score in self.scores:
+            value = f"{score.name} {score.mean:.3f} +- {score.std:.3f}"
+            lines.append(
+                f"{score.trained_on:<{width}}  {score.model:<{model}}  {value}  ({len(score.values)} networks)"
+            )
+        return "\n".join(lines)

@@ -1,0 +1,408 @@
+"""`evaluate()`: which networks are trained on what, and the table that comes of it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import distributed
+from ..data import ImageDataset, Normalization, fit_normalization, load_dataset
+from ..device import resolve_device
+from ..distilled import DistilledDataset, load
+from ..engines import Engine, Task, select
+from ..errors import ConfigError, DatasetError
+from ..progress import Progress
+from ..scoring import Difficulty, score
+from ..training import NetworkSpec
+from .network import Network, Recipe
+from .results import Results, digest, key_of
+from .robustness import robust_scores
+from .rows import AccuracyRow, EvaluationReport, RobustScore
+from .sets import FULL, RANDOM, RANDOM_SOFT, RealImages, TrainingSet, baseline_names
+from .side_by_side import side_by_side
+
+Distilled = DistilledDataset | str | os.PathLike[str]
+
+
+def evaluate(
+    distilled: Distilled | Mapping[str, Distilled],
+    dataset: Any,
+    *,
+    models: Sequence[str] = ("ConvNet",),
+    repeats: int = 5,
+    epochs: int = 1000,
+    full_epochs: int = 50,
+    batch: int = 128,
+    lr: float | None = None,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    dsa: str | None = None,
+    dsa_mode: str = "fast",
+    baselines: bool | Sequence[str] = True,
+    robust: bool = False,
+    difficulty: Difficulty | str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    backend: str = "auto",
+    data_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> EvaluationReport:
+    """Train fresh networks on a distilled set and test them on real images.
+
+    SGD with the distilled learning rate, soft cross entropy for soft labels, DSA, rate x 0.1 with fresh momentum
+    halfway; accuracy is taken once, at the end of training, never as a maximum over test evaluations. Network `i` of a
+    row depends on the seed, the architecture, the row and `i`, not on what else is evaluated. Several processes
+    (`pad_fast.distributed.join()`) divide the networks between them and get the same report.
+
+    Args:
+        distilled: a result, or the folder or file it was saved in (the reference's trio too). Several by name make a
+            row each; the first gives the baselines their size and learning rate.
+        dataset: the real data, anything :func:`pad_fast.load_dataset` takes.
+        models: networks by name; "ConvNet" is the one the set was distilled with, where that is known.
+        repeats: fresh networks per row.
+        epochs: epochs on the distilled set and on baselines of its size; `full_epochs` on the full set, whose epochs
+            have more steps.
+        lr: learning rate; None takes the distilled one, for the baselines too.
+        dsa: augmentation strategy; None takes the one the set was distilled with.
+        baselines: rows with the same recipe: "random" real images (as many per class, another draw for each network),
+            the "easiest" by EL2N, "kmeans" (the centres, per class), and the "full" set; True for all.
+        robust: add DD-Ranking's label- and augmentation-robust scores, and the rows they need (docs/evaluation.md).
+        difficulty: EL2N scores for "easiest" (an object or a file); computed when None.
+        cache_dir: folder that keeps every network's result as soon as it is there; repeats are taken from it, and a
+            killed call is continued by repeating it.
+
+    Raises:
+        InputError: class counts or image shapes do not match, a count below 1, or training diverged.
+        StoreError: a file is foreign or damaged, or `cache_dir` cannot be written to.
+
+    Warns:
+        UserWarning: the set carries no whitening, so the test images may be normalised in another way.
+    """
+    for name, value in (("repeats", repeats), ("epochs", epochs), ("full_epochs", full_epochs), ("batch", batch)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if lr is not None and not lr > 0:
+        raise ConfigError(f"lr is {lr}; it must be positive")
+    wanted = baseline_names(baselines)
+    sets = _by_name(distilled)
+    first = next(iter(sets.values()))
+    data = load_dataset(dataset, data_dir=data_dir)
+    for each in sets.values():
+        _require_fit(each, data)
+    own = str(first.config.get("model", "ConvNet"))
+    # A network named twice, once as "ConvNet", would only repeat the same numbers.
+    resolved = list(dict.fromkeys(own if model == "ConvNet" else model for model in models))
+    specs = [NetworkSpec(model, data.channels, data.classes, data.resolution) for model in resolved]
+    for spec in specs:
+        spec.build(seed, "probe")  # an unknown name is an error before any training
+    trial = _Trial(
+        data,
+        _normalization(first, data),
+        seed=seed,
+        device=resolve_device(device),
+        backend=backend,
+        results=Results(cache_dir),
+        progress=progress or Progress(),
+    )
+
+    def recipe_of(each: DistilledDataset) -> Recipe:
+        strategy = str(each.config.get("dsa", Recipe.dsa)) if dsa is None else dsa
+        return Recipe(each.lr if lr is None else lr, epochs, batch, momentum, weight_decay, strategy, dsa_mode)
+
+    recipe = recipe_of(first)
+    full_recipe = replace(recipe, epochs=full_epochs)
+    sized = robust or any(name != "full" for name in wanted)
+    counts = first.labels.bincount(minlength=data.classes).tolist() if sized else []
+    real = RealImages(data, trial.images, trial.labels, counts, trial.origin, seed)
+    rows: list[TrainingSet] = []
+    if "random" in wanted or robust:
+        rows.append(real.random(recipe))
+    if "easiest" in wanted:
+        rows.append(real.easiest(recipe, _difficulty(difficulty, first, own, trial, cache_dir)))
+    if "kmeans" in wanted:
+        rows.append(real.kmeans(recipe))
+    rows += [_own_row(name, each, recipe_of(each), trial.device) for name, each in sets.items()]
+    if "full" in wanted or robust:
+        rows.append(real.full(full_recipe))
+    jobs: list[_Job] = []
+    for spec in specs:
+        jobs += _jobs(rows, spec, repeats, seed)
+        if robust:
+            soft = any(each.label_logits is not None for each in sets.values())
+            teacher = trial.teacher(spec, real.full(full_recipe)) if soft else None
+            extra = [*_robust_rows(real, sets, recipe_of, teacher, trial.device)]
+            jobs += _jobs(extra, spec, repeats, seed)
+    accuracy = trial.accuracies(jobs)
+    table: dict[tuple[str, str], list[float]] = {}
+    for job in jobs:
+        table.setdefault((job.trained_on.name, job.network.spec.model), []).append(accuracy[job])
+    scores = []
+    if robust:
+        for name, each in sets.items():
+            scores += [score for model in resolved for score in _scores(name, model, each, table)]
+    return EvaluationReport(
+        tuple(AccuracyRow(name, model, tuple(values)) for (name, model), values in table.items()), tuple(scores)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One network and what it is trained on."""
+
+    trained_on: TrainingSet
+    network: Network
+
+
+def _jobs(rows: Sequence[TrainingSet], spec: NetworkSpec, repeats: int, seed: int) -> list[_Job]:
+    return [_Job(row, Network(spec, seed, row.purpose, index)) for row in rows for index in range(repeats)]
+
+
+class _Trial:
+    """The real data where networks are trained, and the results so far.
+
+    Attributes:
+        images, labels: normalised training images `[N, C, H, W]` and their classes `[N]`.
+        test: the same of the test set.
+        origin: names data and normalisation.
+    """
+
+    def __init__(
+        self,
+        data: ImageDataset,
+        normalization: Normalization,
+        *,
+        seed: int,
+        device: torch.device,
+        backend: str,
+        results: Results,
+        progress: Progress,
+    ) -> None:
+        self.data, self.normalization = data, normalization
+        self.seed, self.device, self.backend = seed, device, backend
+        self.results, self.progress = results, progress
+        self.images = normalization.apply(data.train_images).to(device)
+        self.labels = data.train_labels.to(device)
+        self.test = normalization.apply(data.test_images).to(device), data.test_labels.to(device)
+        state = normalization.state()
+        self._engines: dict[NetworkSpec, Engine] = {}
+        self.origin = f"{data.fingerprint} {digest(*(state[name] for name in sorted(state)))}"
+
+    def describe(self, job: _Job) -> dict[str, Any]:
+        """Everything the result of a job depends on, besides versions."""
+        network = vars(job.network) | {"spec": vars(job.network.spec)}
+        return {
+            "trained_on": job.trained_on.digest,
+            "tested_on": self.origin,
+            "network": network,
+            "recipe": vars(job.trained_on.recipe),
+            "device": self.device.type,
+            "backend": self.backend,
+        }
+
+    def accuracies(self, jobs: Sequence[_Job]) -> dict[_Job, float]:
+        """Test accuracy of every job, from the results where it is there; ranks divide the jobs between them."""
+        group = distributed.group()
+        # The full set takes longest: begun last, it would keep one worker busy while the others have nothing to do.
+        dealt = sorted(jobs, key=lambda job: job.trained_on.name != FULL)
+        mine = group.turns(range(len(dealt)))
+        values = torch.zeros(len(dealt), dtype=torch.float64)
+        missing = []
+        for place in mine:
+            known = self.results.get(self.describe(dealt[place]))
+            if known is None:
+                missing.append(place)
+            else:
+                values[place] = known["accuracy"]
+        done = len(mine) - len(missing)
+        if done:
+            self.progress.say(f"evaluate: {done} of {len(mine)} networks are known already")
+        together = [place for place in missing if self._side_by_side(dealt[place])]
+        alone = [place for place in missing if not self._side_by_side(dealt[place])]
+        # Of all jobs, not only the missing ones: rounding depends on how many threads a network gets.
+        workers = min(torch.get_num_threads(), sum(self._side_by_side(job) for job in jobs))
+        results = chain(self._run(dealt, together, workers), self._run(dealt, alone, 1))
+        for place, accuracy in self.progress.track(results, "evaluate", total=len(mine), done=done, unit="network"):
+            values[place] = accuracy
+        group.wait("the networks that other ranks evaluate")
+        group.sum_(values)
+        return dict(zip(dealt, values.tolist(), strict=True))
+
+    def teacher(self, spec: NetworkSpec, full: TrainingSet) -> Tensor:
+        """Logits `[N, classes]` of the training images under network 0 of the full set, which soft labels come from."""
+        job = _Job(full, Network(spec, self.seed, full.purpose, 0))
+        described = self.describe(job)
+        known = self.results.get({**described, "result": "training logits"})
+        if known is None:
+            self.progress.say(f"evaluate: training a {spec.model} on the full set, whose outputs label random images")
+            trainer = job.network.train(*full.take(0), full.recipe, device=self.device, backend=self.backend)
+            self.results.put(described, accuracy=_scalar(trainer.accuracy(*self.test)))
+            known = {"logits": trainer.logits(self.images).cpu()}
+            self.results.put({**described, "result": "training logits"}, **known)
+        return known["logits"].to(self.device)
+
+    def _run(self, jobs: Sequence[_Job], places: Sequence[int], workers: int) -> Iterator[tuple[int, float]]:
+        taken = ((place, jobs[place].trained_on.take(jobs[place].network.index)) for place in places)
+
+        def run(item: tuple[int, tuple[Tensor, Tensor]], stopped: Callable[[], bool]) -> tuple[int, float]:
+            place, (images, targets) = item
+            job = jobs[place]
+            trainer = job.network.train(
+                images,
+                targets,
+                job.trained_on.recipe,
+                device=self.device,
+                backend=self.backend,
+                stopped=stopped,
+            )
+            accuracy = trainer.accuracy(*self.test)
+            self.results.put(self.describe(job), accuracy=_scalar(accuracy))
+            return place, accuracy
+
+        return side_by_side(run, taken, workers=workers)
+
+    def _side_by_side(self, job: _Job) -> bool:
+        spec = job.network.spec
+        if spec not in self._engines:
+            task = Task(spec.build(self.seed, "probe"), self.device, torch.float32)
+            self._engines[spec] = select(self.backend, task)
+        return self.device.type == "cpu" and self._engines[spec].side_by_side
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _by_name(distilled: Distilled | Mapping[str, Distilled]) -> dict[str, DistilledDataset]:
+    """Distilled sets by the names of their rows."""
+
+    def loaded(each: Distilled) -> DistilledDataset:
+        return each if isinstance(each, DistilledDataset) else load(each)
+
+    if isinstance(distilled, Mapping):
+        if not distilled:
+            raise ConfigError("no distilled set was given to evaluate; name at least one")
+        return {str(name): loaded(each) for name, each in distilled.items()}
+    one = loaded(distilled)
+    return {str(one.config.get("method", "distilled")).upper(): one}
+
+
+def _normalization(distilled: DistilledDataset, data: ImageDataset) -> Normalization:
+    if distilled.whitening is not None:
+        return distilled.whitening
+    warnings.warn(
+        "this distilled set carries no whitening; test images are normalised with mean and std. If it was made with "
+        "ZCA, the accuracies are wrong: pass the folder that pad_fast saved, or set `whitening` of what pad_fast.load "
+        "returns to fit_normalization(data, 'zca')",
+        UserWarning,
+        stacklevel=3,
+    )
+    return fit_normalization(data, "mean-std")
+
+
+def _own_row(
+    name: str, each: DistilledDataset, recipe: Recipe, device: torch.device, *, hard: bool = False
+) -> TrainingSet:
+    # Not the method's name: every method's set is tested on the same networks.
+    images, targets = each.images.to(device), (each.labels if hard else each.targets).to(device)
+    return TrainingSet(name, "distilled", recipe, digest(images, targets), lambda index: (images, targets))
+
+
+def _robust_rows(
+    real: RealImages,
+    sets: Mapping[str, DistilledDataset],
+    recipe_of: Callable[[DistilledDataset], Recipe],
+    teacher: Tensor | None,
+    device: torch.device,
+) -> Iterator[TrainingSet]:
+    """What the robust scores need besides the ordinary rows."""
+    for name, each in sets.items():
+        if each.label_logits is not None:
+            yield _own_row(_hard(name), each, recipe_of(each), device, hard=True)
+        yield _own_row(_plain(name), each, replace(recipe_of(each), dsa="none"), device)
+    recipe = recipe_of(next(iter(sets.values())))
+    for soft in sorted({each.label_logits is not None for each in sets.values()}):
+        labels = teacher if soft else None
+        if soft:
+            yield real.random(recipe, teacher=labels)
+        yield replace(real.random(replace(recipe, dsa="none"), teacher=labels), name=_plain(_random(soft)))
+
+
+def _scores(
+    name: str, model: str, each: DistilledDataset, table: Mapping[tuple[str, str], Sequence[float]]
+) -> tuple[RobustScore, RobustScore]:
+    soft = each.label_logits is not None
+    return robust_scores(
+        name,
+        model,
+        full=table[FULL, model],
+        hard=table[_hard(name) if soft else name, model],
+        own=table[name, model],
+        random=table[_random(soft), model],
+        own_plain=table[_plain(name), model],
+        random_plain=table[_plain(_random(soft)), model],
+    )
+
+
+def _hard(name: str) -> str:
+    return f"{name}, hard labels"
+
+
+def _plain(name: str) -> str:
+    return f"{name}, no augmentation"
+
+
+def _random(soft: bool) -> str:
+    return RANDOM_SOFT if soft else RANDOM
+
+
+def _difficulty(
+    given: Difficulty | str | os.PathLike[str] | None,
+    distilled: DistilledDataset,
+    model: str,
+    trial: _Trial,
+    cache_dir: str | os.PathLike[str] | None,
+) -> Difficulty:
+    """The scores that were given, or EL2N as the run's own settings compute it."""
+    if given is not None:
+        difficulty = given if isinstance(given, Difficulty) else Difficulty.load(given)
+        difficulty.require(trial.data)
+        return difficulty
+    named = ("score_networks", "score_epochs", "score_batch", "score_lr")
+    settings = {name.removeprefix("score_"): distilled.config[name] for name in named if name in distilled.config}
+    described = {"data": trial.origin, "model": model, "seed": trial.seed, "backend": trial.backend, **settings}
+    return score(
+        trial.data,
+        model=model,
+        normalization=trial.normalization,
+        seed=trial.seed,
+        device=str(trial.device),
+        backend=trial.backend,
+        networks_dir=None if cache_dir is None else Path(cache_dir) / f"score-networks-{key_of(described)}",
+        progress=trial.progress,
+        **settings,
+    )
+
+
+def _require_fit(distilled: DistilledDataset, data: ImageDataset) -> None:
+    shape, expected = list(distilled.images.shape[1:]), list(data.train_images.shape[1:])
+    if shape != expected:
+        raise DatasetError(
+            f"distilled images are {shape}, but {data.name} has {expected}; evaluate on the data it came from"
+        )
+    if distilled.label_logits is not None and distilled.label_logits.shape[1] != data.classes:
+        raise DatasetError(
+            f"distilled labels have {distilled.label_logits.shape[1]} classes, but {data.name} has {data.classes}"
+        )
+    if int(distilled.labels.max()) >= data.classes or int(distilled.labels.min()) < 0:
+        raise DatasetError(
+            f"distilled labels reach {int(distilled.labels.max())}, but {data.name} has {data.classes} classes"
+        )
