@@ -1,7 +1,7 @@
-"""Two small charts as HTML fragments: lines over iterations, and a histogram.
+"""Small charts as HTML fragments: lines over iterations, histograms, and bands.
 
 The curves are inline SVG stretched to the width of the page; ticks and labels are HTML text laid over it, so
-that they keep their size on a phone. Colours are CSS variables of the page (`report.py`), which has a light
+that they keep their size on a phone. Colours are CSS variables of the page (`page.py`), which has a light
 and a dark set. The same data gives the same characters.
 """
 
@@ -19,12 +19,37 @@ _MOST_POINTS = 1200
 
 @dataclass(frozen=True)
 class Line:
-    """One curve, `style` "main" (strong) or "raw" (thin and pale); points that are not finite are left out."""
+    """One curve; points that are not finite are left out.
+
+    Attributes:
+        style: "main" (strong), "raw" (thin and pale), or "series c0" to "series c7" (one of several) and "series r0" to
+            "series r7" (the same, in an order).
+        spread: half the length of an error bar at every point, in units of y; none where it is empty or 0.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
     label: str
     style: str = "main"
+    spread: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Values of a histogram that are told apart from the others: `style` "bar", or "part" and a colour."""
+
+    label: str
+    values: Sequence[float]
+    style: str = "bar"
+
+
+@dataclass(frozen=True)
+class Band:
+    """The area between two curves that hold each value until the next x."""
+
+    x: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
 
 
 def line_chart(
@@ -37,8 +62,9 @@ def line_chart(
     marks_label: str = "",
     limit: float | None = None,
     limit_label: str = "",
+    whole: bool = True,
 ) -> str:
-    """Curves over a common, whole-numbered x, with ticks on both axes.
+    """Curves over a common x, with ticks on both axes.
 
     The vertical range is that of the data, unless a few points are so far above the rest that they would
     flatten it; those are cut off and the chart says how many.
@@ -52,6 +78,7 @@ def line_chart(
         marks_label: what such a tick means.
         limit: a dashed horizontal line, drawn where it is inside the range.
         limit_label: what the line means.
+        whole: x counts something, and only whole numbers get a tick.
 
     Returns:
         A `<figure>`; a sentence instead of curves when there is no finite point.
@@ -60,13 +87,14 @@ def line_chart(
     points = [point for _, curve in curves for point in curve]
     if not points:
         return '<p class="empty">Nothing recorded.</p>'
+    errors = [error for line in lines for error in _errors(line)]
     x_range = _span([x for x, _ in points])
     x_low, x_high = x_range
     # Around a single iteration the axis is padded; only iterations that exist get a tick.
-    across = [x for x in ticks(*x_range, whole=True) if min(points)[0] <= x <= max(points)[0]]
+    across = [x for x in ticks(*x_range, whole=whole) if min(points)[0] <= x <= max(points)[0]]
     values = sorted(y for _, y in points)
     cut = _cut(values)
-    seen = [y for y in values if y <= cut]
+    seen = [y for y in values if y <= cut] + [end for _, low, high in errors for end in (low, high)]
     y_low, y_high = _span(seen, margin=0.05)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -85,6 +113,12 @@ def line_chart(
             path = _path([place(*point) for point in _thin(curve)])
             body.append(f'<path class="{line.style}{dot}" d="{path}"/>')
             legend.append((line.style, line.label))
+    if errors:
+        places = [(*place(x, low), place(x, high)[1]) for x, low, high in errors]
+        body.append(
+            f'<path class="spread" d="{"".join(f"M{x:.1f} {low:.1f}V{high:.1f}" for x, low, high in places)}"/>'
+        )
+        legend.append(("spread", "± standard deviation"))
     spots = sorted({round(place(x, y_low)[0], 1) for x in marks if x_low <= x <= x_high})
     if spots:
         body.append(f'<path class="mark" d="{"".join(f"M{x:.1f} {_HEIGHT:g}v-12" for x in spots)}"/>')
@@ -115,27 +149,72 @@ def histogram(
     Returns:
         A `<figure>`; a sentence instead of bars when there is no finite value.
     """
-    kept = [float(value) for value in values if math.isfinite(value)]
-    if not kept:
+    return stacked_histogram([Group("", values)], x_label=x_label, y_label=y_label, description=description, span=span)
+
+
+def stacked_histogram(
+    groups: Sequence[Group],
+    *,
+    x_label: str,
+    y_label: str,
+    description: str,
+    span: tuple[float, float] | None = None,
+) -> str:
+    """A :func:`histogram` of all values, each bar divided by group, the first at the bottom."""
+    kept = [[float(value) for value in group.values if math.isfinite(value)] for group in groups]
+    everything = [value for values in kept for value in values]
+    if not everything:
         return '<p class="empty">Nothing recorded.</p>'
-    low, high = _span(kept if span is None else span)
-    bins = max(5, min(30, math.ceil(math.sqrt(len(kept)))))
-    counts = [0] * bins
-    for value in kept:
-        counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
-    top = max(counts) * 1.05
+    low, high = _span(everything if span is None else span)
+    bins = max(5, min(30, math.ceil(math.sqrt(len(everything)))))
+    counts = [[0] * bins for _ in groups]
+    for row, values in zip(counts, kept, strict=True):
+        for value in values:
+            row[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
+    top = max(map(sum, zip(*counts, strict=True))) * 1.05
     width = _WIDTH / bins
     up = ticks(0, top, whole=True)
     body = [_grid_line(_HEIGHT * (1 - y / top)) for y in up]
-    for number, count in enumerate(counts):
-        if count:
-            height = _HEIGHT * count / top
-            body.append(
-                f'<rect class="bar" x="{number * width + width * 0.06:.1f}" y="{_HEIGHT - height:.1f}" '
-                f'width="{width * 0.88:.1f}" height="{height:.1f}"/>'
-            )
+    for number in range(bins):
+        base = _HEIGHT
+        for group, row in zip(groups, counts, strict=True):
+            if row[number]:
+                height = _HEIGHT * row[number] / top
+                base -= height
+                body.append(
+                    f'<rect class="{group.style}" x="{number * width + width * 0.06:.1f}" y="{base:.1f}" '
+                    f'width="{width * 0.88:.1f}" height="{height:.1f}"/>'
+                )
     across = _Axis(x_label, (low, high), ticks(low, high))
-    return _figure(body, across, _Axis(y_label, (0.0, top), up), description, [], "")
+    legend = [(group.style, group.label) for group, values in zip(groups, kept, strict=True) if values]
+    return _figure(body, across, _Axis(y_label, (0.0, top), up), description, legend, "")
+
+
+def band_chart(band: Band, *, x_label: str, y_label: str, description: str, y_span: tuple[float, float]) -> str:
+    """An area over a whole-numbered x, of which each is the left end of a step that is one wide.
+
+    Returns:
+        A `<figure>`; a sentence instead when the band has no point.
+    """
+    if not band.x:
+        return '<p class="empty">Nothing recorded.</p>'
+    (x_low, x_high), (y_low, y_high) = (min(band.x), max(band.x) + 1), y_span
+
+    def place(x: float, y: float) -> str:
+        return f"{_WIDTH * (x - x_low) / (x_high - x_low):.1f} {_HEIGHT * (y_high - y) / (y_high - y_low):.1f}"
+
+    over = [place(x + side, y) for x, y in zip(band.x, band.high, strict=True) for side in (0, 1)]
+    under = [place(x + side, y) for x, y in zip(band.x, band.low, strict=True) for side in (0, 1)]
+    up = ticks(y_low, y_high)
+    body = [f'<path class="area" d="M{"L".join([*over, *reversed(under)])}Z"/>']
+    body += [_grid_line(_HEIGHT * (y_high - y) / (y_high - y_low)) for y in up]
+    across = _Axis(x_label, (x_low, x_high), ticks(x_low, x_high, whole=True))
+    return _figure(body, across, _Axis(y_label, y_span, up), description, [], "")
+
+
+def smoothing_window(count: int) -> int:
+    """Over how many of `count` points a noisy curve is smoothed: an odd number, a fortieth of them, at least 5."""
+    return max(5, count // 40) | 1
 
 
 def moving_median(values: Sequence[float], window: int) -> list[float]:
@@ -177,6 +256,14 @@ def tick_labels(values: Sequence[float]) -> list[str]:
 def _finite(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
     pairs = ((float(x), float(y)) for x, y in zip(xs, ys, strict=True))
     return [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
+
+
+def _errors(line: Line) -> list[tuple[float, float, float]]:
+    """(x, lowest, highest) of the points that have an error bar."""
+    if not line.spread:
+        return []
+    triples = zip(line.x, line.y, line.spread, strict=True)
+    return [(x, y - s, y + s) for x, y, s in triples if s > 0 and all(map(math.isfinite, (x, y, s)))]
 
 
 def _span(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The command line: `pad-fast score | experts | distill | evaluate | report | bench | env`."""
+"""The command line: `pad-fast score | experts | distill | evaluate | report | compare | bench | env`."""
 
 from __future__ import annotations
 
@@ -110,8 +110,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_place(evaluate)
     _add_fields(evaluate, _STAGES["evaluate"])
 
-    report = _command(commands, "report", "write images.png and report.html of a finished run again", _report)
-    report.add_argument("run", metavar="RUN", help="folder of the run")
+    report = _command(commands, "report", "write images.png and report.html of a run, finished or not", _report)
+    report.add_argument("run", metavar="RUN", help="folder of the run, or of several runs that are to be compared")
+    report.add_argument("--watch", action="store_true", help="write it again and again until the run has finished")
+
+    compare = _command(commands, "compare", "put runs beside each other: accuracy, loss, settings, time", _compare)
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs, or a folder that holds several")
+    compare.add_argument("--out", metavar="FILE", help="also write a page (HTML)")
 
     bench = _command(commands, "bench", "measure engines against plain torch (in a source checkout)", _bench)
     bench.add_argument("suite", choices=("unroll", "training", "scoring"), help="what to measure")
@@ -299,10 +304,29 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from .pipeline import present_again
+    from .compare import present_runs
+    from .presentation import present, watch
+    from .run_folder import is_run, runs_in
 
-    if distributed.group().main:
-        print(present_again(Path(options.run)))
+    if not distributed.group().main:
+        return
+    folder = Path(options.run)
+    if options.watch:
+        print(watch(folder, say=lambda message: print(message, file=sys.stderr, flush=True)))
+    elif not is_run(folder) and runs_in(folder):
+        print(present_runs(folder))
+    else:
+        print(present(folder))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from .compare import compare
+    from .files import write_text
+
+    comparison = compare(options.runs)
+    print(comparison.text())
+    if options.out:
+        print(f"\n{write_text(options.out, comparison.page())}")
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -122,7 +122,7 @@ class Config:
     )
     checkpoint_every: int = _setting(100, "iterations between checkpoints", stage="run")
     layer_loss_every: int = _setting(
-        50, "iterations between records of the matching loss of every layer (0: never)", stage="run"
+        20, "iterations between records of the matching loss of every layer (0: never)", stage="run"
     )
 
     # Evaluation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,12 @@ def format_environment(values: dict[str, Any]) -> str:
         triton  not installed
     """
     width = max(len(key) for key in values)
-    return "\n".join(f"{key.replace('_', ' '):<{width}}  {_show(value)}" for key, value in values.items())
+    return "\n".join(f"{key.replace('_', ' '):<{width}}  {value}" for key, value in flat(values).items())
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, str]:
+    """The dict of :func:`environment` with every value as a few words."""
+    return {key: _show(value) for key, value in values.items()}
 
 
 def cpu_name() -> str:

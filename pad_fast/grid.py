@@ -1,4 +1,4 @@
-"""Contact sheets of image sets: one row per class, drawn with Pillow only."""
+"""Images as PNG files, drawn with Pillow only: contact sheets with one row per class, and single images."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def image_grid(
     classes_left = int(labels.unique().numel()) - len(rows)
     # Only what is drawn is enlarged: a set may hold far more images than its sheet shows.
     shown = [index for row in rows for index in row.shown]
-    images = dict(zip(shown, _to_bytes(pixels[shown], cell, stretch), strict=True))
+    images = dict(zip(shown, _enlarged(to_bytes(pixels[shown], stretch=stretch), cell), strict=True))
     layout = _arrange(rows, *images[shown[0]].shape[:2])
     sheet_notes = f"+{classes_left} more classes" if classes_left else ""
     top = _MARGIN + (_TITLE + 16 if title else 0)
@@ -95,6 +95,28 @@ def image_grid(
         y = top + layout.height + 14 + _TEXT // 2
         draw.text((_MARGIN, y), sheet_notes, fill=_FAINT, font=_font(_TEXT), anchor="lm")
     return sheet
+
+
+def to_bytes(pixels: Tensor, *, stretch: bool = False) -> Tensor:
+    """Images as uint8 of the same shape `[N, C, H, W]` on the CPU; arguments as in :func:`image_grid`."""
+    values = pixels.detach().to("cpu", torch.float32)
+    if pixels.dtype == torch.uint8:
+        values = values / 255
+    if stretch:
+        ordered = values.flatten(1).sort(1).values  # torch.quantile refuses large tensors
+        rank = round(0.01 * (ordered.shape[1] - 1))
+        low, high = (ordered[:, i].view(-1, 1, 1, 1) for i in (rank, -1 - rank))
+        # An image of one value has nothing to stretch; it keeps its brightness.
+        values = torch.where(high > low, (values - low) / (high - low).clamp_min(1e-12), values)
+    return (values.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def single_png(image: Tensor) -> bytes:
+    """One image `[C, H, W]` uint8, C 1 (grey) or 3 (RGB), as a PNG file of its own size."""
+    from PIL import Image
+
+    array = image.permute(1, 2, 0).contiguous().numpy()
+    return png_bytes(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array))
 
 
 def png_bytes(image: Image.Image) -> bytes:
@@ -154,21 +176,10 @@ def _rows(labels: Tensor, class_names: Sequence[str], max_columns: int, max_clas
     return rows
 
 
-def _to_bytes(pixels: Tensor, cell: int, stretch: bool) -> Tensor:
-    """Images as uint8 [N, h, w, C] at the size they are drawn."""
-    values = pixels.detach().to("cpu", torch.float32)  # [N, C, H, W]
-    if pixels.dtype == torch.uint8:
-        values = values / 255
-    if stretch:
-        ordered = values.flatten(1).sort(1).values  # torch.quantile refuses large tensors
-        rank = round(0.01 * (ordered.shape[1] - 1))
-        low, high = (ordered[:, i].view(-1, 1, 1, 1) for i in (rank, -1 - rank))
-        # An image of one value has nothing to stretch; it keeps its brightness.
-        values = torch.where(high > low, (values - low) / (high - low).clamp_min(1e-12), values)
-    factor = max(1, math.ceil(cell / max(values.shape[2:])))
-    scaled = (values.clamp(0, 1) * 255).round().to(torch.uint8)
-    scaled = scaled.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    return scaled.permute(0, 2, 3, 1).contiguous()
+def _enlarged(images: Tensor, cell: int) -> Tensor:
+    """Bytes `[N, C, H, W]` as `[N, h, w, C]`, enlarged by a whole factor until the longer side fills the cell."""
+    factor = max(1, math.ceil(cell / max(images.shape[2:])))
+    return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3).permute(0, 2, 3, 1).contiguous()
 
 
 def _arrange(rows: list[_Row], cell_height: int, cell_width: int) -> _Layout:

@@ -4,10 +4,11 @@ RUN/
   config.yaml                    the settings, readable by --config
   cache/scores-<key>.safetensors difficulty, keyed by everything it depends on
   cache/experts-<key>/           expert store, likewise
+  preview.safetensors            what the report shows of the real data
   checkpoint, metrics.jsonl      the loop
   distilled.safetensors          the result; images_best.pt labels_best.pt lr_best.pt for the reference's scripts
   evaluation.json images.png report.html
-  timing.json                    seconds per stage: the only file that differs between two equal runs
+  timing.json                    time and memory per stage; two equal runs differ in it, and in the page that shows it
 """
 
 from __future__ import annotations
@@ -16,9 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,16 +31,16 @@ from .device import cache_bytes, resolve_device
 from .distillation import Loop, State, read_history, require_possible, run
 from .distilled import FILE, DistilledDataset, load
 from .engines import Task, select
-from .environment import environment
 from .errors import ConfigError, DatasetError
 from .evaluation import AccuracyRow, EvaluationReport, evaluate
-from .experts import Curriculum, ExpertStore, prune, train_experts
-from .grid import image_grid, png_bytes
+from .experts import ExpertStore, curriculum_of, prune, train_experts
 from .initialization import Teachers, initial_set
+from .presentation import present
 from .presets import make_settings
+from .preview import write_preview
 from .progress import Progress
-from .report import ReportData, render_report
 from .scoring import Difficulty, score
+from .stages import StageLog
 from .training import NetworkSpec
 
 
@@ -144,12 +143,12 @@ class Pipeline:
     ) -> None:
         self.config, self.out, self.device, self.progress = config, out, device, progress
         self.resume, self.overwrite = resume, overwrite
-        self.seconds: dict[str, float] = {}
+        self.log = StageLog(out, device)
 
     def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None) -> DistilledDataset:
         """All stages; returns the evaluated result."""
         config = self.config
-        with self._timed("data"):
+        with self.log.stage("data"):
             data = load_dataset(dataset, data_dir=data_dir, resolution=config.resolution)
             self._require_usable(data)
             files.require_writable(self.out)
@@ -157,29 +156,25 @@ class Pipeline:
             normalization = fit_normalization(data, "zca" if config.zca else "mean-std")
         difficulty: Difficulty | None = None
         if config.buffer_path is None:
-            with self._timed("scores"):
+            with self.log.stage("scores"):
                 difficulty = self._difficulty(data)
                 if difficulty is None and needs_order(config):
                     difficulty = self._score(data, normalization)
-            with self._timed("experts"):
+                self._preview(data, normalization, difficulty)
+            with self.log.stage("experts"):
                 store = self._experts(data, normalization, difficulty)
         else:
             store = self._given_experts(data)
-        with self._timed("distill"):
+            self._preview(data, normalization, None)
+        with self.log.stage("distill"):
             distilled = self._distill(data, normalization, store)
-        with self._timed("evaluate"):
+        with self.log.stage("evaluate"):
             report = self._evaluate(distilled, data)
         distilled = DistilledDataset(**{**vars(distilled), "evaluation": report.rows})
+        self.log.finish()
         if distributed.group().main:
-            write_presentation(self.out, distilled, report, difficulty, title_of(config))
-            files.write_json(self.out / "timing.json", {k: round(v, 3) for k, v in self.seconds.items()})
+            present(self.out)
         return distilled
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - start
 
     # -- checks before any work ------------------------------------------------------------------------------------
 
@@ -232,6 +227,10 @@ class Pipeline:
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
+    def _preview(self, data: ImageDataset, normalization: Normalization, difficulty: Difficulty | None) -> None:
+        if distributed.group().main:
+            write_preview(self.out, data, normalization, difficulty)
+
     def _spec(self, data: ImageDataset) -> NetworkSpec:
         return NetworkSpec(self.config.model, data.channels, data.classes, data.resolution)
 
@@ -247,6 +246,7 @@ class Pipeline:
         path = _scores_path(self.out, data.fingerprint, config)
         if path.exists():
             self.progress.say(f"scores: reusing {path} (same settings)")
+            self.log.reused()
             return Difficulty.load(path)
         return None
 
@@ -266,6 +266,7 @@ class Pipeline:
         folder = self.out / "cache" / f"experts-{_key(data.fingerprint, described)}"
         if folder.exists() and len(ExpertStore.open(folder)) >= config.num_experts:
             self.progress.say(f"experts: reusing {folder} (same settings)")
+            self.log.reused()
         store = train_as_configured(config, data, normalization, difficulty, folder, self.device, self.progress)
         return store.first(config.num_experts)
 
@@ -297,6 +298,7 @@ class Pipeline:
             state = State.load(checkpoint, key, self.device)
             if state.iteration == config.iterations:
                 self.progress.say(f"distill: reusing {done} (same settings)")
+                self.log.reused()
                 return load(done)
         history: list[dict[str, float]] = []
         if self.resume and checkpoint.exists():
@@ -308,6 +310,7 @@ class Pipeline:
                 )
             history = read_history(self.out / "metrics.jsonl", state.iteration)
             self.progress.say(f"distill: resuming after iteration {state.iteration}")
+            self.log.resumed()
         else:
             if self.resume:
                 self.progress.say(f"distill: no checkpoint in {self.out} yet, starting at iteration 0")
@@ -349,6 +352,7 @@ class Pipeline:
             stored = files.read_json(path, "evaluation")
             if stored.get("key") == key:
                 self.progress.say(f"evaluate: reusing {path} (same settings)")
+                self.log.reused()
                 return EvaluationReport(_rows(stored))
         report = evaluate(
             distilled,
@@ -375,20 +379,6 @@ class Pipeline:
 def needs_order(config: Config) -> bool:
     """Whether anything in the run depends on how hard images are."""
     return config.curriculum or config.prune != "none"
-
-
-def curriculum_of(config: Config) -> Curriculum:
-    """The curriculum a config asks for."""
-    if not config.curriculum:
-        return Curriculum.none()
-    return Curriculum(
-        config.initial_ratio,
-        config.add_end_epoch,
-        config.removal1_epoch,
-        config.removal2_epoch,
-        config.removal1_ratio,
-        config.removal2_ratio,
-    )
 
 
 def score_as_configured(
@@ -462,62 +452,12 @@ def train_as_configured(
     )
 
 
-def present_again(out: Path) -> Path:
-    """Write `images.png` and `report.html` of a finished run once more, from the files in its folder.
-
-    Raises:
-        StoreError: the run is not finished.
-    """
-    distilled = load(out)
-    described = files.read_json(out / "run.json", "run description")
-    fingerprint = described.pop("dataset_fingerprint", "")
-    config = Config(**described)
-    stored = files.read_json(out / "evaluation.json", "evaluation")
-    report = EvaluationReport(_rows(stored))
-    path = _scores_path(out, fingerprint, config)
-    difficulty = Difficulty.load(path) if path.exists() else None
-    return write_presentation(out, distilled, report, difficulty, title_of(config))
-
-
-def title_of(config: Config) -> str:
-    """Headline of the report."""
-    images = "1 image" if config.ipc == 1 else f"{config.ipc} images"
-    return f"{config.method.upper()} on {config.dataset}, {images} per class"
-
-
 def _rows(stored: Mapping[str, Any]) -> tuple[AccuracyRow, ...]:
     return tuple(AccuracyRow(r["name"], r["model"], tuple(r["accuracies"])) for r in stored["rows"])
 
 
 def _scores_path(out: Path, fingerprint: str, config: Config) -> Path:
     return out / "cache" / f"scores-{_key(fingerprint, config.describe('data', 'scores'))}.safetensors"
-
-
-def write_presentation(
-    out: Path,
-    distilled: DistilledDataset,
-    report: EvaluationReport,
-    difficulty: Difficulty | None,
-    title: str,
-) -> Path:
-    """Write `images.png` and `report.html`; returns the report's path."""
-    names = distilled.class_names or tuple(str(label) for label in range(distilled.classes))
-    pixels = distilled.pixels() if distilled.whitening is not None else distilled.images
-    png = png_bytes(image_grid(pixels, distilled.labels, names, stretch=distilled.whitening is None))
-    files.write_bytes(out / "images.png", png)
-    versions = {k: str(v) for k, v in environment().items() if k in ("pad_fast", "python", "torch", "numpy")}
-    data = ReportData(
-        title=title,
-        settings=distilled.config,
-        versions=versions,
-        accuracy=report.rows,
-        history=distilled.history,
-        grid_png=png,
-        difficulty=None
-        if difficulty is None
-        else {name: difficulty.scores[indices].tolist() for name, indices in zip(names, difficulty.order, strict=True)},
-    )
-    return files.write_text(out / "report.html", render_report(data))
 
 
 def _key(*parts: Any) -> str:

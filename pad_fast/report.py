@@ -1,115 +1,191 @@
-"""The report of a run: one HTML file that needs no network, no script and no other file.
+"""The report of a run: one HTML page with everything there is to see, finished or not.
 
-The page holds nothing that depends on when or where it was made, so two runs that computed the same numbers
-write the same bytes.
+But for the measured times and memory, the page holds nothing that depends on when or where it was made: two runs that
+computed the same numbers write the same bytes.
 """
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, field
 from statistics import median
 
-from .charts import Line, histogram, line_chart, moving_median
-from .errors import InputError
+from .charts import Line, line_chart, moving_median, smoothing_window
+from .difficulty_section import DifficultyView, difficulty_section
+from .distillation import LAYER_LOSS
 from .evaluation import AccuracyRow
+from .gallery import PictureRow, gallery
+from .page import details, empty, hint, page, section, shown, table, text
+from .stages import StageCost
+
+History = Sequence[Mapping[str, float]]
+
+STAGES = {
+    "data": "data and normalisation",
+    "scores": "difficulty scores",
+    "experts": "experts",
+    "distill": "distillation",
+    "evaluate": "evaluation",
+}
+"""What the stages of a run are called on a page."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is that has not finished.
+
+    Attributes:
+        stage: the one under way, or the last one it got to.
+        done, total: iterations.
+    """
+
+    stage: str
+    done: int
+    total: int | None
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything a report shows.
+    """Everything a report shows; what is left empty is left out or said to be missing.
 
     Attributes:
         title: the headline.
         settings: the run's configuration, flat. Leave out what differs between equal runs (paths).
-        versions: name and version of what computed it.
+        environment: versions and machine of what computed it.
         accuracy: one row per training set and network: the distilled images beside random real images and
             the full data.
         history: one mapping per iteration with `iteration`, `loss`, `lr` (the student's learned rate) and
-            `skipped` (0 or 1); other keys are ignored, and a method without `lr` or `skipped` leaves them out.
-        grid_png: the images as a PNG file; empty bytes leave the section out.
-        difficulty: class name -> scores of its training images, or None.
-        notes: sentences shown under the accuracies.
+            `skipped` (0 or 1), and now and then `layer_loss.<layer>`; other keys are ignored, and a method without `lr`
+            or `skipped` leaves them out.
+        accuracy_history: iteration, and accuracies in percent that networks trained on the images of then reached.
+        images: the synthetic images, one row per class; `image_note` goes under them.
+        difficulty: scores and curriculum.
+        stages: what each stage cost.
+        training_images: how many the data set has, when that is known.
+        status: None for a finished run.
+        notes: sentences shown at the top.
     """
 
     title: str
-    settings: Mapping[str, object]
-    versions: Mapping[str, str]
-    accuracy: Sequence[AccuracyRow]
-    history: Sequence[Mapping[str, float]]
-    grid_png: bytes
-    difficulty: Mapping[str, Sequence[float]] | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    accuracy: Sequence[AccuracyRow] = ()
+    history: History = ()
+    accuracy_history: Sequence[tuple[int, tuple[float, ...]]] = ()
+    images: Sequence[PictureRow] = ()
+    image_note: str = ""
+    difficulty: DifficultyView | None = None
+    stages: Mapping[str, StageCost] = field(default_factory=dict)
+    training_images: int | None = None
+    status: Status | None = None
     notes: Sequence[str] = ()
 
 
-def render_report(data: ReportData) -> str:
+def render_report(data: ReportData, *, refresh: int | None = None) -> str:
     """The report as one HTML page (UTF-8) for light and dark screens, phones and paper.
 
-    Raises:
-        InputError: `grid_png` is not a PNG file.
+    Args:
+        data: what it shows.
+        refresh: seconds after which a browser is to load the page again; None: never.
 
     Example:
         >>> row = AccuracyRow("distilled", "ConvNet", (93.1, 94.1))
-        >>> page = render_report(ReportData("digits", {"ipc": 1}, {}, [row], [], b""))
+        >>> page = render_report(ReportData("digits", {"ipc": 1}, accuracy=[row]))
         >>> "93.6" in page and "script" not in page
         True
     """
-    sections = [
-        _accuracy(data.accuracy, data.notes),
-        sheet("Synthetic images", data.grid_png, "Synthetic images, one row per class"),
+    return page(data.title, _summary(data), _sections(data), refresh=refresh)
+
+
+def _sections(data: ReportData) -> list[str]:
+    return [
+        accuracy_section(data.accuracy),
+        _cross_architecture(data.accuracy),
+        _images(data),
         _loss(data.history, data.settings),
+        _accuracy_over_time(data),
         _learning_rate(data.history),
-        _difficulty(data.difficulty),
+        _layers(data.history, data.settings),
+        difficulty_section(data.difficulty),
+        _cost(data.stages, data.environment),
         details("Settings", data.settings),
-        details("Versions", data.versions),
+        details("Versions and machine", data.environment),
     ]
-    return page(data.title, _summary(data.settings), sections)
 
 
-def page(title: str, summary: str, sections: Sequence[str]) -> str:
-    """A whole page of sections; empty ones are left out. `summary` is HTML that goes under the title."""
+def _summary(data: ReportData) -> str:
+    """Under the title: the few settings that say what was run, how far it is, and the numbers that matter."""
+    parts = [f"{key} {shown(data.settings[key])}" for key in _SUMMARY if data.settings.get(key) is not None]
+    html = f"<p>{text(' · '.join(parts))}</p>" if parts else ""
+    if data.status is not None:
+        html += _status(data.status)
+    if data.notes:
+        html += '<ul class="notes">' + "".join(f"<li>{text(note)}</li>" for note in data.notes) + "</ul>"
+    return html + _tiles(data)
+
+
+def _status(status: Status) -> str:
+    words = f"Not finished: {STAGES.get(status.stage, status.stage)}"
+    if not status.done or status.total is None:
+        return f'<p class="state"><span>{text(words)}</span></p>'
+    words += f", iteration {status.done:,} of {status.total:,}"
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{_text(title)}</h1>{summary}</header>\n"
-        + "\n".join(part for part in sections if part)
-        + "\n</main>\n</body>\n</html>\n"
+        f'<p class="state"><span>{text(words)}</span>'
+        f'<progress max="{status.total}" value="{status.done}" aria-label="iterations done"></progress></p>'
     )
 
 
-def _summary(settings: Mapping[str, object]) -> str:
-    """The few settings that say what was run, under the title."""
-    parts = [f"{key} {_value(settings[key])}" for key in _SUMMARY if settings.get(key) is not None]
-    return f"<p>{_text(' · '.join(parts))}</p>" if parts else ""
+def _tiles(data: ReportData) -> str:
+    tiles: list[tuple[str, str, str]] = []
+    method = str(data.settings.get("method", "")).upper()
+    rows = {(row.name, row.model): row for row in reversed(data.accuracy) if math.isfinite(row.mean)}
+    own = next((row for row in data.accuracy if row.name == method and math.isfinite(row.mean)), None)
+    if own is not None:
+        spread = f" ± {own.std:.1f}" if own.networks > 1 else ""
+        tiles.append((f"test accuracy, {own.model}", f"{own.mean:.1f}{spread}", "%"))
+        full, drawn = rows.get(("full data", own.model)), rows.get(("random real", own.model))
+        if full is not None and full.mean > 0:
+            tiles.append(("of the full data's accuracy", f"{100 * own.mean / full.mean:.1f}", "%"))
+        if drawn is not None:
+            tiles.append(("points above random real images", f"{own.mean - drawn.mean:+.1f}", ""))
+    ipc = data.settings.get("ipc")
+    if isinstance(ipc, int):
+        share = ""
+        classes = len(data.images) or (len(data.difficulty.scores) if data.difficulty else 0)
+        if data.training_images and classes:
+            share = f"{100 * ipc * classes / data.training_images:.2g} % of {data.training_images:,}"
+        tiles.append(("images per class", f"{ipc:,}", share))
+    times = [cost.seconds for cost in data.stages.values() if cost.seconds is not None]
+    if times:
+        tiles.append(("time, all stages", duration(sum(times)), ""))
+    cells = "".join(
+        f"<div><dt>{text(name)}</dt><dd>{text(value)}{f' <small>{text(more)}</small>' if more else ''}</dd></div>"
+        for name, value, more in tiles
+    )
+    return f'<dl class="tiles">{cells}</dl>' if tiles else ""
 
 
-def _accuracy(rows: Sequence[AccuracyRow], notes: Sequence[str]) -> str:
-    if rows:
-        cells = "".join(_accuracy_row(row) for row in rows)
-        table = (
-            '<div class="scroll"><table class="accuracy"><thead><tr><th scope="col">Trained on</th>'
-            '<th scope="col">Network</th><th scope="col" class="number">Accuracy, %</th>'
-            '<th scope="col" class="wide"><span class="hidden">0 to 100 %</span></th>'
-            '<th scope="col" class="number">Networks</th>'
-            f"</tr></thead><tbody>{cells}</tbody></table></div>"
-        )
-        if any(row.networks > 1 for row in rows):
-            table += '<p class="hint">± is the standard deviation over the networks trained.</p>'
-    else:
-        table = '<p class="empty">Not evaluated yet.</p>'
-    listed = "".join(f"<li>{_text(note)}</li>" for note in notes)
-    return section("Test accuracy", table + (f'<ul class="notes">{listed}</ul>' if listed else ""))
+def accuracy_section(rows: Sequence[AccuracyRow], heading: str = "Test accuracy") -> str:
+    """The table of accuracies with a bar and an error bar each."""
+    if not rows:
+        return section(heading, empty("Not evaluated yet."), name="accuracy")
+    cells = "".join(_accuracy_row(row) for row in rows)
+    body = (
+        '<div class="scroll"><table class="accuracy"><thead><tr><th scope="col">Trained on</th>'
+        '<th scope="col">Network</th><th scope="col" class="number">Accuracy, %</th>'
+        '<th scope="col" class="wide"><span class="hidden">0 to 100 %</span></th>'
+        '<th scope="col" class="number">Networks</th>'
+        f"</tr></thead><tbody>{cells}</tbody></table></div>"
+    )
+    if any(row.networks > 1 for row in rows):
+        body += hint("± is the standard deviation over the networks trained; each was tested once, after training.")
+    return section(heading, body, name="accuracy")
 
 
 def _accuracy_row(row: AccuracyRow) -> str:
     known = math.isfinite(row.mean)
     spread = row.std if known and row.networks > 1 and math.isfinite(row.std) else None
-    mean = f"<strong>{row.mean:.1f}</strong>" if known else "n/a"
-    deviation = f' <span class="std">± {spread:.1f}</span>' if spread is not None else ""
     bar = ""
     if known:
         length = min(max(row.mean, 0.0), 100.0)
@@ -118,142 +194,215 @@ def _accuracy_row(row: AccuracyRow) -> str:
             left, right = max(0.0, length - spread), min(100.0, length + spread)
             bar += f'<path class="whisker" d="M{left:.2f} 8H{right:.2f}"/>'
     return (
-        f'<tr><th scope="row">{_text(row.name)}</th><td>{_text(row.model)}</td>'
-        f'<td class="number">{mean}{deviation}</td>'
+        f'<tr><th scope="row">{text(row.name)}</th><td>{text(row.model)}</td>'
+        f'<td class="number">{accuracy_cell(row)}</td>'
         '<td class="wide"><svg viewBox="0 0 100 16" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect class="track" x="0" y="3" width="100" height="10"/>{bar}</svg></td>'
         f'<td class="number">{row.networks}</td></tr>'
     )
 
 
-def sheet(heading: str, png: bytes, description: str) -> str:
-    """A section with a contact sheet (a PNG file's bytes); nothing for empty bytes.
-
-    Raises:
-        InputError: the bytes are not a PNG file.
-    """
-    if not png:
+def accuracy_cell(row: AccuracyRow | None) -> str:
+    """Mean and standard deviation as HTML."""
+    if row is None:
         return ""
-    if png[:8] != b"\x89PNG\r\n\x1a\n" or png[12:16] != b"IHDR":
-        raise InputError("the report's image grid is not a PNG file; pass the bytes png_bytes() returns")
-    width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
-    # Wide sheets scroll sideways; a phone shrinks them, but not until the class names cannot be read.
-    smallest = min(width, max(560, width // 2))
-    source = base64.b64encode(png).decode("ascii")
+    if not math.isfinite(row.mean):
+        return "n/a"
+    deviation = f' <span class="std">± {row.std:.1f}</span>' if row.networks > 1 and math.isfinite(row.std) else ""
+    return f"<strong>{row.mean:.1f}</strong>{deviation}"
+
+
+def _cross_architecture(rows: Sequence[AccuracyRow]) -> str:
+    models, sets = list(dict.fromkeys(row.model for row in rows)), list(dict.fromkeys(row.name for row in rows))
+    if not rows:
+        return ""
+    if len(models) < 2:
+        return section(
+            "Other networks",
+            empty(f"Evaluated on {models[0]} only. `pad-fast evaluate RUN --model MLP --model LeNet` tries others."),
+            name="networks",
+        )
+    found = {(row.name, row.model): row for row in reversed(rows)}
+    cells = [[text(model), *(accuracy_cell(found.get((name, model))) or "–" for name in sets)] for model in models]
+    body = table(["Network", *sets], cells, numbers=range(1, len(sets) + 1))
     return section(
-        heading,
-        f'<div class="scroll sheet" tabindex="0"><img src="data:image/png;base64,{source}" width="{width}" '
-        f'height="{height}" style="--least:{smallest}px" alt="{_text(description)}"></div>',
+        "Across networks", body + hint("Test accuracy in % by network and by what it was trained on."), name="networks"
     )
 
 
-def _loss(history: Sequence[Mapping[str, float]], settings: Mapping[str, object]) -> str:
-    rows = [row for row in history if math.isfinite(row.get("loss", math.nan))]
-    xs = [_iteration(row, number) for number, row in enumerate(rows)]
-    ys = [float(row["loss"]) for row in rows]
+def _images(data: ReportData) -> str:
+    body = gallery(data.images)
+    if not body:
+        return section("Synthetic images", empty("None yet: the first checkpoint brings them."), name="images")
+    says = "Point at an image, or tap it: class and label."
+    return section("Synthetic images", body + hint(f"{says} {data.image_note}".strip()), name="images")
+
+
+def _loss(history: History, settings: Mapping[str, object]) -> str:
+    xs, ys = column(history, "loss")
     lines = [Line(xs, ys, "each iteration", "raw" if len(ys) > 4 else "main")]
     if len(ys) > 4:
-        window = max(5, len(ys) // 40) | 1
+        window = smoothing_window(len(ys))
         lines.append(Line(xs, moving_median(ys, window), f"median of {window} iterations"))
     skipped = [_iteration(row, number) for number, row in enumerate(history) if row.get("skipped", 0)]
     threshold = settings.get("threshold")
     chart = line_chart(
         lines,
         x_label="iteration",
-        y_label=_LOSSES.get(str(settings.get("method")), "distance to the expert, relative to the start"),
+        y_label=loss_label(settings),
         description="Matching loss over iterations",
         marks=skipped,
         marks_label="skipped",
         limit=float(threshold) if isinstance(threshold, int | float) else None,
         limit_label="threshold",
     )
-    hint = ""
+    words = ""
     if history:
-        hint = f"{len(history):,} iteration{'s' if len(history) > 1 else ''}"
-        hint += f", {len(skipped):,} skipped." if any("skipped" in row for row in history) else "."
+        words = f"{len(history):,} iteration{'s' if len(history) > 1 else ''}"
+        words += f", {len(skipped):,} skipped." if any("skipped" in row for row in history) else "."
         if ys:
-            hint += f" Median of the last tenth: {median(ys[-max(1, len(ys) // 10) :]):.4g}."
-        hint = f'<p class="hint">{hint}</p>'
-    return section("Matching loss", chart + hint)
+            words += f" Median of the last tenth: {late_median(ys):.4g}."
+    return section("Matching loss", chart + hint(words), name="loss")
 
 
-def _learning_rate(history: Sequence[Mapping[str, float]]) -> str:
-    rows = [row for row in history if math.isfinite(row.get("lr", math.nan))]
-    xs = [_iteration(row, number) for number, row in enumerate(rows)]
-    ys = [float(row["lr"]) for row in rows]
-    if history and not rows:
+def _accuracy_over_time(data: ReportData) -> str:
+    points = [(i, [a for a in accuracies if math.isfinite(a)]) for i, accuracies in data.accuracy_history]
+    rows = [AccuracyRow("validation", "", tuple(accuracies)) for _, accuracies in points if accuracies]
+    if not rows:
+        words = "Not recorded: networks are tested once, on the result." if data.history else "Nothing recorded."
+        return section("Accuracy over the iterations", empty(words), name="accuracy-over-time")
+    chart = line_chart(
+        [
+            Line(
+                [float(i) for i, accuracies in points if accuracies],
+                [row.mean for row in rows],
+                "mean over networks",
+                "main",
+                [row.std for row in rows],
+            )
+        ],
+        x_label="iteration",
+        y_label="accuracy, %",
+        description="Accuracy of networks trained on the images, over iterations",
+    )
+    best = max(range(len(rows)), key=lambda i: rows[i].mean)
+    words = f"Last {rows[-1].mean:.1f} %, best {rows[best].mean:.1f} % after iteration {points[best][0]:,}."
+    return section("Accuracy over the iterations", chart + hint(words), name="accuracy-over-time")
+
+
+def _learning_rate(history: History) -> str:
+    xs, ys = column(history, "lr")
+    if history and not ys:
         return ""
     chart = line_chart(
         [Line(xs, ys, "learning rate")],
         x_label="iteration",
-        y_label="step size of the student's SGD, learned with the images",
+        y_label="α: step size of the student's SGD, learned with the images",
         description="The student's learning rate over iterations",
     )
-    hint = f'<p class="hint">From {ys[0]:.4g} to {ys[-1]:.4g}.</p>' if ys else ""
-    return section("Student's learning rate", chart + hint)
+    words = f"From {ys[0]:.4g} to {ys[-1]:.4g}." if ys else ""
+    return section("Student's learning rate", chart + hint(words), name="learning-rate")
 
 
-def _difficulty(difficulty: Mapping[str, Sequence[float]] | None) -> str:
-    if not difficulty:
-        return ""
-    scores = [float(score) for values in difficulty.values() for score in values]
-    chart = histogram(
-        scores,
-        x_label="difficulty score, easy to hard",
-        y_label="training images",
-        description="Difficulty of the training images",
+def _layers(history: History, settings: Mapping[str, object]) -> str:
+    heading, name = "Matching loss by layer", "layers"
+    names = list(dict.fromkeys(key for row in history for key in row if key.startswith(LAYER_LOSS)))
+    if not names:
+        if settings.get("method") in _LOSSES:
+            return ""
+        words = (
+            "Nothing recorded."
+            if settings.get("layer_loss_every") or not history
+            else "Switched off (layer_loss_every 0)."
+        )
+        return section(heading, empty(words), name=name)
+    columns = {key: column(history, key) for key in names}
+    window = smoothing_window(max(len(ys) for _, ys in columns.values()))
+    lines = []
+    for number, (key, (xs, ys)) in enumerate(columns.items()):
+        # Every record is of another start epoch, which decides more than the layer does.
+        smooth = moving_median(ys, window) if len(ys) > 2 * window else ys
+        colour = f"series r{round(7 * number / max(1, len(names) - 1))}"
+        lines.append(Line(xs, smooth, f"{number + 1}: {key.removeprefix(LAYER_LOSS)}", colour))
+    chart = line_chart(
+        lines,
+        x_label="iteration",
+        y_label="distance to the expert, relative to the start, layer by layer",
+        description="Matching loss of every layer over iterations",
+        limit=1.0,
+        limit_label="no nearer than at the start",
     )
-    ranked = sorted(
-        (median(values), name)
-        for name, values in difficulty.items()
-        if len(values) and all(math.isfinite(value) for value in values)
+    late = {key: median(ys[-max(1, len(ys) // 4) :]) for key, (_, ys) in columns.items() if ys}
+    near, far = min(late, key=lambda key: late[key]), max(late, key=lambda key: late[key])
+    words = (
+        f"Medians of the last quarter: lowest {late[near]:.3g} in {near.removeprefix(LAYER_LOSS)}, "
+        f"highest {late[far]:.3g} in {far.removeprefix(LAYER_LOSS)}. Shallow to deep; layers that a mask leaves out of "
+        "the loss are measured as well."
     )
-    hint = ""
-    if len(ranked) > 1:
-        shown = min(3, len(ranked) // 2)
-        easy = ", ".join(f"{name} ({score:.3g})" for score, name in ranked[:shown])
-        hard = ", ".join(f"{name} ({score:.3g})" for score, name in ranked[: -shown - 1 : -1])
-        hint = f"Easiest by class median: {easy}. Hardest: {hard}."
-    return section("Difficulty", chart + (f'<p class="hint">{_text(hint)}</p>' if hint else ""))
+    return section(heading, chart + hint(words), name=name)
 
 
-def details(heading: str, values: Mapping[str, object] | Mapping[str, str]) -> str:
-    """A folded section with a table of names and values; nothing where there are none."""
-    if not values:
-        return ""
-    rows = "".join(
-        f'<tr><th scope="row">{_text(key)}</th><td>{_text(_value(value))}</td></tr>' for key, value in values.items()
+def _cost(stages: Mapping[str, StageCost], environment: Mapping[str, str]) -> str:
+    if not stages:
+        return section("Time and memory", empty("Not recorded."), name="cost")
+    gpu = any(cost.peak_gpu_mib is not None for cost in stages.values())
+    rows = []
+    for stage, cost in stages.items():
+        remark = "from the cache" if cost.reused else "continued; of the last part" if cost.resumed else ""
+        row = [text(STAGES.get(stage, stage)), "running" if cost.seconds is None else duration(cost.seconds)]
+        row.append("" if cost.peak_mib is None else f"{cost.peak_mib:,.0f}")
+        if gpu:
+            row.append("" if cost.peak_gpu_mib is None else f"{cost.peak_gpu_mib:,.0f}")
+        rows.append([*row, text(remark)])
+    times = [cost.seconds for cost in stages.values() if cost.seconds is not None]
+    if times:
+        rows.append(["all", duration(sum(times)), *[""] * (2 + gpu)])
+    header = ["Stage", "Time", "Peak memory, MiB", *(["Peak GPU memory, MiB"] if gpu else []), ""]
+    where = [environment.get("cpu", ""), environment.get("cuda", "").partition("yes: ")[2]]
+    words = "Memory is the process's, Python and torch included"
+    words += "." if all(cost.per_stage for cost in stages.values()) else ", the most up to the end of the stage."
+    if any(where):
+        words += f" On {', '.join(filter(None, where))}; threads: {environment.get('threads', 'unknown')}."
+    return section(
+        "Time and memory", table(header, rows, numbers=(1, 2, 3) if gpu else (1, 2)) + hint(words), name="cost"
     )
-    return (
-        f"<details><summary><h2>{_text(heading)}</h2></summary>"
-        f'<div class="scroll"><table class="pairs"><tbody>{rows}</tbody></table></div></details>'
-    )
 
 
-def section(heading: str, body: str) -> str:
-    """A section; `body` is HTML."""
-    return f"<section><h2>{_text(heading)}</h2>{body}</section>"
+def loss_label(settings: Mapping[str, object]) -> str:
+    """What the matching loss of a run's method measures."""
+    return _LOSSES.get(str(settings.get("method")), "distance to the expert, relative to the start")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them.
+
+    Example:
+        >>> duration(0.614), duration(80.2), duration(7500)
+        ('0.6 s', '1 min 20 s', '2 h 5 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds) // 60
+    if minutes < 60:
+        return f"{minutes} min {round(seconds) % 60} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def late_median(values: Sequence[float]) -> float:
+    """Median of the last tenth, at least one value: what a noisy curve ends at."""
+    return median(values[-max(1, len(values) // 10) :])
+
+
+def column(history: History, key: str) -> tuple[list[float], list[float]]:
+    """Iterations and values of the rows that have a finite one."""
+    found = [
+        (_iteration(row, n), float(row[key])) for n, row in enumerate(history) if math.isfinite(row.get(key, math.nan))
+    ]
+    return [x for x, _ in found], [y for _, y in found]
 
 
 def _iteration(row: Mapping[str, float], position: int) -> float:
     return float(row.get("iteration", position))
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_value(part) for part in value) or "none"
-    return str(value)
-
-
-def _text(value: object) -> str:
-    """Escaped text; a file name's undecodable bytes become question marks instead of an unwritable page."""
-    return escape(str(value).encode("utf-8", "replace").decode("utf-8"))
 
 
 _LOSSES = {
@@ -262,75 +411,3 @@ _LOSSES = {
     "dm": "distance between the mean features of real and synthetic images",
 }
 _SUMMARY = ("dataset", "method", "ipc", "model", "iterations", "seed")
-
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --soft: #59636e; --rule: #d5dbe1;
-  --card: #f4f6f8; --accent: #0b5fb5; --pale: #8db4dc; --warn: #b4530a; }
-@media (prefers-color-scheme: dark) { :root { --paper: #11151a; --ink: #e7ebf0; --soft: #a3adb8;
-  --rule: #323a43; --card: #1a2027; --accent: #74b5f8; --pale: #3f6a96; --warn: #f2a65a; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 940px; margin: 0 auto; padding: 2rem 1.25rem 3rem; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere; }
-header p { color: var(--soft); margin: .35rem 0 0; }
-h2 { font-size: 1.12rem; margin: 0 0 .6rem; }
-section, details { margin-top: 2.4rem; }
-details { margin-top: 1.4rem; border-top: 1px solid var(--rule); padding-top: 1rem; }
-summary { cursor: pointer; }
-summary h2 { display: inline; }
-.hint, .empty, .notes { color: var(--soft); font-size: .9rem; margin: .5rem 0 0; }
-.notes { padding-left: 1.2rem; }
-.hidden { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .95rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .45rem .9rem .45rem 0; border-bottom: 1px solid var(--rule);
-  vertical-align: middle; }
-th:last-child, td:last-child { padding-right: 0; }
-thead th { color: var(--soft); font-weight: 500; font-size: .85rem; }
-tbody th { font-weight: 500; }
-.number { text-align: right; white-space: nowrap; }
-.std { color: var(--soft); }
-.wide { width: 34%; min-width: 5rem; }
-.wide svg { display: block; width: 100%; height: 16px; }
-.pairs { margin-top: .8rem; font-size: .88rem; }
-.pairs th { font-weight: 400; color: var(--soft); width: 14rem; }
-.pairs td { overflow-wrap: anywhere; }
-.track { fill: var(--card); }
-.bar { fill: var(--accent); }
-.whisker { stroke: var(--ink); stroke-width: 2; vector-effect: non-scaling-stroke; }
-.sheet { max-height: 48rem; overflow: auto; background: #fff; border: 1px solid var(--rule); border-radius: 6px; }
-.sheet img { display: block; height: auto; margin: 0 auto; image-rendering: pixelated; }
-.chart { margin: 0; font-size: .8rem; color: var(--soft); }
-.plot { position: relative; height: 240px; margin: .3rem .8rem 1.5rem 3.4rem; }
-.plot svg { position: absolute; inset: 0; width: 100%; height: 100%; border-bottom: 1px solid var(--soft); }
-.plot path { fill: none; vector-effect: non-scaling-stroke; stroke-linejoin: round; stroke-linecap: round; }
-path.grid { stroke: var(--rule); stroke-width: 1; }
-path.raw { stroke: var(--pale); stroke-width: 1; }
-path.main { stroke: var(--accent); stroke-width: 2.2; }
-path.dot { stroke-width: 8; }
-path.limit { stroke: var(--soft); stroke-width: 1.2; stroke-dasharray: 5 4; }
-path.mark { stroke: var(--warn); stroke-width: 1.5; }
-.plot span { position: absolute; line-height: 1; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.plot .y { right: calc(100% + .5rem); transform: translateY(50%); }
-.plot .x { top: calc(100% + .5rem); transform: translateX(-50%); }
-.x-label { text-align: center; margin-left: 3.4rem; }
-.multiples { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: .5rem 1.5rem; }
-.multiples h3 { margin: .6rem 0 0 3.4rem; font-size: .95rem; } .multiples .plot { height: 110px; }
-figcaption { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .5rem 0 0 3.4rem; }
-.key::before { content: ""; display: inline-block; width: 1.3rem; height: 0; margin-right: .45rem;
-  vertical-align: middle; border-top: 2px solid var(--accent); }
-.key.raw::before { border-top: 1px solid var(--pale); }
-.key.limit::before { border-top: 1px dashed var(--soft); }
-.key.mark::before { width: 0; height: .8rem; border-top: 0; border-left: 2px solid var(--warn); }
-@media (max-width: 560px) { main { padding: 1.25rem 1rem 2rem; } .wide { display: none; }
-  table { font-size: .85rem; } th, td { padding-right: .55rem; } thead th { font-size: .75rem; }
-  .sheet img { width: var(--least); }
-  .plot { height: 200px; } .pairs th { width: 9rem; } h1 { font-size: 1.4rem; } }
-@media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #444; --rule: #bbb;
-  --card: #eee; --accent: #0b5fb5; --pale: #8db4dc; --warn: #b4530a; }
-  main { max-width: none; padding: 0; } section, tr, figure { break-inside: avoid; }
-  .scroll, .sheet { overflow: visible; max-height: none; } .sheet img { width: auto; max-width: 100%; }
-  details::details-content { content-visibility: visible; display: block; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
-"""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import files
 from .charts import histogram
@@ -18,10 +17,10 @@ from .data import ImageDataset
 from .environment import environment
 from .errors import StoreError
 from .grid import image_grid, png_bytes
-from .report import details, page, section, sheet
+from .page import details, page, section, sheet
+from .preview import SHOWN, ends
 from .scoring import Difficulty
 
-_SHOWN = 5  # images from either end of a class
 _CLASSES = 100  # at most these get a histogram of their own
 
 
@@ -92,8 +91,8 @@ def metadata(difficulty: Difficulty, data: ImageDataset) -> dict[str, Any]:
         summary["quartiles"] = [float(q) for q in scores.quantile(torch.tensor([0.25, 0.5, 0.75]).double())]
         if difficulty.forgetting is not None:
             summary["mean_forgetting"] = float(difficulty.forgetting[indices].mean())
-        summary["easiest"] = indices[:_SHOWN].tolist()
-        summary["hardest"] = indices[-_SHOWN:].flip(0).tolist()
+        summary["easiest"] = indices[:SHOWN].tolist()
+        summary["hardest"] = indices[-SHOWN:].flip(0).tolist()
         classes.append(summary)
     described: dict[str, Any] = {"method": difficulty.method, "fingerprint": difficulty.fingerprint}
     described |= {"settings": difficulty.settings, "versions": versions, "images": len(difficulty.scores)}
@@ -108,18 +107,11 @@ def contact_sheet(difficulty: Difficulty, data: ImageDataset) -> bytes:
     rows = torch.cat(chosen)
     pixels = data.train_images[rows]
     in_range = bool((pixels.min() >= 0) and (pixels.max() <= 1))
-    title = f"easiest {_SHOWN}, then hardest {_SHOWN} of each class by {difficulty.method}"
+    title = f"easiest {SHOWN}, then hardest {SHOWN} of each class by {difficulty.method}"
     drawn = image_grid(
-        pixels, data.train_labels[rows], data.class_names, max_columns=2 * _SHOWN, title=title, stretch=not in_range
+        pixels, data.train_labels[rows], data.class_names, max_columns=2 * SHOWN, title=title, stretch=not in_range
     )
     return png_bytes(drawn)
-
-
-def ends(indices: Tensor) -> Tensor:
-    """The first and the last few of an order, none twice."""
-    if len(indices) <= 2 * _SHOWN:
-        return indices
-    return torch.cat([indices[:_SHOWN], indices[-_SHOWN:]])
 
 
 def render(difficulty: Difficulty, data: ImageDataset, described: dict[str, Any], png: bytes) -> str:

@@ -121,7 +121,7 @@ def test_config_file_of_the_reference(tmp_path, capsys):
         (["distill", "--dataset", "cifar11"], "Did you mean 'cifar10'"),
         (["distill", "--config", "nothing.yaml"], "cannot read config"),
         (["evaluate", "nothing"], "no distilled set"),
-        (["report", "nothing"], "no distilled set"),
+        (["report", "nothing"], "there is no folder"),
         (["score", "--out", "x.safetensors", "--score-method", "el3n"], "Did you mean 'el2n'"),
         (["experts"], "--out"),
         ([], "COMMAND"),

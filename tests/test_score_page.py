@@ -40,7 +40,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.count[tag] = self.count.get(tag, 0) + 1
-        if tag not in ("meta", "img", "rect", "path", "br"):
+        if tag not in ("meta", "link", "img", "rect", "path", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..config import Config
 from ..errors import ConfigError
 
 
@@ -92,6 +93,20 @@ class Curriculum:
                         f"the curriculum shows no image of class {label} ({count} images) in epoch {epoch}: "
                         "raise initial_ratio, lower the removal ratios, or add images"
                     )
+
+
+def curriculum_of(config: Config) -> Curriculum:
+    """The curriculum a config asks for."""
+    if not config.curriculum:
+        return Curriculum.none()
+    return Curriculum(
+        config.initial_ratio,
+        config.add_end_epoch,
+        config.removal1_epoch,
+        config.removal2_epoch,
+        config.removal1_ratio,
+        config.removal2_ratio,
+    )
 
 
 def prune(order: Sequence[Tensor], rule: str) -> list[Tensor]:

@@ -1,0 +1,214 @@
+"""From a run's folder to `images.png` and `report.html`: once, or again and again while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import files
+from .config import Config
+from .difficulty_section import DifficultyView
+from .distilled import DistilledDataset
+from .environment import flat
+from .errors import PadFastError
+from .experts import Curriculum, curriculum_of
+from .gallery import Picture, PictureRow
+from .grid import image_grid, png_bytes, single_png, to_bytes
+from .preview import Preview, ends
+from .report import ReportData, Status, render_report
+from .run_folder import RunFolder, read_run
+from .stages import FILE as TIMING
+
+PAGE = "report.html"
+REFRESH = 5
+"""Seconds after which a page that is being watched loads itself again."""
+
+_PICTURES = 400  # at most on one page
+_CLASSES = 100
+_COLUMNS = 10
+_LABELS = 5  # of a soft label
+_FILES = ("run.json", "metrics.jsonl", "checkpoint", "distilled.safetensors", "evaluation.json", TIMING)
+
+
+def present(folder: Path) -> Path:
+    """Write `images.png` (where there are images) and `report.html` of a run; returns the page's path.
+
+    The run need not have finished.
+
+    Raises:
+        StoreError: the folder holds no run.
+    """
+    return _present(read_run(folder), refresh=None)
+
+
+def watch(
+    folder: Path,
+    *,
+    every: float = 2.0,
+    wait: Callable[[float], None] = time.sleep,
+    say: Callable[[str], None] = lambda message: None,
+) -> Path:
+    """Write the page whenever the run has written something, until the run has finished.
+
+    Meanwhile the page loads itself again every few seconds; the last one does not.
+
+    Args:
+        folder: of the run, which must have begun.
+        every: seconds between looks.
+        wait: waits that long.
+        say: is told what happens.
+
+    Raises:
+        StoreError: the folder holds no run.
+    """
+    seen: tuple[Any, ...] | None = None
+    while True:
+        now = _signature(folder)
+        if now != seen:
+            run = read_run(folder)
+            path = _present(run, refresh=None if run.finished else REFRESH)
+            if seen is None:
+                say(f"watching {folder}: {path}")
+            seen = now
+            if run.finished:
+                say("the run has finished")
+                return path
+        wait(every)
+
+
+def report_data(run: RunFolder) -> ReportData:
+    """What the report of a run shows."""
+    settings, distilled, preview = run.settings, run.distilled, run.preview
+    status = None
+    if not run.finished:
+        total = settings.get("iterations")
+        stage = next(reversed([*run.stages]), "data")
+        status = Status(stage, len(run.history), total if isinstance(total, int) else None)
+    note = ""
+    images: tuple[PictureRow, ...] = ()
+    if distilled is not None:
+        images, note = picture_rows(distilled)
+    return ReportData(
+        title=title_of(settings),
+        settings=settings,
+        environment=flat(run.environment),
+        accuracy=run.accuracy,
+        history=run.history,
+        images=images,
+        image_note=note,
+        difficulty=_difficulty(settings, preview),
+        stages=run.stages,
+        training_images=sum(map(len, preview.scores)) if preview is not None and preview.scores else None,
+        status=status,
+        notes=run.notes,
+    )
+
+
+def title_of(settings: Mapping[str, Any]) -> str:
+    """Headline of a run's report."""
+    ipc = settings.get("ipc", "?")
+    images = "1 image" if ipc == 1 else f"{ipc} images"
+    method = str(settings.get("method", "distilled")).upper()
+    return f"{method} on {settings.get('dataset', 'unknown data')}, {images} per class"
+
+
+def picture_rows(distilled: DistilledDataset) -> tuple[tuple[PictureRow, ...], str]:
+    """The first images of each class, and a sentence about what is not shown or not as it is."""
+    names = class_names(distilled)
+    members = [(label, (distilled.labels == label).nonzero().flatten()) for label in distilled.labels.unique().tolist()]
+    shown = members[:_CLASSES]
+    columns = max(1, min(_COLUMNS, _PICTURES // len(shown)))
+    probabilities = None if distilled.label_logits is None else distilled.label_logits.softmax(-1)
+    rows = []
+    for label, indices in shown:
+        chosen = indices[:columns]
+        drawn = drawable(distilled, chosen)
+        pictures = []
+        for position, (index, image) in enumerate(zip(chosen.tolist(), drawn, strict=True), 1):
+            title = f"{names[label]}, image {position} of {len(indices)}" if len(indices) > 1 else names[label]
+            bars = () if probabilities is None else soft_label(probabilities[index], names)
+            pictures.append(Picture(single_png(image), title, bars, "" if bars else "hard label"))
+        rows.append(PictureRow(names[label], pictures))
+    remarks = []
+    left = sum(len(indices) for _, indices in members) - sum(len(row.pictures) for row in rows)
+    if left:
+        remarks.append(f"{left:,} more are not shown.")
+    if distilled.whitening is None:
+        remarks.append("Drawn as they are trained on (whitened), each stretched to its own range.")
+    return tuple(rows), " ".join(remarks)
+
+
+def soft_label(probabilities: Tensor, names: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    """The largest entries of a soft label `[classes]`, by name, largest first."""
+    values, indices = probabilities.sort(descending=True, stable=True)
+    pairs = zip(indices[:_LABELS].tolist(), values[:_LABELS].tolist(), strict=True)
+    return tuple((names[index], value) for index, value in pairs)
+
+
+def drawable(distilled: DistilledDataset, indices: Tensor) -> Tensor:
+    """Some of the images as bytes `[n, C, H, W]`: pixels where whitening can be undone."""
+    images = distilled.images[indices]
+    if distilled.whitening is None:
+        return to_bytes(images, stretch=True)
+    return to_bytes(distilled.whitening.invert(images))
+
+
+def class_names(distilled: DistilledDataset) -> tuple[str, ...]:
+    """Names of all classes; numbers where the set does not know them."""
+    return distilled.class_names or tuple(str(label) for label in range(distilled.classes))
+
+
+def _present(run: RunFolder, *, refresh: int | None) -> Path:
+    distilled = run.distilled
+    if distilled is not None:
+        pixels = distilled.images if distilled.whitening is None else distilled.pixels()
+        drawn = image_grid(pixels, distilled.labels, class_names(distilled), stretch=distilled.whitening is None)
+        files.write_bytes(run.path / "images.png", png_bytes(drawn))
+    return files.write_text(run.path / PAGE, render_report(report_data(run), refresh=refresh))
+
+
+def _difficulty(settings: Mapping[str, Any], preview: Preview | None) -> DifficultyView | None:
+    if preview is None or not preview.scores:
+        return None
+    known = {item.name for item in fields(Config)}
+    try:
+        config = Config(**{key: value for key, value in settings.items() if key in known})
+        curriculum, epochs, rule = curriculum_of(config), config.train_epochs, config.prune
+    except (PadFastError, TypeError):
+        # Settings of another version: the scores can still be shown.
+        curriculum, epochs, rule = Curriculum.none(), 1, "none"
+    pictures = []
+    for name, scores, images in zip(preview.class_names, preview.scores, preview.images, strict=False):
+        ranks = ends(scores.new_tensor(range(len(scores)))).long().tolist()
+        row = []
+        for position, (rank, image) in enumerate(zip(ranks, images, strict=True)):
+            title = f"{name}, number {rank + 1:,} of {len(scores):,} from the easiest"
+            note = f"{preview.method} {float(scores[rank]):.4g}"
+            gap = position > 0 and rank != ranks[position - 1] + 1
+            row.append(Picture(single_png(image), title, note=note, gap=gap))
+        pictures.append(PictureRow(name, row))
+    return DifficultyView(
+        method=preview.method or "score",
+        scores={name: scores.tolist() for name, scores in zip(preview.class_names, preview.scores, strict=True)},
+        curriculum=curriculum,
+        epochs=epochs,
+        prune=rule,
+        pictures=pictures,
+    )
+
+
+def _signature(folder: Path) -> tuple[Any, ...]:
+    """Changes when a run writes something."""
+    seen: list[tuple[str, int, int]] = []
+    for name in _FILES:
+        try:
+            state = (folder / name).stat()
+        except OSError:
+            continue
+        seen.append((name, state.st_mtime_ns, state.st_size))
+    return tuple(seen)

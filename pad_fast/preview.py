@@ -1,0 +1,118 @@
+"""What a report shows of the real data, kept in the run's folder: a report needs no data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor
+
+from . import files
+from .data import ImageDataset, MeanStd, Normalization, normalization_from_state
+from .errors import StoreError
+from .grid import to_bytes
+from .scoring import Difficulty
+
+FILE = "preview.safetensors"
+SHOWN = 5  # images from either end of a class
+
+_FORMAT = "pad_fast preview 1"
+_CLASSES = 100  # at most these keep images
+_SIDE = 64  # larger images are made smaller
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """Class names, normalisation, and the ends of the easy-to-hard order.
+
+    Attributes:
+        class_names: of the data set.
+        normalization: turns images of an unfinished run into pixels; None for ZCA, whose matrices are too large to
+            keep twice.
+        method: of the difficulty scores; None where the run has none.
+        scores: per class, of all its images, easy to hard, float32 `[n_c]`.
+        images: per class, the easiest and then the hardest images (to the hardest), uint8 `[m_c, C, H, W]`; none for
+            classes beyond the first hundred.
+    """
+
+    class_names: tuple[str, ...]
+    normalization: Normalization | None
+    method: str | None
+    scores: tuple[Tensor, ...]
+    images: tuple[Tensor, ...]
+
+
+def write_preview(
+    folder: Path, data: ImageDataset, normalization: Normalization, difficulty: Difficulty | None
+) -> Path:
+    """Write `folder/preview.safetensors`; equal data give equal bytes."""
+    described = {
+        "format": _FORMAT,
+        "class_names": list(data.class_names),
+        "method": None if difficulty is None else difficulty.method,
+    }
+    tensors: dict[str, Tensor] = {}
+    if isinstance(normalization, MeanStd):
+        tensors |= {f"normalization.{name}": value for name, value in normalization.state().items()}
+    if difficulty is not None:
+        order = difficulty.order
+        tensors["scores"] = difficulty.scores[torch.cat(list(order))].float()
+        tensors["class_sizes"] = torch.tensor([len(indices) for indices in order])
+        chosen = [ends(indices) for indices in order[:_CLASSES]]
+        tensors["images"] = _small(data.train_images[torch.cat(chosen)])
+        tensors["image_counts"] = torch.tensor([len(indices) for indices in chosen])
+    path, packed = folder / FILE, files.pack_tensors(tensors, described)
+    if path.is_file() and path.read_bytes() == packed:
+        return path  # a run that is repeated touches nothing
+    return files.write_bytes(path, packed)
+
+
+def read_preview(folder: Path) -> Preview:
+    """What :func:`write_preview` wrote.
+
+    Raises:
+        StoreError: missing, truncated or foreign.
+    """
+    path = folder / FILE
+    try:
+        tensors, described = files.unpack_tensors(path.read_bytes())
+        if described["format"] != _FORMAT:
+            raise StoreError(f"{path} has format {described['format']!r}; this version reads {_FORMAT!r}")
+        state = {k.removeprefix("normalization."): v for k, v in tensors.items() if k.startswith("normalization.")}
+        pieces = {
+            name: tensors[name].split(tensors[counts].tolist()) if name in tensors else ()
+            for name, counts in (("scores", "class_sizes"), ("images", "image_counts"))
+        }
+        return Preview(
+            class_names=tuple(str(name) for name in described["class_names"]),
+            normalization=normalization_from_state(state) if state else None,
+            method=described["method"],
+            scores=tuple(pieces["scores"]),
+            images=tuple(pieces["images"]),
+        )
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"{path} is not a preview of pad_fast, or is truncated ({error})") from error
+
+
+def ends(indices: Tensor, shown: int = SHOWN) -> Tensor:
+    """The first and the last few of an order, none twice."""
+    if len(indices) <= 2 * shown:
+        return indices
+    return torch.cat([indices[:shown], indices[-shown:]])
+
+
+def _small(images: Tensor) -> Tensor:
+    """As bytes, no side longer than a report shows."""
+    longest = max(images.shape[2:])
+    if longest > _SIDE:
+        size = [max(1, round(side * _SIDE / longest)) for side in images.shape[2:]]
+        images = F.interpolate(images, size=size, mode="area")
+    in_range = bool((images.min() >= 0) and (images.max() <= 1))
+    return to_bytes(images, stretch=not in_range)

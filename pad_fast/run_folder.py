@@ -1,0 +1,198 @@
+"""A run's folder as it is at this moment: finished, in progress, killed, or copied without some of its files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import files
+from .distilled import FILE, DistilledDataset, load
+from .errors import StoreError
+from .evaluation import AccuracyRow
+from .preview import Preview, read_preview
+from .stages import FILE as TIMING
+from .stages import StageCost, read_timing
+
+DESCRIPTION = "run.json"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class RunFolder:
+    """What a run has written so far.
+
+    Attributes:
+        path: the folder.
+        settings: the run's configuration.
+        environment: versions and machine it ran with; empty where it did not say.
+        history: rows of metrics.jsonl.
+        accuracy: rows of evaluation.json, and of files named evaluation-*.json beside it.
+        distilled: the result, or what the last checkpoint holds; None before the first one.
+        stages: what each stage cost.
+        finished: the run got to its end.
+        preview: what is shown of the real data.
+        notes: what could not be read, and what is therefore missing.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    history: tuple[Mapping[str, float], ...]
+    accuracy: tuple[AccuracyRow, ...]
+    distilled: DistilledDataset | None
+    stages: Mapping[str, StageCost]
+    finished: bool
+    preview: Preview | None
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.resolve().name
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has begun in `folder`."""
+    return (folder / DESCRIPTION).is_file() or (folder / FILE).is_file()
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folders of runs right below `folder`, by name."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and is_run(path))
+    except OSError:
+        return []
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Read everything that is there; only what makes the folder a run has to be.
+
+    Raises:
+        StoreError: the folder holds no run of pad_fast, or its description is damaged.
+    """
+    if not is_run(folder):
+        found = "no run of pad_fast" if folder.is_dir() else "no folder"
+        raise StoreError(
+            f"{folder}: there is {found} ({DESCRIPTION} is missing); name the folder that `pad-fast distill` wrote"
+        )
+    notes: list[str] = []
+    stages: Mapping[str, StageCost] = {}
+    environment: Mapping[str, Any] = {}
+    finished = (folder / FILE).is_file() and (folder / "evaluation.json").is_file()
+    if (folder / TIMING).is_file():
+        try:
+            timing = read_timing(folder)
+            stages, environment, finished = timing.stages, timing.environment, timing.finished
+        except StoreError as error:
+            notes.append(str(error))
+    preview = _optional(folder / "preview.safetensors", lambda: read_preview(folder), notes)
+    history = read_metrics(folder / METRICS, notes)
+    # A run that replaces another finds its results in the folder; until its own stages are over they are not its.
+    distilled = None
+    if _over("distill", stages, finished):
+        distilled = _optional(folder / FILE, lambda: load(folder), notes)
+        if distilled is not None and not history:
+            history = tuple(distilled.history)
+    described = _settings(folder, distilled)
+    if distilled is None:
+        path = folder / "checkpoint"
+        distilled = _optional(path, lambda: _so_far(path, described, preview, len(history)), notes)
+    accuracy: tuple[AccuracyRow, ...] = ()
+    if _over("evaluate", stages, finished):
+        for path in sorted(folder.glob("evaluation*.json")):
+            accuracy += _optional(path, partial(_rows, path), notes) or ()
+    return RunFolder(
+        folder, described, environment, history, accuracy, distilled, stages, finished, preview, tuple(notes)
+    )
+
+
+def read_metrics(path: Path, notes: list[str]) -> tuple[Mapping[str, float], ...]:
+    """The rows of a log that may end in the middle of a line; a damaged row ends it, and `notes` gets to know.
+
+    A last line without an end is a row being written, which is nothing to speak of.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        notes.append(f"cannot read {path}: {error.strerror or error}")
+        return ()
+    rows: list[Mapping[str, float]] = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            row = json.loads(line)
+            rows.append({str(k): float(math.nan if v is None else v) for k, v in row.items()})
+        except (ValueError, TypeError, AttributeError):
+            notes.append(f"{path.name}: line {number} is damaged; it and what follows are not shown")
+            break
+    return tuple(rows)
+
+
+def _over(stage: str, stages: Mapping[str, StageCost], finished: bool) -> bool:
+    """Whether the results of a stage in the folder are this run's."""
+    if finished or not stages:
+        return True
+    cost = stages.get(stage)
+    return cost is not None and cost.seconds is not None
+
+
+def _settings(folder: Path, distilled: DistilledDataset | None) -> Mapping[str, Any]:
+    if (folder / DESCRIPTION).is_file():
+        described = files.read_json(folder / DESCRIPTION, "run description")
+        if not isinstance(described, dict):
+            raise StoreError(f"{folder / DESCRIPTION} does not describe a run; it is truncated or not ours")
+        described.pop("dataset_fingerprint", None)
+        return described
+    return {} if distilled is None else distilled.config
+
+
+def _so_far(path: Path, settings: Mapping[str, Any], preview: Preview | None, rows: int) -> DistilledDataset | None:
+    """The images of a checkpoint, unless it is that of a run which this one replaces."""
+    try:
+        tensors, described = files.unpack_tensors(path.read_bytes())
+        if int(described["iteration"]) > rows:
+            return None
+        soft = settings.get("soft_labels", True) and "label_logits" in tensors
+        return DistilledDataset(
+            images=tensors.get("average", tensors["images"]),
+            label_logits=tensors["label_logits"] if soft else None,
+            labels=tensors["labels"],
+            lr=float(tensors["lr"]) if "lr" in tensors else 1.0,
+            whitening=None if preview is None else preview.normalization,
+            config=settings,
+            class_names=() if preview is None else preview.class_names,
+        )
+    except StoreError:
+        raise
+    except Exception as error:
+        raise StoreError(f"{path} is not a checkpoint of pad_fast, or is truncated ({error})") from error
+
+
+def _rows(path: Path) -> tuple[AccuracyRow, ...]:
+    stored = files.read_json(path, "evaluation")
+    try:
+        rows = stored["rows"] if isinstance(stored, dict) else stored
+        return tuple(
+            AccuracyRow(str(row["name"]), str(row["model"]), tuple(float(value) for value in row["accuracies"]))
+            for row in rows
+            if row["accuracies"]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} does not hold rows of an evaluation ({error})") from error
+
+
+def _optional(path: Path, read: Any, notes: list[str]) -> Any:
+    """What `read` returns; None where the file is missing, and a note where it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return read()
+    except StoreError as error:
+        notes.append(str(error))
+        return None
