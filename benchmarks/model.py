@@ -177,10 +177,12 @@ def _shares(made: list[Tensor], read: list[Tensor]) -> bool:
     return all(tensor.untyped_storage().data_ptr() in memory for tensor in made)
 
 
-def ours(setting: Setting, steps: int, *, cache: int = 0) -> list[Work]:
+def ours(setting: Setting, steps: int, *, cache: int = 0, trajectories: int = 1) -> list[Work]:
     """Every launch of one iteration with DSA, depth mask and all gradients, in order."""
     module = setting.network()
     theta = FlatNetwork(module).initial()
+    if trajectories > 1:
+        theta = theta.repeat(trajectories, 1)
     images = torch.zeros(setting.images, 3, setting.resolution, setting.resolution, requires_grad=True)
     labels = torch.zeros(setting.images, setting.classes, requires_grad=True)
     lr = torch.tensor(0.01, requires_grad=True)
@@ -201,7 +203,7 @@ def ours(setting: Setting, steps: int, *, cache: int = 0) -> list[Work]:
             precision="tf32",
             cache=cache,
         )
-        loss.backward()
+        loss.backward(torch.ones_like(loss))
     if used != ["triton"]:
         raise SystemExit(f"counted on {used}")
     return [Work(name, cost.bytes, cost.flops) for name, cost in count.launches] + operators.works
@@ -285,12 +287,12 @@ def by_kernel(works: list[Work], launching: float) -> list[tuple[str, int, float
     return [(name, launches[name], float(total)) for name, total in seconds.most_common()]
 
 
-def update(path: Path, text: str) -> None:
+def update(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Put the table between its marks."""
     content = path.read_text(encoding="utf-8")
-    before, _, rest = content.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    before, _, rest = content.partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def counted(rows: Callable[[Setting], dict[str, Any]], settings: Iterable[Setting]) -> Iterator[dict[str, Any]]:
