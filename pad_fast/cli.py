@@ -246,6 +246,7 @@ def _score(options: argparse.Namespace) -> None:
 
     config, data, normalization, device, progress = _prepare(options)
     written = ScoreFiles.at(options.out, data)
+    distributed.group().require_shared(written.scores.parent)
     difficulty = score_as_configured(config, data, normalization, device, progress, networks_dir=written.networks)
     if distributed.group().main:
         written.write(difficulty, data)
@@ -259,6 +260,7 @@ def _experts(options: argparse.Namespace) -> None:
 
     config, data, normalization, device, progress = _prepare(options)
     out = require_writable(options.out)
+    distributed.group().require_shared(out)
     difficulty = None
     if needs_order(config):
         # Kept beside the experts, so that repeating the command continues with the same order.

@@ -23,11 +23,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
+from . import files
 from .errors import RankError, RankLost
 
 Item = TypeVar("Item")
@@ -120,6 +122,32 @@ class Group:
             action()
         self.wait(what)
 
+    def require_shared(self, folder: Path) -> None:
+        """Prove that all ranks see the same `folder`, which exists.
+
+        Raises:
+            RankError: they do not; the message names the ranks that see another one.
+        """
+        if self.size == 1:
+            return
+        number = torch.tensor([os.getpid()])
+        self.broadcast_(number)
+        # A name that nobody has looked for before: a shared file system may remember what was not there.
+        mark = folder / f".rank-0-was-here-{int(number)}"
+        if self.main:
+            files.write_bytes(mark, b"")
+        self.wait("rank 0 to leave a mark in the folder")
+        blind = torch.zeros(self.size, dtype=torch.int64)
+        blind[self.rank] = not mark.exists()
+        self.sum_(blind)
+        if self.main:
+            mark.unlink()
+        if bool(blind.any()):
+            raise RankError(
+                f"{folder} is not the same folder on all ranks: {_listed(blind)} of {self.size} cannot see what rank 0 "
+                "writes there; name one on a file system that all machines share"
+            )
+
     def require_same(self, what: str, tensors: Mapping[str, Tensor]) -> None:
         """Prove that all ranks hold the same bits.
 
@@ -132,12 +160,11 @@ class Group:
         digests[self.rank] = _digest(tensors)
         with self._speaking(f"comparing {what}"):
             torch.distributed.all_reduce(digests)
-        different = [rank for rank, digest in enumerate(digests.tolist()) if digest != int(digests[0])]
-        if different:
+        different = digests != digests[0]
+        if bool(different.any()):
             raise RankError(
-                f"{what} is not the same on all ranks: rank {', '.join(map(str, different))} of {self.size} differ(s) "
-                "from rank 0. All ranks need the same kind of device, the same versions, and one folder that all of "
-                "them see; resume from the last checkpoint"
+                f"{what} is not the same on all ranks: {_listed(different)} of {self.size} and rank 0 disagree. All "
+                "ranks need the same kind of device and the same versions; resume from the last checkpoint"
             )
 
     @contextmanager
@@ -184,6 +211,8 @@ def join() -> Group:
         raise RankError("this torch was built without torch.distributed; start a single process, without torchrun")
     local_rank = int(environment.get("LOCAL_RANK", 0))
     gpus = torch.cuda.is_available()
+    if gpus and local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank)
     try:
         if not begun:
             answer = timedelta(seconds=_seconds("PAD_FAST_ANSWER_SECONDS", ANSWER_SECONDS))
@@ -196,8 +225,6 @@ def join() -> Group:
             f"rank {environment.get('RANK')} of {environment.get('WORLD_SIZE')} cannot join the others "
             f"({_reason(error)}); start all of them with torchrun, with the same --rdzv-endpoint on every machine"
         ) from error
-    if gpus and local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank)
     _current = Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank)
     return group()
 
@@ -205,7 +232,8 @@ def join() -> Group:
 def _end_well() -> None:
     """Leave the group when the process ends, and say so when it is torchrun that ends it."""
     atexit.register(torch.distributed.destroy_process_group)
-    if threading.current_thread() is threading.main_thread():
+    untouched = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if untouched and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _ended)
 
 
@@ -234,6 +262,10 @@ def _seconds(name: str, default: int) -> float:
 def _reason(error: Exception) -> str:
     """The first sentence of what a communication library says, without the place in its sources."""
     return re.sub(r"^\[[^]]*\] ", "", str(error).strip().partition("\n")[0]).partition(". ")[0]
+
+
+def _listed(ranks: Tensor) -> str:
+    return "rank " + ", ".join(str(rank) for rank in ranks.nonzero().flatten().tolist())
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> int:

@@ -151,7 +151,7 @@ class Pipeline:
         with self.log.stage("data"):
             data = load_dataset(dataset, data_dir=data_dir, resolution=config.resolution)
             self._require_usable(data)
-            files.require_writable(self.out)
+            distributed.group().require_shared(files.require_writable(self.out))
             self._claim(data)
             normalization = fit_normalization(data, "zca" if config.zca else "mean-std")
         difficulty: Difficulty | None = None

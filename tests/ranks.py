@@ -238,6 +238,12 @@ def main() -> None:
         Loop(network(), ExpertStore.open(folder / "walks"), loop_config(trajectories=1), CPU)
     except PadFastError as error:
         found["idle"] = str(error)
+    group.require_shared(shared)
+    try:
+        group.require_shared(folder)
+    except RankError as error:
+        found["apart"] = str(error)
+    assert not list(shared.rglob(".rank-0*")) or group.rank, "a mark was left behind"
     found["group"] = (group.rank, group.size, group.main, distributed.group() is group)
     torch.save(found, folder / "found.pt")
 

@@ -139,6 +139,7 @@ def test_what_cannot_be_divided_is_refused(found):
 def test_ranks_that_differ_are_an_error_on_all(found):
     for rank in range(2):
         assert "a test is not the same on all ranks: rank 1 of 2" in found[rank]["different"]
+        assert "not the same folder on all ranks: rank 1 of 2 cannot see what rank 0 writes" in found[rank]["apart"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
@@ -169,6 +170,7 @@ def test_a_process_on_its_own_does_nothing(monkeypatch):
     distributed.group().broadcast_(tensor)
     distributed.group().wait("nobody")
     distributed.group().require_same("nothing", {"tensor": tensor})
+    distributed.group().require_shared(Path("nowhere"))
     assert tensor.tolist() == [1.0, 2.0] and distributed.group().joined(tensor, 2) is tensor
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")

@@ -71,8 +71,7 @@ def test_rows(counted):
         expected = own + scaling.communication(setting, "batch", ranks)
         assert row["batch_seconds"][ranks] == pytest.approx(expected)
     assert row["trajectories_seconds"][64] > row["trajectories_seconds"][2] > row["trajectories_seconds"][1]
-    # More work for a GPU that is not full: less than so many times as long.
-    assert 1 < row["stacked_seconds"][8] / row["stacked_seconds"][1] < 8
+    assert row["stacked_seconds"][8] < 4 * row["stacked_seconds"][1], "a GPU that is nearly idle has room for more"
     text = scaling.markdown([row])
     assert text.count("| tiny |") == 3 and "| 40 | 3 | 6 |" in text
 

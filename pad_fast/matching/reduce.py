@@ -1,5 +1,7 @@
 r"""Batches divided over processes: the only place where the numbers of a step cross from one process to another.
 
+Symbols and equation numbers continue those of `exact.py`.
+
 A student's loss is a mean over its batch, and so are its gradient g and `phi = <v, g>`. With B_r of the batch's B
 images on rank r, and g_r the gradient of the mean over these,
 
