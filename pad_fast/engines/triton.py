@@ -417,12 +417,20 @@ class KernelDistance:
             return self.engine.operations.matching.distance(end, start, target, first_kept=first_kept, dropped=dropped)
 
     def gradients(
-        self, end: Tensor, start: Tensor, target: Tensor, grad: Tensor, *, first_kept: int, dropped: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        end: Tensor,
+        start: Tensor,
+        target: Tensor,
+        grad: Tensor,
+        *,
+        first_kept: int,
+        dropped: int,
+        wants: Sequence[bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients in `end`, `start` and `target`."""
         with on(end.device):
             return self.engine.operations.matching.distance_gradients(
-                end, start, target, grad, first_kept=first_kept, dropped=dropped
+                end, start, target, grad, first_kept=first_kept, dropped=dropped, wants=wants
             )
 
 
