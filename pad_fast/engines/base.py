@@ -166,9 +166,17 @@ class Distance(Protocol):
         """`[K]`."""
 
     def gradients(
-        self, end: Tensor, start: Tensor, target: Tensor, grad: Tensor, *, first_kept: int, dropped: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients in `end`, `start` and `target`, given the one in the value `[K]`; new tensors."""
+        self,
+        end: Tensor,
+        start: Tensor,
+        target: Tensor,
+        grad: Tensor,
+        *,
+        first_kept: int,
+        dropped: int,
+        wants: Sequence[bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients in `end`, `start` and `target`, given the one in the value `[K]`; new tensors, None if unwanted."""
 
 
 class Engine(ABC):
