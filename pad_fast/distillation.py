@@ -318,7 +318,7 @@ class Loop:
         if config.layer_loss_every == 0 or iteration % config.layer_loss_every:
             return {}
         expert, epoch = drawn.experts[0], drawn.start_epochs[0]
-        start = self.snapshots.get(expert, epoch)
+        start = self.snapshots.get(expert, epoch).to(images.dtype)
         end = student_end(
             self.network,
             start,
@@ -330,7 +330,7 @@ class Loop:
             backend=config.backend,
             precision=config.precision,
         )
-        target = self.snapshots.get(expert, epoch + config.expert_epochs)
+        target = self.snapshots.get(expert, epoch + config.expert_epochs).to(images.dtype)
         return {LAYER_LOSS + name: value for name, value in layer_distances(self.network, end, start, target).items()}
 
     def _update(

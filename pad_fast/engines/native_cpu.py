@@ -82,7 +82,7 @@ class CpuEngine(Engine):
         self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One plain step, and what it computes on the way."""
-        require_batch(task, images, labels)
+        require_batch(task, theta, images, labels)
         theta, images, labels = contiguous_data(theta), contiguous_data(images), contiguous_data(labels)
         gradient = torch.empty_like(theta)
         logits = images.new_empty(len(images), config_of(task).classes)
@@ -99,7 +99,7 @@ class CpuEngine(Engine):
 
     def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]`."""
-        require_batch(task, images)
+        require_batch(task, theta, images)
         theta, images = contiguous_data(theta), contiguous_data(images)
         config = config_of(task)
         logits = images.new_empty(len(images), config.classes)
@@ -158,7 +158,7 @@ class _NativeStudent(Student):
         weakref.finalize(self, _give_back, self.caches)
 
     def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        require_batch(self.task, images, labels)
+        require_batch(self.task, theta, images, labels)
         images, labels = contiguous_data(images), contiguous_data(labels)
         plan = self.engine._plan(self.task, len(images))
         gradient = torch.empty_like(theta)
@@ -187,7 +187,7 @@ class _NativeStudent(Student):
         wants_images: bool,
         wants_labels: bool,
     ) -> Adjoint:
-        require_batch(self.task, images, labels)
+        require_batch(self.task, theta, images, labels)
         images, labels = contiguous_data(images), contiguous_data(labels)
         plan = self.engine._plan(self.task, len(images))
         # The pull-back to theta shares all its work with phi itself, so it is computed either way.

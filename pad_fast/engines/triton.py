@@ -124,7 +124,7 @@ class TritonEngine(Engine):
             losses, gradients, logits = self._gradient(task, theta, images, labels)
             return losses, gradients, _joined([u.sum(0) for u in logits], 1)
 
-        require_batch(task, images, labels)
+        require_batch(task, theta, images, labels)
         inputs = (contiguous_data(theta), images.detach(), labels.detach())
         if self._records(task):
             losses, gradients, logits = self.graphs.call(("step", _kind(task)), work, inputs, task.device)
@@ -138,7 +138,7 @@ class TritonEngine(Engine):
 
     def stacked_forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[K, B, classes]` of K networks in the launches of one."""
-        require_batch(task, images)
+        require_batch(task, theta, images)
         steps, theta, images = self._steps(task), contiguous_data(theta), images.detach()
 
         def run() -> Tensor:
@@ -275,7 +275,7 @@ class _TritonStudent(Student):
         self.pulled: Tensor | None = None
 
     def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        require_batch(self.task, images, labels)
+        require_batch(self.task, theta, images, labels)
         size = self.steps.kept_bytes(len(theta), len(images), images.element_size())
         images = _stacked(contiguous_data(images), len(theta))
 
@@ -312,7 +312,7 @@ class _TritonStudent(Student):
         wants_images: bool,
         wants_labels: bool,
     ) -> Adjoint:
-        require_batch(self.task, images, labels)
+        require_batch(self.task, theta, images, labels)
         trajectories, direction = len(theta), contiguous_data(direction)
         images = _stacked(contiguous_data(images), trajectories)
         if self.pulled is None:
