@@ -19,6 +19,10 @@ from pad_fast.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 
+# Seconds before a rival's turn: OpenMP threads of the one before spin for some milliseconds after their last work, and
+# would take a core from it.
+_SETTLE = 0.05
+
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """`||actual - expected|| / ||expected||` in double."""
@@ -29,7 +33,7 @@ class Worker:
     """One rival in a process of its own.
 
     Allocator settings, heaps and thread pools of one rival would otherwise change the times of the others. All workers
-    stay alive and take turns; whoever is not asked waits for a line and uses no processor.
+    stay alive and take turns; whoever is not asked waits for a line and, once settled, uses no processor.
     """
 
     def __init__(self, module: str, *arguments: str) -> None:
@@ -81,6 +85,7 @@ def alternate(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[f
     samples: dict[str, list[float]] = {name: [] for name in workers}
     for round_ in range(rounds + 1):
         for name, worker in workers.items():
+            time.sleep(_SETTLE)
             seconds = float(worker.ask("time"))
             if round_:
                 samples[name].append(seconds)
