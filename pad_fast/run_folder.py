@@ -104,7 +104,7 @@ def read_run(folder: Path) -> RunFolder:
         distilled = _optional(path, lambda: _so_far(path, described, preview, len(history)), notes)
     accuracy: tuple[AccuracyRow, ...] = ()
     if _over("evaluate", stages, finished):
-        for path in sorted(folder.glob("evaluation*.json")):
+        for path in [folder / "evaluation.json", *sorted(folder.glob("evaluation-*.json"))]:
             accuracy += _optional(path, partial(_rows, path), notes) or ()
     return RunFolder(
         folder, described, environment, history, accuracy, distilled, stages, finished, preview, tuple(notes)
