@@ -32,7 +32,15 @@ _PICTURES = 400  # at most on one page
 _CLASSES = 100
 _COLUMNS = 10
 _LABELS = 5  # of a soft label
-_FILES = ("run.json", "metrics.jsonl", "checkpoint", "distilled.safetensors", "evaluation.json", TIMING)
+_FILES = (
+    "run.json",
+    "metrics.jsonl",
+    "checkpoint",
+    "distilled.safetensors",
+    "validation.json",
+    "evaluation.json",
+    TIMING,
+)
 
 
 def present(folder: Path) -> Path:
@@ -102,6 +110,9 @@ def report_data(run: RunFolder) -> ReportData:
         settings=settings,
         environment=flat(run.environment),
         accuracy=run.accuracy,
+        robust=run.robust,
+        accuracy_history=run.validation,
+        chosen=run.chosen,
         history=run.history,
         images=images,
         image_note=note,

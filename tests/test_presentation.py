@@ -190,10 +190,27 @@ def test_a_run_without_scores(tmp_path):
 
 def test_more_networks_beside_the_run(run):
     rows = [{"name": "PAD", "model": "MLP", "accuracies": [30.0, 31.0]}]
-    (run / "evaluation-mlp.json").write_text(json.dumps(rows))
+    scores = [{"name": "LRS", "trained_on": "PAD", "model": "MLP", "values": [0.25, 0.75]}]
+    (run / "evaluation-mlp.json").write_text(json.dumps({"rows": rows, "scores": scores}))
     page = page_of(run)
-    assert ["MLP", "–", "30.5 ± 0.7", "–"] in page.rows
-    assert "Across networks" in headings(run)
+    (crossed,) = [cells for cells in page.rows if cells[0] == "MLP"]
+    header = next(cells for cells in page.rows if cells[0] == "Network")
+    assert dict(zip(header, crossed, strict=True))["PAD"] == "30.5 ± 0.7"
+    assert ["LRS", "PAD", "MLP", "0.500 ± 0.354"] in page.rows
+    assert {"Across networks", "Robust scores"} <= set(headings(run))
+
+
+def test_validation_is_accuracy_over_the_iterations(run):
+    tried = {"best": 20, "accuracies": {"30": [60.0, 62.0], "10": [40.0, 44.0], "20": [70.0, 71.0]}}
+    (run / "validation.json").write_text(json.dumps(tried))
+    source = present(run).read_text()
+    chart = source[source.index('id="accuracy-over-time"') :]
+    points = re.search(r'class="main" d="M([^"]*)"', chart)[1].split("L")
+    heights = [300 - float(point.split()[1]) for point in points]
+    assert (heights[2] - heights[0]) / (heights[1] - heights[0]) == pytest.approx((61 - 42) / (70.5 - 42), abs=0.01)
+    assert "The result is the images after iteration 20." in Page(source).text
+    (run / "validation.json").write_text('{"best": 3}')
+    assert "validation.json does not hold accuracies" in page_of(run).text
 
 
 def test_a_torn_metrics_file_is_shown_up_to_the_damage(run):
