@@ -84,6 +84,13 @@ def build_parser() -> argparse.ArgumentParser:
     distill.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/<dataset>-ipc<ipc>-<method>)")
     distill.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     distill.add_argument("--overwrite", action="store_true", help="replace a run with other settings in --out")
+    distill.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="tensorboard or wandb: send the numbers there too, through its own package; may be repeated",
+    )
     _add_settings(distill, "distill")
 
     score = _command(commands, "score", "score the difficulty of every training image", _score)
@@ -219,6 +226,7 @@ def _distill(options: argparse.Namespace) -> None:
         device=options.device,
         resume=options.resume,
         overwrite=options.overwrite,
+        log=options.log,
         progress=_progress(options),
         **given,
     )

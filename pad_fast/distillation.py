@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -392,10 +392,11 @@ def run(
     key: str,
     history: list[dict[str, float]],
     progress: Progress,
+    observe: Callable[[Mapping[str, float]], None] | None = None,
 ) -> None:
     """Iterate to the end, appending `metrics.jsonl` and writing checkpoints into `folder`.
 
-    Of several ranks, the main one alone has files.
+    Of several ranks, the main one alone has files. `observe` is called with every new row.
 
     Raises:
         DistillationStopped: see :meth:`Loop.iterate`, or the first iterations were all skipped; a checkpoint of the
@@ -426,6 +427,8 @@ def run(
         def settle(left: int) -> None:
             while len(begun) > left:
                 log.append(loop.settle(state, begun.popleft()))
+                if observe is not None:
+                    observe(history[-1])
                 _require_progress(state, config, history)
 
         try:

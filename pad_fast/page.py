@@ -206,7 +206,7 @@ tbody th { font-weight: 500; }
 .cell { display: block; cursor: help; border-radius: 3px; }
 .cell img { width: 100%; } .side img { width: var(--cell); }
 .cell img, .side img { display: block; height: auto; image-rendering: pixelated; border-radius: 3px;
-  background: var(--card); }
+  background: var(--card); box-shadow: 0 0 0 1px var(--still); }
 .cell .card { position: absolute; left: 0; right: 0; z-index: 2; margin-top: 4px; padding: .6rem .8rem; display: none;
   background: var(--paper); border: 1px solid var(--rule); border-radius: 6px; box-shadow: 0 4px 14px #0004;
   font-size: .85rem; cursor: default; pointer-events: none; }

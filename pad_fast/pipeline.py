@@ -17,7 +17,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from .preview import write_preview
 from .progress import Progress
 from .scoring import Difficulty, score
 from .stages import StageLog
+from .trackers import Tracker, open_trackers, require_trackers
 from .training import NetworkSpec
 
 
@@ -58,6 +60,7 @@ def distill(
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
+    log: str | Sequence[str] = (),
     progress: Progress | None = None,
     **overrides: Any,
 ) -> DistilledDataset:
@@ -81,6 +84,7 @@ def distill(
         seed: of everything random.
         resume: continue from the checkpoint in `out`; ends with the result of an undisturbed run.
         overwrite: allow `out` to hold a run with other settings, whose results are replaced.
+        log: "tensorboard" or "wandb", or both: send the numbers there as well, through their own packages.
         **overrides: any field of :class:`Config`, or a key of the reference's YAML files.
 
     Returns:
@@ -100,6 +104,8 @@ def distill(
         torch.Size([10, 1, 8, 8])
     """
     progress = progress or Progress()
+    trackers = (log,) if isinstance(log, str) else tuple(log)
+    require_trackers(trackers)
     named = dataset if isinstance(dataset, str) else None
     written: dict[str, Any] = {}
     if isinstance(config, Config):
@@ -124,7 +130,7 @@ def distill(
     if out is None:
         label = "".join(c if c.isalnum() else "-" for c in run_config.dataset.rpartition("/")[2].lower())
         out = Path("runs") / f"{label}-ipc{run_config.ipc}-{run_config.method}"
-    pipeline = Pipeline(run_config, Path(out), where, progress, resume=resume, overwrite=overwrite)
+    pipeline = Pipeline(run_config, Path(out), where, progress, resume=resume, overwrite=overwrite, log=trackers)
     return pipeline.run(run_config.dataset if named is not None else dataset, data_dir or settings.data_dir)
 
 
@@ -140,15 +146,16 @@ class Pipeline:
         *,
         resume: bool,
         overwrite: bool,
+        log: Sequence[str] = (),
     ) -> None:
         self.config, self.out, self.device, self.progress = config, out, device, progress
         self.resume, self.overwrite = resume, overwrite
-        self.log = StageLog(out, device)
+        self.log, self.stages = tuple(log), StageLog(out, device)
 
     def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None) -> DistilledDataset:
         """All stages; returns the evaluated result."""
         config = self.config
-        with self.log.stage("data"):
+        with self.stages.stage("data"):
             data = load_dataset(dataset, data_dir=data_dir, resolution=config.resolution)
             self._require_usable(data)
             distributed.group().require_shared(files.require_writable(self.out))
@@ -156,25 +163,40 @@ class Pipeline:
             normalization = fit_normalization(data, "zca" if config.zca else "mean-std")
         difficulty: Difficulty | None = None
         if config.buffer_path is None:
-            with self.log.stage("scores"):
+            with self.stages.stage("scores"):
                 difficulty = self._difficulty(data)
                 if difficulty is None and needs_order(config):
                     difficulty = self._score(data, normalization)
                 self._preview(data, normalization, difficulty)
-            with self.log.stage("experts"):
+            with self.stages.stage("experts"):
                 store = self._experts(data, normalization, difficulty)
         else:
             store = self._given_experts(data)
             self._preview(data, normalization, None)
-        with self.log.stage("distill"):
+        with self.stages.stage("distill"):
             distilled = self._distill(data, normalization, store)
-        with self.log.stage("evaluate"):
+        with self.stages.stage("evaluate"):
             report = self._evaluate(distilled, data)
         distilled = DistilledDataset(**{**vars(distilled), "evaluation": report.rows})
-        self.log.finish()
+        self.stages.finish()
         if distributed.group().main:
             present(self.out)
+        if self.log:
+            with self._tracked(config.iterations) as trackers:
+                for tracker in trackers:
+                    tracker.result(report.rows, self.out / "images.png", config.iterations)
         return distilled
+
+    @contextmanager
+    def _tracked(self, begun: int) -> Iterator[Sequence[Tracker]]:
+        """Trackers that are closed in the end; of several ranks, the main one alone has any."""
+        names = self.log if distributed.group().main else ()
+        trackers = open_trackers(names, self.out, self.config.describe(), begun=begun)
+        try:
+            yield trackers
+        finally:
+            for tracker in trackers:
+                tracker.close()
 
     # -- checks before any work ------------------------------------------------------------------------------------
 
@@ -246,7 +268,7 @@ class Pipeline:
         path = _scores_path(self.out, data.fingerprint, config)
         if path.exists():
             self.progress.say(f"scores: reusing {path} (same settings)")
-            self.log.reused()
+            self.stages.reused()
             return Difficulty.load(path)
         return None
 
@@ -266,7 +288,7 @@ class Pipeline:
         folder = self.out / "cache" / f"experts-{_key(data.fingerprint, described)}"
         if folder.exists() and len(ExpertStore.open(folder)) >= config.num_experts:
             self.progress.say(f"experts: reusing {folder} (same settings)")
-            self.log.reused()
+            self.stages.reused()
         store = train_as_configured(config, data, normalization, difficulty, folder, self.device, self.progress)
         return store.first(config.num_experts)
 
@@ -298,7 +320,7 @@ class Pipeline:
             state = State.load(checkpoint, key, self.device)
             if state.iteration == config.iterations:
                 self.progress.say(f"distill: reusing {done} (same settings)")
-                self.log.reused()
+                self.stages.reused()
                 return load(done)
         history: list[dict[str, float]] = []
         if self.resume and checkpoint.exists():
@@ -310,7 +332,7 @@ class Pipeline:
                 )
             history = read_history(self.out / "metrics.jsonl", state.iteration)
             self.progress.say(f"distill: resuming after iteration {state.iteration}")
-            self.log.resumed()
+            self.stages.resumed()
         else:
             if self.resume:
                 self.progress.say(f"distill: no checkpoint in {self.out} yet, starting at iteration 0")
@@ -328,7 +350,13 @@ class Pipeline:
                 self.progress.say(f"init: {note}")
             state = State.start(initial.images, initial.label_logits, initial.labels, config, self.device)
         loop = Loop(network, store, config, self.device)
-        run(loop, state, folder=self.out, key=key, history=history, progress=self.progress)
+        with self._tracked(state.iteration) as trackers:
+
+            def observe(row: Mapping[str, float]) -> None:
+                for tracker in trackers:
+                    tracker.row(row)
+
+            run(loop, state, folder=self.out, key=key, history=history, progress=self.progress, observe=observe)
         images = state.images if state.average is None else state.average
         distilled = DistilledDataset(
             images=images.cpu(),
@@ -352,7 +380,7 @@ class Pipeline:
             stored = files.read_json(path, "evaluation")
             if stored.get("key") == key:
                 self.progress.say(f"evaluate: reusing {path} (same settings)")
-                self.log.reused()
+                self.stages.reused()
                 return EvaluationReport(_rows(stored))
         report = evaluate(
             distilled,

@@ -348,9 +348,9 @@ def test_layers_are_curves_shallow_to_deep() -> None:
 
 def test_accuracy_over_time_has_error_bars() -> None:
     points = [(0, (50.0, 54.0)), (10, (80.0, 84.0)), (20, (81.0, 81.0))]
-    source = render_report(report(accuracy_history=points))
+    source = render_report(report(accuracy_history=points, chosen=10))
     page = Page(source)
-    assert "Last 81.0 %, best 82.0 % after iteration 10." in page.text
+    assert "The result is the images after iteration 10." in page.text
     (bars,) = [e["d"] for e in page.all("path") if e.get("class") == "spread"]
     assert (bars or "").count("M") == 2, "two networks that agree have no error bar"
     assert "Not recorded: networks are tested once" in Page(render_report(report())).text
