@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -392,10 +392,11 @@ def run(
     key: str,
     history: list[dict[str, float]],
     progress: Progress,
+    checkpointed: Callable[[State], None] | None = None,
 ) -> None:
     """Iterate to the end, appending `metrics.jsonl` and writing checkpoints into `folder`.
 
-    Of several ranks, the main one alone has files.
+    Of several ranks, the main one alone has files. `checkpointed` is called with the state at every checkpoint.
 
     Raises:
         DistillationStopped: see :meth:`Loop.iterate`, or the first iterations were all skipped; a checkpoint of the
@@ -437,6 +438,8 @@ def run(
                 if saves:
                     state.require_same()
                     save()
+                    if checkpointed is not None:
+                        checkpointed(state)
             settle(0)
             state.require_same()
         except DistillationStopped as error:

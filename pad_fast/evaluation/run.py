@@ -21,13 +21,13 @@ from ..engines import Engine, Task, select
 from ..errors import ConfigError, DatasetError
 from ..progress import Progress
 from ..scoring import Difficulty, score
-from ..training import NetworkSpec
+from ..training import NetworkSpec, Trainer
 from .network import Network, Recipe
 from .results import Results, digest, key_of
 from .robustness import robust_scores
 from .rows import AccuracyRow, EvaluationReport, RobustScore
 from .sets import FULL, RANDOM, RANDOM_SOFT, RealImages, TrainingSet, baseline_names
-from .side_by_side import side_by_side
+from .side_by_side import Work, side_by_side
 
 Distilled = DistilledDataset | str | os.PathLike[str]
 
@@ -238,31 +238,33 @@ class _Trial:
         known = self.results.get({**described, "result": "training logits"})
         if known is None:
             self.progress.say(f"evaluate: training a {spec.model} on the full set, whose outputs label random images")
-            trainer = job.network.train(*full.take(0), full.recipe, device=self.device, backend=self.backend)
-            self.results.put(described, accuracy=_scalar(trainer.accuracy(*self.test)))
-            known = {"logits": trainer.logits(images).cpu()}
+
+            def run(_: None) -> Work[Tensor]:
+                trainer = yield from self._train(job, full.take(0))
+                self._test(job, trainer)
+                return trainer.logits(images).cpu()
+
+            known = {"logits": next(side_by_side(run, [None], workers=1))}
             self.results.put({**described, "result": "training logits"}, **known)
         return known["logits"].to(self.device)
 
     def _run(self, jobs: Sequence[_Job], places: Sequence[int], workers: int) -> Iterator[tuple[int, float]]:
         taken = ((place, jobs[place].trained_on.take(jobs[place].network.index)) for place in places)
 
-        def run(item: tuple[int, tuple[Tensor, Tensor]], stopped: Callable[[], bool]) -> tuple[int, float]:
-            place, (images, targets) = item
-            job = jobs[place]
-            trainer = job.network.train(
-                images,
-                targets,
-                job.trained_on.recipe,
-                device=self.device,
-                backend=self.backend,
-                stopped=stopped,
-            )
-            accuracy = trainer.accuracy(*self.test)
-            self.results.put(self.describe(job), accuracy=_scalar(accuracy))
-            return place, accuracy
+        def run(item: tuple[int, tuple[Tensor, Tensor]]) -> Work[tuple[int, float]]:
+            place, taken = item
+            trainer = yield from self._train(jobs[place], taken)
+            return place, self._test(jobs[place], trainer)
 
         return side_by_side(run, taken, workers=workers)
+
+    def _train(self, job: _Job, taken: tuple[Tensor, Tensor]) -> Work[Trainer]:
+        return job.network.train(*taken, job.trained_on.recipe, device=self.device, backend=self.backend)
+
+    def _test(self, job: _Job, trainer: Trainer) -> float:
+        accuracy = trainer.accuracy(*self.test)
+        self.results.put(self.describe(job), accuracy=torch.tensor(accuracy, dtype=torch.float64))
+        return accuracy
 
     def _side_by_side(self, job: _Job) -> bool:
         spec = job.network.spec
@@ -270,10 +272,6 @@ class _Trial:
             task = Task(spec.build(self.seed, "probe"), self.device, torch.float32)
             self._engines[spec] = select(self.backend, task)
         return self.device.type == "cpu" and self._engines[spec].side_by_side
-
-
-def _scalar(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 def _by_name(distilled: Distilled | Mapping[str, Distilled]) -> dict[str, DistilledDataset]:
