@@ -113,6 +113,15 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", action="append", help="network, may be repeated (default: the distilled one's)")
     evaluate.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     evaluate.add_argument("--out", metavar="FILE", help="also write the rows as JSON")
+    evaluate.add_argument("--difficulty", metavar="FILE", help="EL2N scores (default: computed for the easiest images)")
+    evaluate.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        help="where results are kept, so that repeating continues (default: cache/evaluation beside the set)",
+    )
+    evaluate.add_argument(
+        "--ddranking", metavar="DIR", help="also write the set as the tensors that DD-Ranking's metrics read"
+    )
     evaluate.add_argument("--backend", default="auto", help="engine (default: auto)")
     _add_place(evaluate)
     _add_fields(evaluate, _STAGES["evaluate"])
@@ -126,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", metavar="FILE", help="also write a page (HTML)")
 
     bench = _command(commands, "bench", "measure engines against plain torch (in a source checkout)", _bench)
-    bench.add_argument("suite", choices=("unroll", "training", "scoring"), help="what to measure")
+    bench.add_argument("suite", choices=("unroll", "training", "scoring", "evaluation"), help="what to measure")
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the suite, e.g. --rounds 3")
 
     _command(commands, "env", "say what is installed, built and missing", _env)
@@ -161,6 +170,7 @@ def _add_settings(parser: argparse.ArgumentParser, command: str) -> None:
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="where data sets are")
+    parser.add_argument("--download", action="store_true", help="fetch the data set if it is not there yet")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -223,6 +233,7 @@ def _distill(options: argparse.Namespace) -> None:
         preset=options.preset,
         out=options.out,
         data_dir=options.data_dir,
+        download=options.download,
         device=options.device,
         resume=options.resume,
         overwrite=options.overwrite,
@@ -236,14 +247,15 @@ def _distill(options: argparse.Namespace) -> None:
 
 def _prepare(options: argparse.Namespace) -> Any:
     """Config, data, normalisation, device and progress for the commands that run a single stage."""
-    from .data import fit_normalization, load_dataset
+    from .data import fit_normalization
     from .device import resolve_device
+    from .pipeline import configured_data
     from .presets import make_settings
 
     settings = make_settings(preset_name=options.preset, file=options.config, overrides=_given(options))
     config = settings.config
     device = resolve_device(options.device if options.device != "auto" else settings.device)
-    data = load_dataset(config.dataset, data_dir=options.data_dir or settings.data_dir, resolution=config.resolution)
+    data, _ = configured_data(config, config.dataset, options.data_dir or settings.data_dir, download=options.download)
     normalization = fit_normalization(data, "zca" if config.zca else "mean-std")
     return config, data, normalization, device, _progress(options)
 
@@ -286,31 +298,38 @@ def _evaluate(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from . import files
+    from .data import load_dataset
     from .distilled import load
-    from .evaluation import evaluate
+    from .evaluation import evaluate, export_ddranking
 
     distilled = load(options.distilled)
     dataset = options.dataset or distilled.config.get("dataset")
     if dataset is None:
         raise ConfigError(f"{options.distilled} does not say which data it was distilled from; name it with --dataset")
+    resolution = distilled.config.get("resolution")
+    data = load_dataset(dataset, data_dir=options.data_dir, resolution=resolution, download=options.download)
+    if options.ddranking:
+        _print(export_ddranking(distilled, options.ddranking))
+    place = Path(options.distilled)
     given = _given(options)
     names = {"eval_networks": "repeats", "eval_epochs": "epochs", "eval_full_epochs": "full_epochs"}
     known = {item.name for item in fields(Config) if item.metadata["stage"] == "evaluate"}
     chosen = {names.get(k, k.removeprefix("eval_")): v for k, v in given.items() if k in known}
     report = evaluate(
         distilled,
-        dataset,
+        data,
         models=tuple(options.model or ("ConvNet",)),
+        difficulty=options.difficulty,
+        cache_dir=options.cache_dir or (place if place.is_dir() else place.parent) / "cache" / "evaluation",
         seed=options.seed,
         device=options.device,
         backend=options.backend,
-        data_dir=options.data_dir,
         progress=_progress(options),
         **chosen,
     )
     _print(report.table())
     if options.out and distributed.group().main:
-        files.write_json(options.out, [asdict(row) for row in report.rows])
+        files.write_json(options.out, asdict(report))
 
 
 def _report(options: argparse.Namespace) -> None:

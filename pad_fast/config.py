@@ -41,6 +41,12 @@ class Config:
     )
     dsa_mode: str = _setting("fast", "fast, or reference (draws in the published order)", stage="data")
 
+    validation_fraction: float = _setting(
+        0.0,
+        "part of the training set held out of everything, to choose the best iterate by (0: the last is kept)",
+        stage="data",
+    )
+
     # Difficulty scores
     score_method: str = _setting("el2n", "el2n, grand or forgetting", stage="scores")
     score_networks: int = _setting(10, "networks averaged", stage="scores")
@@ -125,6 +131,9 @@ class Config:
         20, "iterations between records of the matching loss of every layer (0: never)", stage="run"
     )
 
+    validation_every: int = _setting(500, "iterations between the iterates that are tried", stage="run")
+    validation_networks: int = _setting(2, "fresh networks trained on each of them", stage="run")
+
     # Evaluation
     eval_networks: int = _setting(5, "fresh networks trained on the result", stage="evaluate")
     eval_epochs: int = _setting(1000, "epochs of each", stage="evaluate")
@@ -134,7 +143,14 @@ class Config:
     eval_batch: int = _setting(128, "batch size", stage="evaluate")
     eval_momentum: float = _setting(0.9, "SGD momentum", stage="evaluate")
     eval_weight_decay: float = _setting(5e-4, "weight decay", stage="evaluate")
-    eval_baselines: bool = _setting(True, "also train on random real images and on the full set", stage="evaluate")
+    eval_baselines: bool = _setting(
+        True,
+        "also train on random and on the easiest real images, on k-means centres and on the full set",
+        stage="evaluate",
+    )
+    eval_robust: bool = _setting(
+        False, "also without soft labels and without augmentation, for the scores LRS and ARS", stage="evaluate"
+    )
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -351,12 +367,12 @@ def _check_types(config: Config) -> None:
 _POSITIVE = (
     "score_networks score_epochs score_batch score_lr num_experts train_epochs batch_train lr_expert ipc iterations "
     "syn_steps expert_epochs lr_init expansion_end_epoch trajectories checkpoint_every eval_networks eval_epochs "
-    "eval_full_epochs eval_batch batch_syn threshold resolution lr_img"
+    "eval_full_epochs eval_batch batch_syn threshold resolution lr_img validation_every validation_networks"
 ).split()
 _NOT_NEGATIVE = (
     "gsam_rho gsam_alpha lr_lr lr_y min_start_epoch current_max_start_epoch eval_weight_decay layer_loss_every"
 ).split()
-_BELOW_ONE = "momentum_img momentum_lr momentum_y eval_momentum ema_decay".split()
+_BELOW_ONE = "momentum_img momentum_lr momentum_y eval_momentum ema_decay validation_fraction".split()
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
     "score_method": ("el2n", "grand", "forgetting"),
@@ -390,6 +406,11 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(
             f"no start epoch can be drawn: min_start_epoch {config.min_start_epoch} is not below max_start_epoch "
             f"{config.max_start_epoch}"
+        )
+    if config.validation_fraction and config.validation_every % config.checkpoint_every:
+        raise ConfigError(
+            f"validation_every is {config.validation_every}, but iterates are kept at checkpoints, every "
+            f"{config.checkpoint_every} iterations; make it a multiple of checkpoint_every"
         )
     if config.sequential_generation and config.current_max_start_epoch <= config.min_start_epoch:
         raise ConfigError(

@@ -393,10 +393,12 @@ def run(
     history: list[dict[str, float]],
     progress: Progress,
     observe: Callable[[Mapping[str, float]], None] | None = None,
+    checkpointed: Callable[[State], None] | None = None,
 ) -> None:
     """Iterate to the end, appending `metrics.jsonl` and writing checkpoints into `folder`.
 
-    Of several ranks, the main one alone has files. `observe` is called with every new row.
+    Of several ranks, the main one alone has files. `observe` is called with every new row, `checkpointed` with the
+    state at every checkpoint.
 
     Raises:
         DistillationStopped: see :meth:`Loop.iterate`, or the first iterations were all skipped; a checkpoint of the
@@ -440,6 +442,8 @@ def run(
                 if saves:
                     state.require_same()
                     save()
+                    if checkpointed is not None:
+                        checkpointed(state)
             settle(0)
             state.require_same()
         except DistillationStopped as error:

@@ -5,8 +5,11 @@ RUN/
   cache/scores-<key>.safetensors difficulty, keyed by everything it depends on
   cache/experts-<key>/           expert store, likewise
   preview.safetensors            what the report shows of the real data
+  cache/iterates-<key>/          iterates to choose from, when a part of the training set is held out for that
+  cache/evaluation/              one file per evaluated network
   checkpoint, metrics.jsonl      the loop
   distilled.safetensors          the result; images_best.pt labels_best.pt lr_best.pt for the reference's scripts
+  last/                          the last iterate, where validation chose another one; validation.json says which
   evaluation.json images.png report.html
   timing.json                    time and memory per stage; two equal runs differ in it, and in the page that shows it
 """
@@ -19,7 +22,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +30,26 @@ import torch
 
 from . import distributed, files
 from .config import Config, to_yaml
-from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
+from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset, stratified_split
 from .device import cache_bytes, resolve_device
 from .distillation import Loop, State, read_history, require_possible, run
 from .distilled import FILE, DistilledDataset, load
 from .engines import Task, select
 from .errors import ConfigError, DatasetError
-from .evaluation import AccuracyRow, EvaluationReport, evaluate
+from .evaluation import AccuracyRow, EvaluationReport, RobustScore, evaluate
 from .experts import ExpertStore, curriculum_of, prune, train_experts
 from .initialization import Teachers, initial_set
 from .presentation import present
 from .presets import make_settings
 from .preview import write_preview
 from .progress import Progress
+from .rng import derive_seed
 from .scoring import Difficulty, score
 from .stages import StageLog
 from .trackers import Tracker, open_trackers, require_trackers
 from .training import NetworkSpec
+
+LAST = "last"
 
 
 def distill(
@@ -55,6 +61,7 @@ def distill(
     preset: str | None = None,
     out: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
     device: str = "auto",
     backend: str = "auto",
     seed: int = 0,
@@ -78,7 +85,7 @@ def distill(
             everything that is not given in `overrides`.
         preset: published settings by name, e.g. "cifar10-ipc10".
         out: folder of the run; default `runs/<dataset>-ipc<ipc>-<method>`.
-        data_dir: where downloaded data sets are.
+        data_dir: where downloaded data sets are; `download` fetches a data set that is not there yet.
         device: "auto", "cpu", "cuda" or "cuda:N".
         backend: engine, see `pad_fast.engines.backends()`.
         seed: of everything random.
@@ -131,7 +138,8 @@ def distill(
         label = "".join(c if c.isalnum() else "-" for c in run_config.dataset.rpartition("/")[2].lower())
         out = Path("runs") / f"{label}-ipc{run_config.ipc}-{run_config.method}"
     pipeline = Pipeline(run_config, Path(out), where, progress, resume=resume, overwrite=overwrite, log=trackers)
-    return pipeline.run(run_config.dataset if named is not None else dataset, data_dir or settings.data_dir)
+    where_from = data_dir or settings.data_dir
+    return pipeline.run(run_config.dataset if named is not None else dataset, where_from, download=download)
 
 
 class Pipeline:
@@ -152,11 +160,11 @@ class Pipeline:
         self.resume, self.overwrite = resume, overwrite
         self.log, self.stages = tuple(log), StageLog(out, device)
 
-    def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None) -> DistilledDataset:
+    def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None, *, download: bool = False) -> DistilledDataset:
         """All stages; returns the evaluated result."""
         config = self.config
         with self.stages.stage("data"):
-            data = load_dataset(dataset, data_dir=data_dir, resolution=config.resolution)
+            data, validation = configured_data(config, dataset, data_dir, download=download)
             self._require_usable(data)
             distributed.group().require_shared(files.require_writable(self.out))
             self._claim(data)
@@ -174,9 +182,9 @@ class Pipeline:
             store = self._given_experts(data)
             self._preview(data, normalization, None)
         with self.stages.stage("distill"):
-            distilled = self._distill(data, normalization, store)
+            distilled = self._distill(data, validation, normalization, store)
         with self.stages.stage("evaluate"):
-            report = self._evaluate(distilled, data)
+            report = self._evaluate(distilled, data, difficulty)
         distilled = DistilledDataset(**{**vars(distilled), "evaluation": report.rows})
         self.stages.finish()
         if distributed.group().main:
@@ -308,7 +316,9 @@ class Pipeline:
         config.require_snapshots(store.epochs, f"the experts in {store.folder} end at")
         return store
 
-    def _distill(self, data: ImageDataset, normalization: Normalization, store: ExpertStore) -> DistilledDataset:
+    def _distill(
+        self, data: ImageDataset, validation: ImageDataset | None, normalization: Normalization, store: ExpertStore
+    ) -> DistilledDataset:
         config = self.config
         described = config.describe("data", "scores", "experts", "distill")
         described.pop("iterations")
@@ -350,58 +360,138 @@ class Pipeline:
                 self.progress.say(f"init: {note}")
             state = State.start(initial.images, initial.label_logits, initial.labels, config, self.device)
         loop = Loop(network, store, config, self.device)
+
+        def result() -> DistilledDataset:
+            images = state.images if state.average is None else state.average
+            return DistilledDataset(
+                images=images.cpu(),
+                label_logits=state.label_logits.cpu() if config.soft_labels else None,
+                labels=state.labels.cpu(),
+                lr=float(state.lr),
+                whitening=normalization,
+                config=config.describe(),
+                history=list(history),
+                class_names=data.class_names,
+            )
+
+        iterates = self.out / "cache" / f"iterates-{key}"
+
+        def keep(state: State) -> None:
+            if state.iteration % config.validation_every == 0 and distributed.group().main:
+                result().save(iterates / f"{state.iteration:08}")
+
         with self._tracked(state.iteration) as trackers:
 
             def observe(row: Mapping[str, float]) -> None:
                 for tracker in trackers:
                     tracker.row(row)
 
-            run(loop, state, folder=self.out, key=key, history=history, progress=self.progress, observe=observe)
-        images = state.images if state.average is None else state.average
-        distilled = DistilledDataset(
-            images=images.cpu(),
-            label_logits=state.label_logits.cpu() if config.soft_labels else None,
-            labels=state.labels.cpu(),
-            lr=float(state.lr),
-            whitening=normalization,
-            config=config.describe(),
-            history=history,
-            class_names=data.class_names,
-        )
-        distributed.group().on_main("the distilled set to be written", lambda: distilled.save(self.out))
+            run(
+                loop,
+                state,
+                folder=self.out,
+                key=key,
+                history=history,
+                progress=self.progress,
+                observe=observe,
+                checkpointed=None if validation is None else keep,
+            )
+        distilled = result()
+        group = distributed.group()
+        if validation is not None:
+            last = distilled
+            distilled = self._best(iterates, last, validation)
+            group.on_main("the last iterate to be written", lambda: last.save(self.out / LAST))
+        group.on_main("the distilled set to be written", lambda: distilled.save(self.out))
         return distilled
 
-    def _evaluate(self, distilled: DistilledDataset, data: ImageDataset) -> EvaluationReport:
+    def _best(self, iterates: Path, last: DistilledDataset, validation: ImageDataset) -> DistilledDataset:
+        """The iterate whose networks are best on the validation images, which nothing else has seen."""
+        config = self.config
+        candidates = {
+            int(folder.name): load(folder)
+            for folder in sorted(iterates.glob("*"))
+            if int(folder.name) < config.iterations
+        }
+        candidates[config.iterations] = last
+        report = evaluate(
+            {str(iteration): each for iteration, each in candidates.items()},
+            validation,
+            models=(config.model,),
+            repeats=config.validation_networks,
+            baselines=False,
+            # Other networks than those of the final table.
+            seed=derive_seed(config.seed, "validation"),
+            **self._evaluation_settings(),
+        )
+        best = max(candidates, key=lambda iteration: report.row(str(iteration)).mean)
+        self.progress.say(f"validation: the iterate after {best} of {config.iterations} iterations is best")
+        if distributed.group().main:
+            accuracies = {row.name: row.accuracies for row in report.rows}
+            files.write_json(self.out / "validation.json", {"best": best, "accuracies": accuracies})
+        return candidates[best]
+
+    def _evaluation_settings(self) -> dict[str, Any]:
+        """What every evaluation of this run has in common."""
+        config = self.config
+        return {
+            "epochs": config.eval_epochs,
+            "full_epochs": config.eval_full_epochs,
+            "batch": config.eval_batch,
+            "momentum": config.eval_momentum,
+            "weight_decay": config.eval_weight_decay,
+            "dsa_mode": config.dsa_mode,
+            "cache_dir": self.out / "cache" / "evaluation",
+            "device": str(self.device),
+            "backend": config.backend,
+            "progress": self.progress,
+        }
+
+    def _evaluate(
+        self, distilled: DistilledDataset, data: ImageDataset, difficulty: Difficulty | None
+    ) -> EvaluationReport:
         config = self.config
         path = self.out / "evaluation.json"
-        digest = hashlib.sha256((self.out / FILE).read_bytes()).hexdigest()
-        key = _key(data.fingerprint, config.describe("evaluate"), digest)
+        sets = {config.method.upper(): distilled}
+        written = [self.out / FILE]
+        if config.validation_fraction:
+            name = config.method.upper()
+            sets = {f"{name}, best": distilled, f"{name}, last": load(self.out / LAST)}
+            written.append(self.out / LAST / FILE)
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in written]
+        key = _key(data.fingerprint, config.describe("evaluate"), *digests)
         if path.exists():
             stored = files.read_json(path, "evaluation")
             if stored.get("key") == key:
                 self.progress.say(f"evaluate: reusing {path} (same settings)")
                 self.stages.reused()
-                return EvaluationReport(_rows(stored))
+                return _stored_report(stored)
         report = evaluate(
-            distilled,
+            sets,
             data,
             models=(config.model,),
             repeats=config.eval_networks,
-            epochs=config.eval_epochs,
-            full_epochs=config.eval_full_epochs,
-            batch=config.eval_batch,
-            momentum=config.eval_momentum,
-            weight_decay=config.eval_weight_decay,
-            dsa_mode=config.dsa_mode,
             baselines=config.eval_baselines,
+            robust=config.eval_robust,
+            difficulty=difficulty if difficulty is not None and difficulty.method == "el2n" else None,
             seed=config.seed,
-            device=str(self.device),
-            backend=config.backend,
-            progress=self.progress,
+            **self._evaluation_settings(),
         )
         if distributed.group().main:
-            files.write_json(path, {"key": key, "rows": [asdict(row) for row in report.rows]})
+            files.write_json(path, {"key": key, **asdict(report)})
         return report
+
+
+def configured_data(
+    config: Config, dataset: Any, data_dir: str | os.PathLike[str] | None, *, download: bool = False
+) -> tuple[ImageDataset, ImageDataset | None]:
+    """The data of a run without the part it holds out, and the data with that part in place of the test set."""
+    data = load_dataset(dataset, data_dir=data_dir, resolution=config.resolution, download=download)
+    if not config.validation_fraction:
+        return data, None
+    kept, held_out = stratified_split(data.train_labels, fraction=config.validation_fraction, seed=config.seed)
+    rest = replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
+    return rest, replace(rest, test_images=data.train_images[held_out], test_labels=data.train_labels[held_out])
 
 
 def needs_order(config: Config) -> bool:
@@ -480,8 +570,10 @@ def train_as_configured(
     )
 
 
-def _rows(stored: Mapping[str, Any]) -> tuple[AccuracyRow, ...]:
-    return tuple(AccuracyRow(r["name"], r["model"], tuple(r["accuracies"])) for r in stored["rows"])
+def _stored_report(stored: Mapping[str, Any]) -> EvaluationReport:
+    rows = tuple(AccuracyRow(r["name"], r["model"], tuple(r["accuracies"])) for r in stored["rows"])
+    scores = (RobustScore(**{**score, "values": tuple(score["values"])}) for score in stored["scores"])
+    return EvaluationReport(rows, tuple(scores))
 
 
 def _scores_path(out: Path, fingerprint: str, config: Config) -> Path:

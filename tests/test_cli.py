@@ -43,7 +43,7 @@ def test_distill_evaluate_and_report(tmp_path, capsys):
     rows = tmp_path / "rows.json"
     arguments = ["--eval-networks", "1", "--eval-epochs", "2", "--no-eval-baselines", "--quiet"]
     assert main(["evaluate", out, *arguments, "--model", "MLP", "--model", "ConvNet", "--out", str(rows)]) == 0
-    assert [row["model"] for row in json.loads(rows.read_text())] == ["MLP", SMALL["model"]]
+    assert [row["model"] for row in json.loads(rows.read_text())["rows"]] == ["MLP", SMALL["model"]]
     assert "MLP" in capsys.readouterr().out
     assert main(["report", out]) == 0
     assert capsys.readouterr().out.strip().endswith("report.html")

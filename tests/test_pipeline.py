@@ -81,7 +81,7 @@ def test_outputs(finished):
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20
     page = (finished / "report.html").read_text()
     rows = json.loads((finished / "evaluation.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["random real", "PAD", "full data"]
+    assert [row["name"] for row in rows] == ["random real", "easiest real", "k-means centres", "PAD", "full data"]
     for row in rows:
         mean = sum(row["accuracies"]) / len(row["accuracies"])
         assert f"{mean:.1f}" in page and row["name"] in page
@@ -109,7 +109,13 @@ def test_a_finished_run_is_reused_and_says_so(finished, capfd):
     for stage in ("scores", "experts", "distill", "evaluate"):
         assert f"{stage}: reusing" in said
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
-    assert [row.name for row in result.evaluation] == ["random real", "PAD", "full data"]
+    assert [row.name for row in result.evaluation] == [
+        "random real",
+        "easiest real",
+        "k-means centres",
+        "PAD",
+        "full data",
+    ]
 
 
 def test_changed_settings_are_not_silently_reused(tmp_path, capfd):
@@ -148,7 +154,13 @@ def test_other_methods_are_settings_of_the_same_loop(tmp_path, method):
     assert result.config["gradient"] == ("tesla" if method == "tesla" else "exact")
     assert result.config["expert_optimizer"] == ("gsam" if method in ("datm", "ftd") else "sgd")
     assert (result.config["ema_decay"] is not None) == (method == "ftd")
-    assert [row.name for row in result.evaluation] == ["random real", method.upper(), "full data"]
+    assert [row.name for row in result.evaluation] == [
+        "random real",
+        "easiest real",
+        "k-means centres",
+        method.upper(),
+        "full data",
+    ]
     page = (tmp_path / method / "report.html").read_text()
     assert method.upper() in page
     # The trio alone, as the reference would read it, is the same set.
