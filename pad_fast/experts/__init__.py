@@ -1,7 +1,18 @@
 """Expert trajectories: curriculum, training, storage."""
 
+from .convert import convert_experts
 from .curriculum import Curriculum, prune
+from .inspection import Finding, describe_store, examine
 from .store import ExpertStore
 from .train import train_experts
 
-__all__ = ["Curriculum", "ExpertStore", "prune", "train_experts"]
+__all__ = [
+    "Curriculum",
+    "ExpertStore",
+    "Finding",
+    "convert_experts",
+    "describe_store",
+    "examine",
+    "prune",
+    "train_experts",
+]
