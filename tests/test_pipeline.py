@@ -207,7 +207,8 @@ def test_a_finished_run_may_be_continued_for_longer(tmp_path, finished):
     with pytest.raises(ConfigError, match="iterations: 8, now 12"):
         distill(tmp_path / "run")
     distill(tmp_path / "run", resume=True)
-    assert contents(tmp_path / "run") == contents(finished)
+    # What the shorter run's networks reached is kept as well.
+    assert contents(finished).items() <= contents(tmp_path / "run").items()
     with pytest.raises(ConfigError, match="already at iteration 12"):
         distill(tmp_path / "run", iterations=5, resume=True)
 
