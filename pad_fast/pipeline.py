@@ -25,16 +25,17 @@ from typing import Any
 import torch
 
 from . import distributed, files
+from .batch_matching import BatchLoop, initial_images, loops_of, make_criterion
 from .config import Config, to_yaml
 from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
 from .device import cache_bytes, resolve_device
-from .distillation import Loop, State, read_history, require_possible, run
+from .distillation import Iterations, Loop, State, read_history, require_possible, run
 from .distilled import FILE, DistilledDataset, load
 from .engines import Task, select
 from .errors import ConfigError, DatasetError
 from .evaluation import AccuracyRow, EvaluationReport, evaluate
 from .experts import ExpertStore, curriculum_of, prune, train_experts
-from .initialization import Teachers, initial_set
+from .initialization import InitialSet, Teachers, initial_set
 from .presentation import present
 from .presets import make_settings
 from .preview import write_preview
@@ -70,7 +71,8 @@ def distill(
         dataset: a name ("digits" needs no download), "imagefolder:PATH", tensors, or torch data sets; see
             :func:`pad_fast.load_dataset`.
         ipc: synthetic images per class.
-        method: "pad", "datm", "ftd", "mtt" or "tesla": settings of one loop.
+        method: "pad", "datm", "ftd", "mtt" or "tesla": settings of trajectory matching; "dc" or "dsa" (gradient
+            matching) or "dm" (distribution matching).
         config: a YAML file (ours or the reference's), a mapping, or a ready :class:`Config`, which then decides
             everything that is not given in `overrides`.
         preset: published settings by name, e.g. "cifar10-ipc10".
@@ -161,13 +163,15 @@ class Pipeline:
                 if difficulty is None and needs_order(config):
                     difficulty = self._score(data, normalization)
                 self._preview(data, normalization, difficulty)
-            with self.log.stage("experts"):
-                store = self._experts(data, normalization, difficulty)
-        else:
+        store: ExpertStore | None = None
+        if config.buffer_path is not None:
             store = self._given_experts(data)
             self._preview(data, normalization, None)
+        elif config.uses_experts:
+            with self.log.stage("experts"):
+                store = self._experts(data, normalization, difficulty)
         with self.log.stage("distill"):
-            distilled = self._distill(data, normalization, store)
+            distilled = self._distill(data, normalization, store, difficulty)
         with self.log.stage("evaluate"):
             report = self._evaluate(distilled, data)
         distilled = DistilledDataset(**{**vars(distilled), "evaluation": report.rows})
@@ -189,18 +193,27 @@ class Pipeline:
             )
         network = self._spec(data).build(config.seed, "probe")
         DSA(config.dsa, mode=config.dsa_mode)
-        require_possible(config, network)
         cache_bytes(config.cache, self.device)
-        select(config.backend, Task(network, self.device, torch.float32, config.gradient, config.precision))
+        if config.uses_experts:
+            require_possible(config, network)
+            select(config.backend, Task(network, self.device, torch.float32, config.gradient, config.precision))
+        else:
+            make_criterion(config, network, self.device)
         if config.order_file is not None and needs_order(config):
             self._difficulty(data)
         if config.buffer_path is not None:
             self._given_experts(data)
-        else:
+            return
+        if config.uses_experts:
             config.require_snapshots(config.train_epochs, "experts are trained for train_epochs")
-            labels = [data.images_of_class(label) for label in range(data.classes)]
-            pruned = [len(indices) for indices in prune(labels, config.prune)]
-            curriculum_of(config).require_images(config.train_epochs, pruned)
+        labels = [data.images_of_class(label) for label in range(data.classes)]
+        pruned = [len(indices) for indices in prune(labels, config.prune)]
+        curriculum_of(config).require_images(config.train_epochs, pruned)
+        if not config.uses_experts and config.pix_init != "noise" and min(pruned) < config.ipc:
+            raise DatasetError(
+                f"prune {config.prune!r} leaves {min(pruned)} images of a class, fewer than ipc {config.ipc}; "
+                "drop fewer, lower ipc or use pix_init noise"
+            )
 
     def _claim(self, data: ImageDataset) -> None:
         """Write `config.yaml`, unless the folder belongs to a run with other settings."""
@@ -211,8 +224,8 @@ class Pipeline:
         if begun and not self.overwrite:
             theirs = files.read_json(path, "run description")
             skip = set(self.config.describe("run", "evaluate"))
-            if self.resume:
-                skip.add("iterations")  # a finished run may be continued for longer
+            if self.resume and may_go_on(self.config):
+                skip.add("iterations")
             different = [k for k in mine if k not in skip and mine[k] != theirs.get(k)]
             if different:
                 key = different[0]
@@ -286,14 +299,20 @@ class Pipeline:
         config.require_snapshots(store.epochs, f"the experts in {store.folder} end at")
         return store
 
-    def _distill(self, data: ImageDataset, normalization: Normalization, store: ExpertStore) -> DistilledDataset:
+    def _distill(
+        self,
+        data: ImageDataset,
+        normalization: Normalization,
+        store: ExpertStore | None,
+        difficulty: Difficulty | None,
+    ) -> DistilledDataset:
         config = self.config
         described = config.describe("data", "scores", "experts", "distill")
-        described.pop("iterations")
+        if may_go_on(config):
+            described.pop("iterations")
         key = _key(data.fingerprint, described, torch.__version__)
         done = self.out / FILE
         checkpoint = self.out / "checkpoint"
-        network = self._spec(data).build(config.seed, "student")
         if checkpoint.exists() and done.exists() and not self.overwrite:
             state = State.load(checkpoint, key, self.device)
             if state.iteration == config.iterations:
@@ -314,20 +333,11 @@ class Pipeline:
         else:
             if self.resume:
                 self.progress.say(f"distill: no checkpoint in {self.out} yet, starting at iteration 0")
-            task = Task(network, self.device, torch.float32)
-            teachers = Teachers(store, select(config.backend, task), task)
-            initial = initial_set(
-                config.pix_init,
-                config.ipc,
-                normalization.apply(data.train_images),
-                data,
-                teachers,
-                seed=config.seed,
-            )
+            initial = self._initial(data, normalization, store, difficulty)
             for note in initial.notes:
                 self.progress.say(f"init: {note}")
             state = State.start(initial.images, initial.label_logits, initial.labels, config, self.device)
-        loop = Loop(network, store, config, self.device)
+        loop = self._loop(data, normalization, store, difficulty)
         run(loop, state, folder=self.out, key=key, history=history, progress=self.progress)
         images = state.images if state.average is None else state.average
         distilled = DistilledDataset(
@@ -342,6 +352,37 @@ class Pipeline:
         )
         distributed.group().on_main("the distilled set to be written", lambda: distilled.save(self.out))
         return distilled
+
+    def _initial(
+        self,
+        data: ImageDataset,
+        normalization: Normalization,
+        store: ExpertStore | None,
+        difficulty: Difficulty | None,
+    ) -> InitialSet:
+        config, images = self.config, normalization.apply(data.train_images)
+        if store is None:
+            return initial_images(config, images, prune(order_of(data, difficulty), config.prune))
+        task = Task(self._spec(data).build(config.seed, "student"), self.device, torch.float32)
+        teachers = Teachers(store, select(config.backend, task), task)
+        return initial_set(config.pix_init, config.ipc, images, data, teachers, seed=config.seed)
+
+    def _loop(
+        self,
+        data: ImageDataset,
+        normalization: Normalization,
+        store: ExpertStore | None,
+        difficulty: Difficulty | None,
+    ) -> Iterations:
+        """The iterations of the method's criterion."""
+        config = self.config
+        if store is not None:
+            return Loop(self._spec(data).build(config.seed, "student"), store, config, self.device)
+        note = loops_of(config)[-1]
+        if note is not None:
+            self.progress.say(note)
+        images, order = normalization.apply(data.train_images), order_of(data, difficulty)
+        return BatchLoop(self._spec(data), images, order, curriculum_of(config), config, self.device)
 
     def _evaluate(self, distilled: DistilledDataset, data: ImageDataset) -> EvaluationReport:
         config = self.config
@@ -379,6 +420,18 @@ class Pipeline:
 def needs_order(config: Config) -> bool:
     """Whether anything in the run depends on how hard images are."""
     return config.curriculum or config.prune != "none"
+
+
+def may_go_on(config: Config) -> bool:
+    """Whether a finished run may be continued for longer: not where a curriculum was stretched over its iterations."""
+    return config.uses_experts or not config.curriculum
+
+
+def order_of(data: ImageDataset, difficulty: Difficulty | None) -> list[torch.Tensor]:
+    """Dataset indices per class, easy to hard where that is known."""
+    if difficulty is not None:
+        return difficulty.order
+    return [data.images_of_class(label) for label in range(data.classes)]
 
 
 def score_as_configured(

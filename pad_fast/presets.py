@@ -18,6 +18,22 @@ from .config import (
 )
 from .errors import ConfigError, nearest
 
+# What gradient and distribution matching have in common. The ratio is the one of PAD's tables, for a mask without one.
+_BATCH: dict[str, Any] = {
+    "curriculum": False,
+    "mask": "none",
+    "mask_ratio": 0.25,
+    "soft_labels": False,
+    "pix_init": "real",
+    "sequential_generation": False,
+    "threshold": None,
+    "zca": False,
+    "batch_syn": None,
+    "lr_init": 0.01,
+    "momentum_img": 0.5,
+    "batch_real": 256,
+}
+
 # What distinguishes the methods. PAD is the loop's default; the others switch parts of it off.
 _METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "pad": {},
@@ -52,6 +68,9 @@ _METHOD_SETTINGS: dict[str, dict[str, Any]] = {
         "threshold": None,
         "gradient": "tesla",
     },
+    "dc": {**_BATCH, "iterations": 1000, "lr_img": 0.1, "match_dsa": False},
+    "dsa": {**_BATCH, "iterations": 1000, "lr_img": 0.1, "match_dsa": True},
+    "dm": {**_BATCH, "iterations": 20_000, "lr_img": 1.0, "match_dsa": True},
 }
 
 
