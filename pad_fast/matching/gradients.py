@@ -97,8 +97,8 @@ def gradient_distance_and_direction(
     if real.device.type == "cuda" and _has_triton():
         from ..kernels import gradient_distance as kernel
 
-        table = kernel.table(channels, real.shape[1], real.device)
-        return kernel.distance_and_direction(real, synthetic, table)
+        where = kernel.table(tuple(channels), real.shape[1], real.device)
+        return kernel.distance_and_direction(real.contiguous(), synthetic.contiguous(), where)
     total = real.new_zeros(len(real))
     v = torch.zeros_like(synthetic)
     for piece in channels:
