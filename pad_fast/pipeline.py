@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -142,10 +143,14 @@ class Pipeline:
         *,
         resume: bool,
         overwrite: bool,
+        cache: Path | None = None,
     ) -> None:
         self.config, self.out, self.device, self.progress = config, out, device, progress
         self.resume, self.overwrite = resume, overwrite
         self.log = StageLog(out, device)
+        # Stages that several runs share, perhaps in several processes at a time.
+        self.shared = cache is not None
+        self.cache = out / "cache" if cache is None else cache
 
     def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None) -> DistilledDataset:
         """All stages; returns the evaluated result."""
@@ -158,7 +163,7 @@ class Pipeline:
             normalization = fit_normalization(data, "zca" if config.zca else "mean-std")
         difficulty: Difficulty | None = None
         if config.buffer_path is None:
-            with self.log.stage("scores"):
+            with self.log.stage("scores"), self._alone("scores"):
                 difficulty = self._difficulty(data)
                 if difficulty is None and needs_order(config):
                     difficulty = self._score(data, normalization)
@@ -168,7 +173,7 @@ class Pipeline:
             store = self._given_experts(data)
             self._preview(data, normalization, None)
         elif config.uses_experts:
-            with self.log.stage("experts"):
+            with self.log.stage("experts"), self._alone("experts"):
                 store = self._experts(data, normalization, difficulty)
         with self.log.stage("distill"):
             distilled = self._distill(data, normalization, store, difficulty)
@@ -179,6 +184,10 @@ class Pipeline:
         if distributed.group().main:
             present(self.out)
         return distilled
+
+    def _alone(self, stage: str) -> AbstractContextManager[None]:
+        """Held while a stage that other runs share is looked up or made."""
+        return files.locked(self.cache / f"{stage}.lock") if self.shared else nullcontext()
 
     # -- checks before any work ------------------------------------------------------------------------------------
 
@@ -256,7 +265,7 @@ class Pipeline:
             difficulty = Difficulty.load(config.order_file)
             difficulty.require(data)
             return difficulty
-        path = _scores_path(self.out, data.fingerprint, config)
+        path = _scores_path(self.cache, data.fingerprint, config)
         if path.exists():
             self.progress.say(f"scores: reusing {path} (same settings)")
             self.log.reused()
@@ -265,7 +274,7 @@ class Pipeline:
 
     def _score(self, data: ImageDataset, normalization: Normalization) -> Difficulty:
         """Scores from scratch, or from the networks that a killed run has left."""
-        path = _scores_path(self.out, data.fingerprint, self.config)
+        path = _scores_path(self.cache, data.fingerprint, self.config)
         kept = path.with_suffix(".networks")
         difficulty = score_as_configured(
             self.config, data, normalization, self.device, self.progress, networks_dir=kept
@@ -276,7 +285,7 @@ class Pipeline:
         config = self.config
         described = config.describe("data", "scores", "experts")
         described.pop("num_experts")  # more experts extend a store, fewer use the first of it
-        folder = self.out / "cache" / f"experts-{_key(data.fingerprint, described)}"
+        folder = self.cache / f"experts-{_key(data.fingerprint, described)}"
         if folder.exists() and len(ExpertStore.open(folder)) >= config.num_experts:
             self.progress.say(f"experts: reusing {folder} (same settings)")
             self.log.reused()
@@ -509,8 +518,8 @@ def _rows(stored: Mapping[str, Any]) -> tuple[AccuracyRow, ...]:
     return tuple(AccuracyRow(r["name"], r["model"], tuple(r["accuracies"])) for r in stored["rows"])
 
 
-def _scores_path(out: Path, fingerprint: str, config: Config) -> Path:
-    return out / "cache" / f"scores-{_key(fingerprint, config.describe('data', 'scores'))}.safetensors"
+def _scores_path(cache: Path, fingerprint: str, config: Config) -> Path:
+    return cache / f"scores-{_key(fingerprint, config.describe('data', 'scores'))}.safetensors"
 
 
 def _key(*parts: Any) -> str:
