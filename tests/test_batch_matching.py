@@ -175,7 +175,7 @@ def test_a_bad_number_stops_and_leaves_the_state(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(small.loop, "images", torch.full_like(small.images, torch.inf))
     late = small.loop.begin(small.state)
     later = small.loop.begin(small.state)  # as on a GPU, where the first one's outcome is not known yet
-    with pytest.raises(DistillationStopped, match=r"in iteration 1.*Lower lr_img \(1\)"):
+    with pytest.raises(DistillationStopped, match=r"in iteration 1.*Lower lr_img \(10\)"):
         small.loop.settle(small.state, late)
     assert torch.equal(small.state.images, before["images"])
     assert torch.equal(small.state.momentum["images"], before["momentum"])
@@ -226,12 +226,13 @@ def test_masks_and_pruning_that_leave_nothing_are_errors_before_any_work(tmp_pat
 @pytest.mark.parametrize("method", BATCH_METHODS)
 def test_from_end_to_end(tmp_path: Path, method: str) -> None:
     out = tmp_path / "run"
-    result = distill(out, method=method, ipc=2, outer_loop=None if method == "dm" else 2)
+    result = distill(out, method=method, ipc=2, lr_img=3.0, outer_loop=None if method == "dm" else 2)
     assert list(result.images.shape) == [20, 1, 8, 8] and result.label_logits is None
     assert result.labels.tolist() == [label for label in range(10) for _ in range(2)] and result.lr == 0.01
     assert [row.name for row in result.evaluation] == ["random real", method.upper(), "full data"]
     assert len(result.history) == 8 and set(result.history[0]) == {"iteration", "loss"}
-    assert result.history[0]["loss"] > result.history[-1]["loss"] > 0
+    losses = [row["loss"] for row in result.history]
+    assert sum(losses[:3]) > sum(losses[-3:]) > 0
     page = (out / "report.html").read_text()
     assert f"{method.upper()} on digits" in page and "Student's learning rate" not in page
     assert not list(out.glob("cache/*"))  # nothing was scored, no expert trained

@@ -93,6 +93,9 @@ def test_gradient_and_distribution_matching_have_their_published_settings(name, 
     assert (config.lr_img, config.iterations) == ((1.0, 20_000) if method == "dm" else (0.1, 1000))
     assert config.match_dsa == (method != "dc") and config.dsa == "color_crop_cutout_flip_scale_rotate"
     assert config.model == make_settings(preset_name=name).config.model
+    digits = make_settings(method=method, ipc=12).config
+    assert digits.lr_img == (10.0 if method == "dm" else 1.0) and digits.iterations == (400 if method == "dm" else 30)
+    assert digits.match_dsa == config.match_dsa and digits.dsa == "color_crop_scale_rotate"
     asked = make_settings(preset_name=name, method=method, overrides={"mask": "depth"}).config
     assert (asked.mask, asked.mask_ratio) == ("depth", 0.25)
 
