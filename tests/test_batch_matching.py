@@ -55,7 +55,8 @@ def distill(out: Path, dataset: Any = "digits", **changes: Any) -> DistilledData
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "timing.json")
+    timed = ("timing.json", "report.html")
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in timed)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -229,7 +230,8 @@ def test_from_end_to_end(tmp_path: Path, method: str) -> None:
     result = distill(out, method=method, ipc=2, lr_img=3.0, outer_loop=None if method == "dm" else 2)
     assert list(result.images.shape) == [20, 1, 8, 8] and result.label_logits is None
     assert result.labels.tolist() == [label for label in range(10) for _ in range(2)] and result.lr == 0.01
-    assert [row.name for row in result.evaluation] == ["random real", method.upper(), "full data"]
+    names = [row.name for row in result.evaluation]
+    assert {"random real", method.upper(), "full data"} <= set(names)
     assert len(result.history) == 8 and set(result.history[0]) == {"iteration", "loss"}
     losses = [row["loss"] for row in result.history]
     assert sum(losses[:3]) > sum(losses[-3:]) > 0

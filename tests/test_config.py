@@ -212,6 +212,7 @@ def changed_everywhere() -> Config:
         "order_file": "orders/table.pt",
         "buffer_path": "a b/ä",
         "prune": "hardest:0.2",
+        "split": "batch",
         "outer_loop": 3,
         "inner_loop": 7,
         "lr_lr": 1e-7,
