@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import distributed
 from .config import Config
 from .data import DSA
 from .data.augment import DSADraw
 from .device import cache_bytes
 from .distillation import LATE, State, make_mask, read_later
 from .engines import Engine, Task, select
-from .errors import DistillationStopped
+from .errors import ConfigError, DistillationStopped
 from .experts import Curriculum, prune
 from .initialization import InitialSet
 from .matching.distributions import blocks_kept, match_distributions
@@ -60,6 +61,20 @@ def loops_of(config: Config) -> tuple[int, int, str | None]:
             f"per network and {inner} epochs between two (outer_loop, inner_loop)"
         )
     return config.outer_loop or outer, config.inner_loop or inner, note
+
+
+def require_alone(config: Config) -> None:
+    """Refuse to run in several processes, which would all do the same.
+
+    Raises:
+        ConfigError: there are several ranks.
+    """
+    ranks = distributed.group().size
+    if ranks > 1:
+        raise ConfigError(
+            f"method {config.method} runs in one process, and there are {ranks} ranks; start it without torchrun, or "
+            "divide the runs of pad-fast sweep between them"
+        )
 
 
 def make_criterion(config: Config, network: FlatNetwork, device: torch.device) -> tuple[Engine, Task, Criterion]:

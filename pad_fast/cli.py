@@ -42,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags = [flag for action in options.parser._actions for flag in action.option_strings]
         options.parser.error(f"unknown argument {unknown[0]!r}.{nearest(unknown[0], flags)}")
     try:
-        main_process = distributed.join().main
-        level = logging.INFO if main_process else logging.WARNING
+        # The processes of a sweep do different runs, and need not know of each other.
+        group = distributed.group() if options.handler is _sweep else distributed.join()
+        level = logging.INFO if group.main else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
         options.handler(options)
     except DistillationStopped as error:

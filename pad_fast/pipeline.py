@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from . import distributed, files
-from .batch_matching import BatchLoop, initial_images, loops_of, make_criterion
+from .batch_matching import BatchLoop, initial_images, loops_of, make_criterion, require_alone
 from .config import Config, to_yaml
 from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
 from .device import cache_bytes, resolve_device
@@ -207,6 +207,7 @@ class Pipeline:
             require_possible(config, network)
             select(config.backend, Task(network, self.device, torch.float32, config.gradient, config.precision))
         else:
+            require_alone(config)
             make_criterion(config, network, self.device)
         if config.order_file is not None and needs_order(config):
             self._difficulty(data)

@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import torch
+
 from . import files
 from .charts import Line, line_chart
 from .config import Config, override
@@ -213,7 +215,7 @@ def sweep(
     prunes, masks = parse_axis(prune, _PRUNES, "prune"), parse_axis(mask, _MASKS, "mask")
     cells = [Cell(*each) for each in product(prunes, masks, dict.fromkeys(seeds))]
     configs = {cell: cell.config(settings.config) for cell in cells}  # every cell is checked before the first runs
-    where = resolve_device(device if device != "auto" else settings.device)
+    where = _own_gpu(resolve_device(device if device != "auto" else settings.device))
     index, count = _part() if part is None else part
     if not 0 <= index < count:
         raise ConfigError(f"part is ({index}, {count}); the first number counts from 0 and is below the second")
@@ -274,6 +276,13 @@ def _collect(
 
 def _part() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """Of several processes on a machine, each takes the GPU with its number, in turn."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def _words(setting: Setting) -> tuple[str, ...]:

@@ -135,8 +135,9 @@ def test_classes_in_one_pass_are_the_loop(monkeypatch: pytest.MonkeyPatch, sizes
     real = [real[0][:1].repeat(count, 1, 1, 1) + 0.5 * torch.randn(count, 3, 16, 16) for count in sizes]
     engine, task = task_on("autograd", flat)
     channels = channels_of(flat, ParameterMask.depth(0.1))
+    monkeypatch.setattr(functional_engine, "_FEW_IMAGES", 0)
     loop = match_gradients(engine, task, theta, real, synthetic, channels)
-    monkeypatch.setattr(functional_engine, "_batches", lambda task: True)
+    monkeypatch.setattr(functional_engine, "_FEW_IMAGES", 100)
     assert_same(match_gradients(engine, task, theta, real, synthetic, channels), loop)
     monkeypatch.setattr(functional_engine, "_IMAGES_AT_ONCE", 2)  # several passes
     assert_same(match_gradients(engine, task, theta, real, synthetic, channels), loop)

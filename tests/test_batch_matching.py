@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from torch.nn import functional
 
 import pad_fast
 from pad_fast import DSA, Config, Curriculum, DistilledDataset
-from pad_fast.batch_matching import BatchLoop, initial_images, loops_of
+from pad_fast.batch_matching import BatchLoop, initial_images, loops_of, require_alone
 from pad_fast.config import BATCH_METHODS
 from pad_fast.data import fit_normalization
 from pad_fast.distillation import State
@@ -212,6 +213,12 @@ def test_loops_are_published_or_interpolated_with_a_notice() -> None:
 def test_settings_without_meaning_are_refused(method: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config_of(method, **changes)
+
+
+def test_several_ranks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pad_fast.batch_matching.distributed.group", lambda: SimpleNamespace(size=3))
+    with pytest.raises(ConfigError, match="method dm runs in one process, and there are 3 ranks.*pad-fast sweep"):
+        require_alone(config_of("dm"))
 
 
 def test_masks_and_pruning_that_leave_nothing_are_errors_before_any_work(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean, stdev
@@ -198,3 +200,22 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "| easiest 0.3 |" in said and str(out / "sweep.html") in said
     assert main([*command, "--mask", "deep:0.1", *flags(TINY)]) == 2
     assert "Did you mean 'depth'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_under_torchrun(finished: Path, tmp_path: Path) -> None:
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--rdzv-endpoint",
+        "localhost:0",
+    ]
+    grid = ["--prune", *GRID["prune"], "--mask", *GRID["mask"], "--seeds", "0", "3"]
+    command = [*torchrun, "-m", "pad_fast.cli", "sweep", "--out", str(tmp_path), "--quiet", *grid, *flags(TINY)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sweep.json").read_bytes() == (finished / "sweep.json").read_bytes()
+    assert done.stdout.count("| pruned") >= 1

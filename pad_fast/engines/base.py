@@ -269,6 +269,9 @@ class Engine(ABC):
 
     def group_gradients(self, task: Task, theta: Tensor, images: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
         """Gradients `[G, P]` of the mean cross entropy of every group `[B_g, C, H, W]` at the same `theta` `[P]`."""
+        if len({x.shape for x in images}) == 1:
+            shared = theta.expand(len(images), -1)
+            return self.stacked_loss_grad_logits(task, shared, torch.stack(list(images)), torch.stack(list(labels)))[1]
         out = theta.new_empty(len(images), len(theta))
         for row, x, y in zip(out, images, labels, strict=True):
             row.copy_(self.loss_and_grad(task, theta, x, y)[1])
