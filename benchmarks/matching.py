@@ -42,11 +42,12 @@ PARTS = {"dm": ("dm update",), "dsa": ("dsa update", "dsa epoch")}
 class Case:
     """Random images of CIFAR-10's shape, and what both sides do with them."""
 
-    def __init__(self, part: str, ipc: int) -> None:
+    def __init__(self, part: str, ipc: int, **changes: Any) -> None:
         method = part.partition(" ")[0]
-        self.config: Config = make_settings(overrides={"method": method, "ipc": ipc, "dataset": "cifar10"}).config
+        overrides = {"method": method, "ipc": ipc, "dataset": "cifar10", **changes}
+        self.config: Config = make_settings(overrides=overrides).config
         draws = torch.Generator().manual_seed(0)
-        per_class = 300
+        per_class = self.config.batch_real + 44
         self.images = torch.randn(CLASSES * per_class, 3, 32, 32, generator=draws)
         order = list(torch.arange(len(self.images)).split(per_class))
         spec = NetworkSpec(self.config.model, 3, CLASSES, 32)
