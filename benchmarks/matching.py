@@ -25,7 +25,7 @@ from torch.nn import functional
 from benchmarks import harness
 from benchmarks.rivals import keep_freed_memory
 from pad_fast import DSA, Config
-from pad_fast.batch_matching import BatchLoop, initial_images, loops_of
+from pad_fast.batch_matching import BatchLoop, RealImages, initial_images, loops_of
 from pad_fast.distillation import State
 from pad_fast.engines import record_backends
 from pad_fast.experts import Curriculum
@@ -51,9 +51,10 @@ class Case:
         self.images = torch.randn(CLASSES * per_class, 3, 32, 32, generator=draws)
         order = list(torch.arange(len(self.images)).split(per_class))
         spec = NetworkSpec(self.config.model, 3, CLASSES, 32)
-        initial = initial_images(self.config, self.images, order)
+        real = RealImages(self.images, order, Curriculum.none())
+        initial = initial_images(self.config, real)
         self.state = State.start(initial.images, initial.label_logits, initial.labels, self.config, torch.device("cpu"))
-        self.loop = BatchLoop(spec, self.images, order, Curriculum.none(), self.config, torch.device("cpu"))
+        self.loop = BatchLoop(spec, real, self.config, torch.device("cpu"))
         self.spec, self.dsa = spec, DSA(self.config.dsa, siamese=True)
         self.module = spec.build(self.config.seed, "network", 0).module
 

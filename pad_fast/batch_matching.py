@@ -21,7 +21,7 @@ from .device import cache_bytes
 from .distillation import LATE, State, make_mask, read_later
 from .engines import Engine, Task, select
 from .errors import ConfigError, DistillationStopped
-from .experts import Curriculum, prune
+from .experts import Curriculum
 from .initialization import InitialSet
 from .matching.distributions import blocks_kept, match_distributions
 from .matching.gradients import channels_of, match_gradients
@@ -95,23 +95,37 @@ def make_criterion(config: Config, network: FlatNetwork, device: torch.device) -
     return engine, task, lambda theta, real, made: match_gradients(engine, task, theta, real, made, channels)
 
 
-def initial_images(config: Config, images: Tensor, shown: Sequence[Tensor]) -> InitialSet:
+@dataclass(frozen=True, eq=False)
+class RealImages:
+    """What real batches are drawn from.
+
+    Attributes:
+        images: normalised training images `[n, C, H, W]`.
+        shown: per class, the indices that pruning leaves, easy to hard where that is known.
+        curriculum: its epochs are stretched over the run: iteration i of n shows what an expert sees in epoch
+            `floor(i * train_epochs / n)`.
+    """
+
+    images: Tensor
+    shown: Sequence[Tensor]
+    curriculum: Curriculum
+
+
+def initial_images(config: Config, real: RealImages) -> InitialSet:
     """The synthetic set before its first update, and hard labels as logits that nothing changes.
 
-    Args:
-        images: normalised training images `[n, C, H, W]`.
-        shown: per class, the images to choose from: pruned ones are not chosen.
+    Pruned images are not chosen.
     """
-    labels = torch.arange(len(shown)).repeat_interleave(config.ipc)
+    labels = torch.arange(len(real.shown)).repeat_interleave(config.ipc)
     if config.pix_init == "noise":
-        chosen = torch.randn(len(labels), *images.shape[1:], generator=generator(config.seed, "init noise"))
+        chosen = torch.randn(len(labels), *real.images.shape[1:], generator=generator(config.seed, "init noise"))
     else:
         rows = [
             indices[torch.randperm(len(indices), generator=generator(config.seed, "init images", label))[: config.ipc]]
-            for label, indices in enumerate(shown)
+            for label, indices in enumerate(real.shown)
         ]
-        chosen = images[torch.cat(rows)]
-    return InitialSet(chosen, labels, torch.nn.functional.one_hot(labels, len(shown)).float(), ())
+        chosen = real.images[torch.cat(rows)]
+    return InitialSet(chosen, labels, torch.nn.functional.one_hot(labels, len(real.shown)).float(), ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,24 +142,12 @@ class BatchLoop:
 
     Args:
         spec: the networks.
-        images: normalised real training images `[n, C, H, W]`.
-        order: dataset indices per class, easy to hard where the config prunes or has a curriculum.
-        curriculum: its epochs are stretched over the run: iteration i of n shows what an expert sees in epoch
-            `floor(i * train_epochs / n)`.
+        real: the real images; they are moved to `device`.
     """
 
-    def __init__(
-        self,
-        spec: NetworkSpec,
-        images: Tensor,
-        order: Sequence[Tensor],
-        curriculum: Curriculum,
-        config: Config,
-        device: torch.device,
-    ) -> None:
-        self.spec, self.config, self.device, self.curriculum = spec, config, device, curriculum
-        self.images = images.to(device)
-        self.shown = prune(order, config.prune)
+    def __init__(self, spec: NetworkSpec, real: RealImages, config: Config, device: torch.device) -> None:
+        self.spec, self.config, self.device, self.real = spec, config, device, real
+        self.images = real.images.to(device)
         network = spec.build(config.seed, "student")
         network.module.to(device).train()
         self.engine, self.task, self.criterion = make_criterion(config, network, device)
@@ -227,8 +229,8 @@ class BatchLoop:
         epoch = iteration * config.train_epochs // config.iterations
         draws = generator(config.seed, "real batches", iteration, update)
         rows = []
-        for indices in self.shown:
-            stage = indices[slice(*self.curriculum.span(epoch, len(indices)))]
+        for indices in self.real.shown:
+            stage = indices[slice(*self.real.curriculum.span(epoch, len(indices)))]
             rows.append(stage[torch.randperm(len(stage), generator=draws)[: config.batch_real]].to(self.device))
         return rows
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from . import distributed, files
-from .batch_matching import BatchLoop, initial_images, loops_of, make_criterion, require_alone
+from .batch_matching import BatchLoop, RealImages, initial_images, loops_of, make_criterion, require_alone
 from .config import Config, to_yaml
 from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
 from .device import cache_bytes, resolve_device
@@ -329,6 +329,12 @@ class Pipeline:
                 self.progress.say(f"distill: reusing {done} (same settings)")
                 self.log.reused()
                 return load(done)
+        source: ExpertStore | RealImages
+        if store is None:
+            shown = prune(order_of(data, difficulty), config.prune)
+            source = RealImages(normalization.apply(data.train_images), shown, curriculum_of(config))
+        else:
+            source = store
         history: list[dict[str, float]] = []
         if self.resume and checkpoint.exists():
             state = State.load(checkpoint, key, self.device)
@@ -343,12 +349,11 @@ class Pipeline:
         else:
             if self.resume:
                 self.progress.say(f"distill: no checkpoint in {self.out} yet, starting at iteration 0")
-            initial = self._initial(data, normalization, store, difficulty)
+            initial = self._initial(data, normalization, source)
             for note in initial.notes:
                 self.progress.say(f"init: {note}")
             state = State.start(initial.images, initial.label_logits, initial.labels, config, self.device)
-        loop = self._loop(data, normalization, store, difficulty)
-        run(loop, state, folder=self.out, key=key, history=history, progress=self.progress)
+        run(self._loop(data, source), state, folder=self.out, key=key, history=history, progress=self.progress)
         images = state.images if state.average is None else state.average
         distilled = DistilledDataset(
             images=images.cpu(),
@@ -364,35 +369,25 @@ class Pipeline:
         return distilled
 
     def _initial(
-        self,
-        data: ImageDataset,
-        normalization: Normalization,
-        store: ExpertStore | None,
-        difficulty: Difficulty | None,
+        self, data: ImageDataset, normalization: Normalization, source: ExpertStore | RealImages
     ) -> InitialSet:
-        config, images = self.config, normalization.apply(data.train_images)
-        if store is None:
-            return initial_images(config, images, prune(order_of(data, difficulty), config.prune))
+        config = self.config
+        if isinstance(source, RealImages):
+            return initial_images(config, source)
         task = Task(self._spec(data).build(config.seed, "student"), self.device, torch.float32)
-        teachers = Teachers(store, select(config.backend, task), task)
+        teachers = Teachers(source, select(config.backend, task), task)
+        images = normalization.apply(data.train_images)
         return initial_set(config.pix_init, config.ipc, images, data, teachers, seed=config.seed)
 
-    def _loop(
-        self,
-        data: ImageDataset,
-        normalization: Normalization,
-        store: ExpertStore | None,
-        difficulty: Difficulty | None,
-    ) -> Iterations:
+    def _loop(self, data: ImageDataset, source: ExpertStore | RealImages) -> Iterations:
         """The iterations of the method's criterion."""
-        config = self.config
-        if store is not None:
-            return Loop(self._spec(data).build(config.seed, "student"), store, config, self.device)
+        config, spec = self.config, self._spec(data)
+        if not isinstance(source, RealImages):
+            return Loop(spec.build(config.seed, "student"), source, config, self.device)
         note = loops_of(config)[-1]
         if note is not None:
             self.progress.say(note)
-        images, order = normalization.apply(data.train_images), order_of(data, difficulty)
-        return BatchLoop(self._spec(data), images, order, curriculum_of(config), config, self.device)
+        return BatchLoop(spec, source, config, self.device)
 
     def _evaluate(self, distilled: DistilledDataset, data: ImageDataset) -> EvaluationReport:
         config = self.config

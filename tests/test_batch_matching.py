@@ -20,11 +20,12 @@ from torch.nn import functional
 
 import pad_fast
 from pad_fast import DSA, Config, Curriculum, DistilledDataset
-from pad_fast.batch_matching import BatchLoop, initial_images, loops_of, require_alone
+from pad_fast.batch_matching import BatchLoop, RealImages, initial_images, loops_of, require_alone
 from pad_fast.config import BATCH_METHODS
 from pad_fast.data import fit_normalization
 from pad_fast.distillation import State
 from pad_fast.errors import ConfigError, DatasetError, DistillationStopped, InputError
+from pad_fast.experts import prune
 from pad_fast.presets import make_settings
 from pad_fast.rng import derive_seed, generator
 from pad_fast.training import NetworkSpec, shuffled_batches
@@ -74,10 +75,11 @@ class Small:
         self.images = fit_normalization(data, "mean-std").apply(data.train_images)
         self.order = [data.images_of_class(label) for label in range(data.classes)]
         self.spec = NetworkSpec(config.model, 1, data.classes, 8)
-        initial = initial_images(config, self.images, self.order)
+        shown = prune(self.order, config.prune)
+        real = RealImages(self.images, shown, curriculum or Curriculum.none())
+        initial = initial_images(config, real)
         self.state = State.start(initial.images, initial.label_logits, initial.labels, config, CPU)
-        curriculum = curriculum or Curriculum.none()
-        self.loop = BatchLoop(self.spec, self.images, self.order, curriculum, config, CPU)
+        self.loop = BatchLoop(self.spec, real, config, CPU)
 
     def iterate(self) -> dict[str, float]:
         return self.loop.settle(self.state, self.loop.begin(self.state))
@@ -161,12 +163,13 @@ def test_first_images_are_not_taken_from_what_was_pruned() -> None:
     config = config_of("dm", ipc=4)
     small = Small(config)
     shown = [indices[:5] for indices in small.order]
-    chosen = initial_images(config, small.images, shown)
+    real = RealImages(small.images, shown, Curriculum.none())
+    chosen = initial_images(config, real)
     for label, indices in enumerate(shown):
         mine = chosen.images[chosen.labels == label].flatten(1)
         distances = torch.cdist(mine.double(), small.images[indices].flatten(1).double())
         assert float(distances.min(1).values.max()) < 1e-5 and len(set(distances.argmin(1).tolist())) == 4
-    noise = initial_images(replace(config, pix_init="noise"), small.images, shown)
+    noise = initial_images(replace(config, pix_init="noise"), real)
     assert noise.images.shape == chosen.images.shape and abs(float(noise.images.std()) - 1) < 0.1
 
 
