@@ -157,7 +157,7 @@ class Pipeline:
         config = self.config
         with self.log.stage("data"):
             data = load_dataset(dataset, data_dir=data_dir, resolution=config.resolution)
-            self._require_usable(data)
+            self.require_usable(data)
             files.require_writable(self.out)
             self._claim(data)
             normalization = fit_normalization(data, "zca" if config.zca else "mean-std")
@@ -191,7 +191,12 @@ class Pipeline:
 
     # -- checks before any work ------------------------------------------------------------------------------------
 
-    def _require_usable(self, data: ImageDataset) -> None:
+    def require_usable(self, data: ImageDataset) -> None:
+        """Prove that the settings fit each other and the data.
+
+        Raises:
+            InputError: they do not. BackendError: the backend asked for cannot serve this.
+        """
         config = self.config
         sizes = [len(data.images_of_class(label)) for label in range(data.classes)]
         if config.pix_init != "noise" and min(sizes) < config.ipc:

@@ -22,6 +22,7 @@ import torch
 from . import files
 from .charts import Line, line_chart
 from .config import Config, override
+from .data import load_dataset
 from .device import resolve_device
 from .errors import ConfigError, nearest
 from .page import hint, page, section, table
@@ -214,23 +215,24 @@ def sweep(
     settings = make_settings(preset_name=preset, file=file, overrides=arguments)
     prunes, masks = parse_axis(prune, _PRUNES, "prune"), parse_axis(mask, _MASKS, "mask")
     cells = [Cell(*each) for each in product(prunes, masks, dict.fromkeys(seeds))]
-    configs = {cell: cell.config(settings.config) for cell in cells}  # every cell is checked before the first runs
+    configs = {cell: cell.config(settings.config) for cell in cells}
     where = _own_gpu(resolve_device(device if device != "auto" else settings.device))
     index, count = _part() if part is None else part
     if not 0 <= index < count:
         raise ConfigError(f"part is ({index}, {count}); the first number counts from 0 and is below the second")
+    data = load_dataset(
+        settings.config.dataset, data_dir=data_dir or settings.data_dir, resolution=settings.config.resolution
+    )
+    pipelines = {}
+    for cell in cells:
+        folder = out / "runs" / cell.name
+        pipelines[cell] = Pipeline(
+            configs[cell], folder, where, progress, resume=True, overwrite=overwrite, cache=out / "cache"
+        )
+        pipelines[cell].require_usable(data)  # every cell, before the first of them runs
     for cell in _share(cells, settings.config.uses_experts, index, count):
         progress.say(f"sweep: {cell.name} ({cells.index(cell) + 1} of {len(cells)})")
-        pipeline = Pipeline(
-            configs[cell],
-            out / "runs" / cell.name,
-            where,
-            progress,
-            resume=True,
-            overwrite=overwrite,
-            cache=out / "cache",
-        )
-        pipeline.run(configs[cell].dataset, data_dir or settings.data_dir)
+        pipelines[cell].run(data, None)
     found = _collect(out, cells, configs)
     if found is None:
         progress.say("sweep: other processes have runs to do; whoever comes last writes the result")

@@ -15,7 +15,7 @@ import pytest
 import pad_fast.sweep
 from pad_fast import Progress, files
 from pad_fast.cli import main
-from pad_fast.errors import ConfigError
+from pad_fast.errors import ConfigError, InputError
 from pad_fast.pipeline import Pipeline
 from pad_fast.sweep import Cell, SweepResult, parse_axis, sweep
 
@@ -187,6 +187,8 @@ def test_axes() -> None:
 def test_a_wrong_cell_is_an_error_before_the_first_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="mask is 'loss'"):
         run(tmp_path, mask=["none", "loss:0.5"])
+    with pytest.raises(InputError, match="leaves out all 2 blocks"):
+        run(tmp_path, mask=["none", "depth:0.75"])
     with pytest.raises(ConfigError, match="unknown setting 'iteratons'.*Did you mean 'iterations'"):
         run(tmp_path, iteratons=3)
     assert not list(tmp_path.iterdir())
