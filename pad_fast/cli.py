@@ -1,4 +1,4 @@
-"""The command line: `pad-fast score | experts | distill | evaluate | report | compare | bench | env`."""
+"""The command line: `pad-fast score | experts | distill | sweep | evaluate | report | compare | bench | env`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ _STAGES: dict[str, tuple[str, ...]] = {
     "score": ("data", "scores", "run"),
     "experts": ("data", "scores", "experts", "run"),
     "distill": ("data", "scores", "experts", "distill", "evaluate", "run"),
+    "sweep": ("data", "scores", "experts", "distill", "evaluate", "run"),
     "evaluate": ("evaluate",),
 }
+_SWEPT = ("prune", "mask", "mask_ratio", "seed")
+"""Settings that `sweep` takes several values of, under flags of its own."""
 _STAGE_TITLES = {
     "data": "data and network",
     "scores": "difficulty scores",
@@ -39,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags = [flag for action in options.parser._actions for flag in action.option_strings]
         options.parser.error(f"unknown argument {unknown[0]!r}.{nearest(unknown[0], flags)}")
     try:
-        main_process = distributed.join().main
-        level = logging.INFO if main_process else logging.WARNING
+        # The processes of a sweep do different runs, and need not know of each other.
+        group = distributed.group() if options.handler is _sweep else distributed.join()
+        level = logging.INFO if group.main else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
         options.handler(options)
     except DistillationStopped as error:
@@ -75,7 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line; every field of the config is a flag."""
     parser = _Parser(
         prog="pad-fast",
-        description="Dataset distillation by trajectory matching (PAD), exact and in constant memory.",
+        description="Dataset distillation by trajectory matching (PAD; exact, in constant memory), gradient matching "
+        "and distribution matching.",
     )
     parser.add_argument("--version", action="version", version=f"pad_fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -92,6 +97,30 @@ def build_parser() -> argparse.ArgumentParser:
         help="tensorboard or wandb: send the numbers there too, through its own package; may be repeated",
     )
     _add_settings(distill, "distill")
+
+    sweep = _command(commands, "sweep", "run distill over a grid of what is pruned and what is masked", _sweep)
+    sweep.add_argument(
+        "--out", required=True, metavar="DIR", help="folder of the sweep; repeating a killed command completes it"
+    )
+    sweep.add_argument("--overwrite", action="store_true", help="replace runs with other settings in --out")
+    sweep.add_argument(
+        "--prune",
+        nargs="+",
+        default=["none"],
+        metavar="KIND:X,X",
+        help="FIEx: none, hardest:0,0.1,0.2, easiest:0.1 (default: none)",
+    )
+    sweep.add_argument(
+        "--mask",
+        nargs="+",
+        default=["none"],
+        metavar="KIND:X,X",
+        help="FIEm: none, depth:0,0.25,0.5, layers:1,2, loss:0.5 (default: none)",
+    )
+    sweep.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds that are averaged (default: 0)"
+    )
+    _add_settings(sweep, "sweep")
 
     score = _command(commands, "score", "score the difficulty of every training image", _score)
     score.add_argument(
@@ -135,7 +164,9 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", metavar="FILE", help="also write a page (HTML)")
 
     bench = _command(commands, "bench", "measure engines against plain torch (in a source checkout)", _bench)
-    bench.add_argument("suite", choices=("unroll", "training", "scoring", "evaluation"), help="what to measure")
+    bench.add_argument(
+        "suite", choices=("unroll", "training", "scoring", "evaluation", "matching"), help="what to measure"
+    )
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the suite, e.g. --rounds 3")
 
     _command(commands, "env", "say what is installed, built and missing", _env)
@@ -153,7 +184,7 @@ def _command(commands: Any, name: str, text: str, handler: Any) -> argparse.Argu
 def _add_settings(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML settings, ours or the reference's")
     parser.add_argument("--preset", metavar="NAME", help="published settings, e.g. cifar10-ipc10")
-    if command != "distill":
+    if command not in ("distill", "sweep"):
         # The method and the IPC choose the defaults of the other settings.
         parser.add_argument("--method", choices=METHODS, default=argparse.SUPPRESS, help="defaults of this method")
         parser.add_argument(
@@ -165,7 +196,7 @@ def _add_settings(parser: argparse.ArgumentParser, command: str) -> None:
         "says what was used. Learning rates are per iteration, epochs count from 0, ratios are fractions from 0 to 1."
     )
     _add_place(parser)
-    _add_fields(parser, _STAGES[command])
+    _add_fields(parser, _STAGES[command], but=_SWEPT if command == "sweep" else ())
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
@@ -175,11 +206,11 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
-def _add_fields(parser: argparse.ArgumentParser, stages: Sequence[str]) -> None:
+def _add_fields(parser: argparse.ArgumentParser, stages: Sequence[str], *, but: Sequence[str] = ()) -> None:
     groups = {stage: parser.add_argument_group(_STAGE_TITLES[stage]) for stage in stages}
     for item in fields(Config):
         stage = item.metadata["stage"]
-        if stage not in groups:
+        if stage not in groups or item.name in but:
             continue
         kinds = str(item.type).split(" | ")
         flag = "--" + item.name.replace("_", "-")
@@ -243,6 +274,28 @@ def _distill(options: argparse.Namespace) -> None:
     )
     _print(EvaluationReport(tuple(result.evaluation)).table())
     _print(f"\n{result!r}")
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from .sweep import sweep
+
+    given = {name: value for name, value in _given(options).items() if name not in _SWEPT}
+    result = sweep(
+        given.pop("dataset", "digits"),
+        out=options.out,
+        prune=options.prune,
+        mask=options.mask,
+        seeds=options.seeds,
+        config=options.config,
+        preset=options.preset,
+        data_dir=options.data_dir,
+        device=options.device,
+        overwrite=options.overwrite,
+        progress=_progress(options),
+        **given,
+    )
+    if result is not None:
+        _print(f"{result.table()}\n\n{Path(options.out) / 'sweep.html'}")
 
 
 def _prepare(options: argparse.Namespace) -> Any:

@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,17 @@ from typing import Any
 import torch
 
 from . import distributed, files
+from .batch_matching import BatchLoop, RealImages, initial_images, loops_of, make_criterion, require_alone
 from .config import Config, to_yaml
 from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset, stratified_split
 from .device import cache_bytes, resolve_device
-from .distillation import Loop, State, read_history, require_possible, run
+from .distillation import Iterations, Loop, State, read_history, require_possible, run
 from .distilled import FILE, DistilledDataset, load
 from .engines import Task, select
 from .errors import ConfigError, DatasetError
 from .evaluation import AccuracyRow, EvaluationReport, RobustScore, evaluate
 from .experts import ExpertStore, curriculum_of, prune, train_experts
-from .initialization import Teachers, initial_set
+from .initialization import InitialSet, Teachers, initial_set
 from .keep import format_keep
 from .presentation import present
 from .presets import make_settings
@@ -81,7 +82,8 @@ def distill(
         dataset: a name ("digits" needs no download), "imagefolder:PATH", tensors, or torch data sets; see
             :func:`pad_fast.load_dataset`.
         ipc: synthetic images per class.
-        method: "pad", "datm", "ftd", "mtt" or "tesla": settings of one loop.
+        method: "pad", "datm", "ftd", "mtt" or "tesla": settings of trajectory matching; "dc" or "dsa" (gradient
+            matching) or "dm" (distribution matching).
         config: a YAML file (ours or the reference's), a mapping, or a ready :class:`Config`, which then decides
             everything that is not given in `overrides`.
         preset: published settings by name, e.g. "cifar10-ipc10".
@@ -156,34 +158,40 @@ class Pipeline:
         resume: bool,
         overwrite: bool,
         log: Sequence[str] = (),
+        cache: Path | None = None,
     ) -> None:
         self.config, self.out, self.device, self.progress = config, out, device, progress
         self.resume, self.overwrite = resume, overwrite
         self.log, self.stages = tuple(log), StageLog(out, device)
+        # Stages that several runs share, perhaps in several processes at a time.
+        self.shared = cache is not None
+        self.cache = out / "cache" if cache is None else cache
 
     def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None, *, download: bool = False) -> DistilledDataset:
         """All stages; returns the evaluated result."""
         config = self.config
         with self.stages.stage("data"):
             data, validation = configured_data(config, dataset, data_dir, download=download)
-            self._require_usable(data)
+            self.require_usable(data)
             distributed.group().require_shared(files.require_writable(self.out))
             self._claim(data)
             normalization = fit_normalization(data, "zca" if config.zca else "mean-std")
         difficulty: Difficulty | None = None
         if config.buffer_path is None:
-            with self.stages.stage("scores"):
+            with self.stages.stage("scores"), self._alone("scores"):
                 difficulty = self._difficulty(data)
                 if difficulty is None and needs_order(config):
                     difficulty = self._score(data, normalization)
                 self._preview(data, normalization, difficulty)
-            with self.stages.stage("experts"):
-                store = self._experts(data, normalization, difficulty)
-        else:
+        store: ExpertStore | None = None
+        if config.buffer_path is not None:
             store = self._given_experts(data)
             self._preview(data, normalization, None)
+        elif config.uses_experts:
+            with self.stages.stage("experts"), self._alone("experts"):
+                store = self._experts(data, normalization, difficulty)
         with self.stages.stage("distill"):
-            distilled = self._distill(data, validation, normalization, store)
+            distilled = self._distill(data, validation, normalization, store, difficulty)
         with self.stages.stage("evaluate"):
             report = self._evaluate(distilled, data, difficulty)
         distilled = DistilledDataset(**{**vars(distilled), "evaluation": report.rows})
@@ -207,9 +215,18 @@ class Pipeline:
             for tracker in trackers:
                 tracker.close()
 
+    def _alone(self, stage: str) -> AbstractContextManager[None]:
+        """Held while a stage that other runs share is looked up or made."""
+        return files.locked(self.cache / f"{stage}.lock") if self.shared else nullcontext()
+
     # -- checks before any work ------------------------------------------------------------------------------------
 
-    def _require_usable(self, data: ImageDataset) -> None:
+    def require_usable(self, data: ImageDataset) -> None:
+        """Prove that the settings fit each other and the data.
+
+        Raises:
+            InputError: they do not. BackendError: the backend asked for cannot serve this.
+        """
         config = self.config
         sizes = [len(data.images_of_class(label)) for label in range(data.classes)]
         if config.pix_init != "noise" and min(sizes) < config.ipc:
@@ -220,19 +237,29 @@ class Pipeline:
             )
         network = self._spec(data).build(config.seed, "probe")
         DSA(config.dsa, mode=config.dsa_mode)
-        require_possible(config, network)
         cache_bytes(config.cache, self.device)
-        select(config.backend, Task(network, self.device, torch.float32, config.gradient, config.precision))
+        if config.uses_experts:
+            require_possible(config, network)
+            select(config.backend, Task(network, self.device, torch.float32, config.gradient, config.precision))
+        else:
+            require_alone(config)
+            make_criterion(config, network, self.device)
         if config.order_file is not None and needs_order(config):
             self._difficulty(data)
         if config.buffer_path is not None:
             self._given_experts(data)
-        else:
+            return
+        if config.uses_experts:
             config.require_snapshots(config.train_epochs, "experts are trained for train_epochs")
             self._require_kept()
-            labels = [data.images_of_class(label) for label in range(data.classes)]
-            pruned = [len(indices) for indices in prune(labels, config.prune)]
-            curriculum_of(config).require_images(config.train_epochs, pruned)
+        labels = [data.images_of_class(label) for label in range(data.classes)]
+        pruned = [len(indices) for indices in prune(labels, config.prune)]
+        curriculum_of(config).require_images(config.train_epochs, pruned)
+        if not config.uses_experts and config.pix_init != "noise" and min(pruned) < config.ipc:
+            raise DatasetError(
+                f"prune {config.prune!r} leaves {min(pruned)} images of a class, fewer than ipc {config.ipc}; "
+                "drop fewer, lower ipc or use pix_init noise"
+            )
 
     def _require_kept(self) -> None:
         """Before experts are trained whose snapshots would then be missing."""
@@ -253,8 +280,8 @@ class Pipeline:
         if begun and not self.overwrite:
             theirs = files.read_json(path, "run description")
             skip = set(self.config.describe("run", "evaluate"))
-            if self.resume:
-                skip.add("iterations")  # a finished run may be continued for longer
+            if self.resume and may_go_on(self.config):
+                skip.add("iterations")
             different = [k for k in mine if k not in skip and mine[k] != theirs.get(k)]
             if different:
                 key = different[0]
@@ -285,7 +312,7 @@ class Pipeline:
             difficulty = Difficulty.load(config.order_file)
             difficulty.require(data)
             return difficulty
-        path = _scores_path(self.out, data.fingerprint, config)
+        path = _scores_path(self.cache, data.fingerprint, config)
         if path.exists():
             self.progress.say(f"scores: reusing {path} (same settings)")
             self.stages.reused()
@@ -294,7 +321,7 @@ class Pipeline:
 
     def _score(self, data: ImageDataset, normalization: Normalization) -> Difficulty:
         """Scores from scratch, or from the networks that a killed run has left."""
-        path = _scores_path(self.out, data.fingerprint, self.config)
+        path = _scores_path(self.cache, data.fingerprint, self.config)
         kept = path.with_suffix(".networks")
         difficulty = score_as_configured(
             self.config, data, normalization, self.device, self.progress, networks_dir=kept
@@ -308,7 +335,7 @@ class Pipeline:
         # A store that lacks snapshots must not be taken for another one.
         described["keep"] = format_keep(config.kept_snapshots)
         described["threads"] = "one" if config.workers else "all"
-        folder = self.out / "cache" / f"experts-{_key(data.fingerprint, described)}"
+        folder = self.cache / f"experts-{_key(data.fingerprint, described)}"
         if folder.exists() and len(ExpertStore.open(folder)) >= config.num_experts:
             self.progress.say(f"experts: reusing {folder} (same settings)")
             self.stages.reused()
@@ -333,21 +360,32 @@ class Pipeline:
         return store
 
     def _distill(
-        self, data: ImageDataset, validation: ImageDataset | None, normalization: Normalization, store: ExpertStore
+        self,
+        data: ImageDataset,
+        validation: ImageDataset | None,
+        normalization: Normalization,
+        store: ExpertStore | None,
+        difficulty: Difficulty | None,
     ) -> DistilledDataset:
         config = self.config
         described = config.describe("data", "scores", "experts", "distill")
-        described.pop("iterations")
+        if may_go_on(config):
+            described.pop("iterations")
         key = _key(data.fingerprint, described, torch.__version__)
         done = self.out / FILE
         checkpoint = self.out / "checkpoint"
-        network = self._spec(data).build(config.seed, "student")
         if checkpoint.exists() and done.exists() and not self.overwrite:
             state = State.load(checkpoint, key, self.device)
             if state.iteration == config.iterations:
                 self.progress.say(f"distill: reusing {done} (same settings)")
                 self.stages.reused()
                 return load(done)
+        source: ExpertStore | RealImages
+        if store is None:
+            shown = prune(order_of(data, difficulty), config.prune)
+            source = RealImages(normalization.apply(data.train_images), shown, curriculum_of(config))
+        else:
+            source = store
         history: list[dict[str, float]] = []
         if self.resume and checkpoint.exists():
             state = State.load(checkpoint, key, self.device)
@@ -362,20 +400,11 @@ class Pipeline:
         else:
             if self.resume:
                 self.progress.say(f"distill: no checkpoint in {self.out} yet, starting at iteration 0")
-            task = Task(network, self.device, torch.float32)
-            teachers = Teachers(store, select(config.backend, task), task)
-            initial = initial_set(
-                config.pix_init,
-                config.ipc,
-                normalization.apply(data.train_images),
-                data,
-                teachers,
-                seed=config.seed,
-            )
+            initial = self._initial(data, normalization, source)
             for note in initial.notes:
                 self.progress.say(f"init: {note}")
             state = State.start(initial.images, initial.label_logits, initial.labels, config, self.device)
-        loop = Loop(network, store, config, self.device)
+        loop = self._loop(data, source)
 
         def result() -> DistilledDataset:
             images = state.images if state.average is None else state.average
@@ -390,7 +419,7 @@ class Pipeline:
                 class_names=data.class_names,
             )
 
-        iterates = self.out / "cache" / f"iterates-{key}"
+        iterates = self.cache / f"iterates-{key}"
 
         def keep(state: State) -> None:
             if state.iteration % config.validation_every == 0 and distributed.group().main:
@@ -420,6 +449,27 @@ class Pipeline:
             group.on_main("the last iterate to be written", lambda: last.save(self.out / LAST))
         group.on_main("the distilled set to be written", lambda: distilled.save(self.out))
         return distilled
+
+    def _initial(
+        self, data: ImageDataset, normalization: Normalization, source: ExpertStore | RealImages
+    ) -> InitialSet:
+        config = self.config
+        if isinstance(source, RealImages):
+            return initial_images(config, source)
+        task = Task(self._spec(data).build(config.seed, "student"), self.device, torch.float32)
+        teachers = Teachers(source, select(config.backend, task), task)
+        images = normalization.apply(data.train_images)
+        return initial_set(config.pix_init, config.ipc, images, data, teachers, seed=config.seed)
+
+    def _loop(self, data: ImageDataset, source: ExpertStore | RealImages) -> Iterations:
+        """The iterations of the method's criterion."""
+        config, spec = self.config, self._spec(data)
+        if not isinstance(source, RealImages):
+            return Loop(spec.build(config.seed, "student"), source, config, self.device)
+        note = loops_of(config)[-1]
+        if note is not None:
+            self.progress.say(note)
+        return BatchLoop(spec, source, config, self.device)
 
     def _best(self, iterates: Path, last: DistilledDataset, validation: ImageDataset) -> DistilledDataset:
         """The iterate whose networks are best on the validation images, which nothing else has seen."""
@@ -457,7 +507,7 @@ class Pipeline:
             "momentum": config.eval_momentum,
             "weight_decay": config.eval_weight_decay,
             "dsa_mode": config.dsa_mode,
-            "cache_dir": self.out / "cache" / "evaluation",
+            "cache_dir": self.cache / "evaluation",
             "device": str(self.device),
             "backend": config.backend,
             "progress": self.progress,
@@ -513,6 +563,18 @@ def configured_data(
 def needs_order(config: Config) -> bool:
     """Whether anything in the run depends on how hard images are."""
     return config.curriculum or config.prune != "none"
+
+
+def may_go_on(config: Config) -> bool:
+    """Whether a finished run may be continued for longer: not where a curriculum was stretched over its iterations."""
+    return config.uses_experts or not config.curriculum
+
+
+def order_of(data: ImageDataset, difficulty: Difficulty | None) -> list[torch.Tensor]:
+    """Dataset indices per class, easy to hard where that is known."""
+    if difficulty is not None:
+        return difficulty.order
+    return [data.images_of_class(label) for label in range(data.classes)]
 
 
 def score_as_configured(
@@ -596,8 +658,8 @@ def _stored_report(stored: Mapping[str, Any]) -> EvaluationReport:
     return EvaluationReport(rows, tuple(scores))
 
 
-def _scores_path(out: Path, fingerprint: str, config: Config) -> Path:
-    return out / "cache" / f"scores-{_key(fingerprint, config.describe('data', 'scores'))}.safetensors"
+def _scores_path(cache: Path, fingerprint: str, config: Config) -> Path:
+    return cache / f"scores-{_key(fingerprint, config.describe('data', 'scores'))}.safetensors"
 
 
 def _key(*parts: Any) -> str:

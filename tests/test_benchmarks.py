@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks import harness, rivals
+from benchmarks import matching as matching_suite
 from benchmarks import scoring as scoring_suite
 from benchmarks import training as training_suite
 from benchmarks import unroll as unroll_suite
@@ -67,6 +68,26 @@ def test_both_sides_of_the_training_suite_end_alike():
         relative_error(job.ours(GSAM(0.01, rho=0.01, alpha=0.3), "cpu") - job.start, plain) < training_suite.TOLERANCE
     )
     assert relative_error(job.plain_gsam(True) - job.start, plain) < training_suite.TOLERANCE
+
+
+@pytest.mark.parametrize("part", [part for parts in matching_suite.PARTS.values() for part in parts])
+def test_both_sides_of_the_matching_suite_end_alike(part):
+    require_native()
+    case = matching_suite.Case(part, 2, batch_real=5, model="ConvNetD2W16", lr_init=0.3)
+    plain = matching_suite.RIVALS["loop over classes"](case, part)
+    for name in ("ours", "loop over classes, tuned"):
+        assert relative_error(matching_suite.RIVALS[name](case, part), plain) < 1e-3, name
+
+
+def test_an_iteration_is_put_together_from_its_parts():
+    parts = {"dm update": 2.0, "dsa update": 3.0, "dsa epoch": 0.5}
+    rows = [
+        {"part": part, "rival": rival, "seconds": {"median": seconds}}
+        for part, seconds in parts.items()
+        for rival in matching_suite.RIVALS
+    ]
+    assert {row["seconds"] for row in matching_suite.whole("dm", rows, 10)} == {2.0}
+    assert {row["seconds"] for row in matching_suite.whole("dsa", rows, 10)} == {10 * 3.0 + 9 * 50 * 0.5}
 
 
 @pytest.mark.slow

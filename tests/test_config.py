@@ -215,6 +215,8 @@ def changed_everywhere() -> Config:
         "keep": "0:22,-1",
         "expert_storage": "float16",
         "split": "batch",
+        "outer_loop": 3,
+        "inner_loop": 7,
         "lr_lr": 1e-7,
     }
     values = {}

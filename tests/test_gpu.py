@@ -20,6 +20,9 @@ from pad_fast.engines import Task, record_backends, registry, select
 from pad_fast.engines.steps import Operations, Steps
 from pad_fast.engines.triton import TritonEngine
 from pad_fast.errors import BackendError
+from pad_fast.kernels.launch import counting
+from pad_fast.matching.distributions import match_distributions
+from pad_fast.matching.gradients import channels_of, match_gradients
 from pad_fast.models import FlatNetwork
 from pad_fast.optimizers import GSAM, SGD
 from pad_fast.training import Trainer
@@ -500,6 +503,40 @@ def test_distilling_on_the_gpu(tmp_path):
     assert bool(results[0].images.isfinite().all())
 
 
+@pytest.mark.parametrize("backend", ["autograd", "triton"])
+def test_gradient_and_distribution_matching_on_the_gpu(backend):
+    torch.manual_seed(0)
+    module = ConvNet(width=16, depth=2, resolution=16, classes=3).double()
+    network = FlatNetwork(module)
+    theta, channels = network.initial(), channels_of(network, ParameterMask.layers(1))
+    real = [torch.randn(6, 3, 16, 16, dtype=torch.float64) for _ in range(3)]
+    made = torch.randn(3, 2, 3, 16, 16, dtype=torch.float64)
+    task = Task(network, torch.device("cpu"), torch.float64, "exact")
+    engine = select("autograd", task)
+    truth = match_gradients(engine, task, theta, real, made, channels)
+    truth += match_distributions(engine, task, theta, real, made, (1, 2))
+    module.to(GPU)
+    there = Task(FlatNetwork(module), GPU, torch.float64, "exact")
+    engine = select(backend, there)
+    moved = (theta.to(GPU), [images.to(GPU) for images in real], made.to(GPU))
+    with counting() as count:
+        mine = match_gradients(engine, there, *moved, channels)
+    assert "_distance_kernel" in [name for name, _ in count.launches]
+    mine += match_distributions(engine, there, *moved, (1, 2))
+    for actual, expected in zip(mine, truth, strict=True):
+        assert relative_error(actual, expected) < DOUBLE, describe_difference(actual, expected)
+
+
+@pytest.mark.parametrize("method", ["dsa", "dm"])
+def test_distilling_by_batches_on_the_gpu(tmp_path, method):
+    import pad_fast
+
+    settings = {"method": method, "model": "ConvNetD2W16", "ipc": 2, "iterations": 12, "eval_networks": 1}
+    result = pad_fast.distill(out=tmp_path, device="cuda", eval_epochs=20, eval_baselines=False, **settings)
+    assert [row["iteration"] for row in result.history] == list(range(12))  # some are begun before others are settled
+    assert result.images.device.type == "cpu" and bool(result.images.isfinite().all())
+
+
 def test_metrics_do_not_depend_on_when_losses_are_looked_at(tmp_path, monkeypatch):
     import pad_fast
 
@@ -519,6 +556,7 @@ def test_metrics_do_not_depend_on_when_losses_are_looked_at(tmp_path, monkeypatc
 
 SANITIZED = """
 import torch
+import pad_fast
 from pad_fast import DSA, ConvNet, ParameterMask, trajectory_matching_loss
 torch.manual_seed(0)
 net = ConvNet(channels=2, classes=3, width=5, depth=2, resolution=7).cuda()

@@ -134,11 +134,12 @@ class Plan {
   std::ptrdiff_t cache_bytes(std::ptrdiff_t batch) const { return engine_->cache_bytes(batch); }
   std::unique_ptr<Cache> make_cache() const { return std::unique_ptr<Cache>(engine_->make_cache()); }
 
-  void forward(std::uintptr_t theta, std::uintptr_t x, std::ptrdiff_t batch, std::uintptr_t logits) {
+  void forward(std::uintptr_t theta, std::uintptr_t x, std::ptrdiff_t batch, std::uintptr_t logits,
+               std::uintptr_t features) {
     check(batch);
     py::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(mutex_);
-    engine_->forward(pointer(theta), pointer(x), batch, pointer(logits));
+    engine_->forward(pointer(theta), pointer(x), batch, pointer(logits), pointer(features));
   }
   double loss_and_grad(std::uintptr_t theta, std::uintptr_t x, std::ptrdiff_t batch, std::uintptr_t labels,
                        const std::string& kind, std::uintptr_t grad, std::uintptr_t logits, Cache* cache) {
@@ -198,8 +199,8 @@ void bind_unroll(py::module_& m) {
       .def("workspace_bytes", &Plan::workspace_bytes, "Bytes held now; grows with the largest batch seen, then stays.")
       .def("cache_bytes", &Plan::cache_bytes, py::arg("batch"), "Bytes a Cache takes for a batch of this size.")
       .def("make_cache", &Plan::make_cache, py::keep_alive<0, 1>())
-      .def("forward", &Plan::forward, py::arg("theta"), py::arg("x"), py::arg("batch"), py::arg("logits"),
-           "logits[B, K] <- network(theta, x); overwrites.")
+      .def("forward", &Plan::forward, py::arg("theta"), py::arg("x"), py::arg("batch"), py::arg("logits") = 0,
+           py::arg("features") = 0, "Overwrites, unless 0, logits[B, K] and the classifier's inputs features[B, F].")
       .def("loss_and_grad", &Plan::loss_and_grad, py::arg("theta"), py::arg("x"), py::arg("batch"), py::arg("labels"),
            py::arg("kind"), py::arg("grad"), py::arg("logits") = 0, py::arg("cache") = nullptr,
            "Mean cross entropy; overwrites grad[P] and, unless 0, logits[B, K]; fills the cache if given.")
