@@ -225,16 +225,17 @@ tbody th { font-weight: 500; }
 .side tbody th { white-space: nowrap; max-width: 10rem; overflow: hidden; text-overflow: ellipsis; }
 .chart { margin: 0; font-size: .8rem; color: var(--soft); }
 .plot { position: relative; height: 240px; margin: .3rem .8rem 1.5rem 3.4rem; }
-.plot svg { position: absolute; inset: 0; width: 100%; height: 100%; border-bottom: 1px solid var(--soft); }
+.plot svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible;
+  border-bottom: 1px solid var(--soft); }
 .plot path { fill: none; vector-effect: non-scaling-stroke; stroke-linejoin: round; stroke-linecap: round; }
 path.grid { stroke: var(--rule); stroke-width: 1; }
 path.raw { stroke: var(--pale); stroke-width: 1; }
 path.main { stroke: var(--accent); stroke-width: 2.2; }
-path.dot { stroke-width: 8; }
 path.limit { stroke: var(--soft); stroke-width: 1.2; stroke-dasharray: 5 4; }
 path.mark { stroke: var(--warn); stroke-width: 1.5; }
 path.series { stroke: var(--c); stroke-width: 2; }
 path.c4, path.c5, path.c6, path.c7 { stroke-dasharray: 7 4; }
+.plot path.dot { stroke-width: 8; stroke-dasharray: none; }
 path.spread { stroke: var(--ink); stroke-width: 1.5; }
 .plot path.area { fill: var(--pale); stroke: none; }
 rect.part { fill: var(--c); }
