@@ -169,8 +169,8 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin-top: .9rem; font-s
 .notes { padding-left: 1.2rem; }
 .hidden { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
 .scroll { overflow-x: auto; }
-.state { display: flex; align-items: center; gap: .7rem; }
-.state progress { flex: 1; max-width: 16rem; height: .55rem; accent-color: var(--accent); }
+.state { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem .7rem; }
+.state progress { flex: 1 1 8rem; max-width: 16rem; height: .55rem; accent-color: var(--accent); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1.2rem 0 0; }
 .tiles div { display: flex; flex-direction: column; background: var(--card); border-radius: 8px; padding: .7rem .8rem; }
 .tiles dt { color: var(--soft); font-size: .82rem; overflow-wrap: anywhere; }

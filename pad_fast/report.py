@@ -105,7 +105,7 @@ def render_report(data: ReportData, *, refresh: int | None = None) -> str:
 
 def _sections(data: ReportData) -> list[str]:
     return [
-        accuracy_section(data.accuracy),
+        accuracy_section([row for row in data.accuracy if row.model == data.accuracy[0].model]),
         _cross_architecture(data.accuracy),
         _robust(data.robust),
         _images(data),
@@ -224,7 +224,10 @@ def _cross_architecture(rows: Sequence[AccuracyRow]) -> str:
     if len(models) < 2:
         return section(
             "Other networks",
-            empty(f"Evaluated on {models[0]} only. `pad-fast evaluate RUN --model MLP --model LeNet` tries others."),
+            empty(
+                f"Evaluated on {models[0]} only. `pad-fast evaluate RUN --model MLP --out RUN/evaluation-mlp.json` "
+                "adds another to the next report."
+            ),
             name="networks",
         )
     found = {(row.name, row.model): row for row in reversed(rows)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -98,7 +99,7 @@ def read_run(folder: Path) -> RunFolder:
             timing = read_timing(folder)
             stages, environment, finished = timing.stages, timing.environment, timing.finished
         except StoreError as error:
-            notes.append(str(error))
+            notes.append(str(error).replace(f"{folder}{os.sep}", ""))
     preview = _optional(folder / "preview.safetensors", lambda: read_preview(folder), notes)
     history = read_metrics(folder / METRICS, notes)
     # A run that replaces another finds its results in the folder; until its own stages are over they are not its.
@@ -149,7 +150,7 @@ def read_metrics(path: Path, notes: list[str]) -> tuple[Mapping[str, float], ...
     except FileNotFoundError:
         return ()
     except OSError as error:
-        notes.append(f"cannot read {path}: {error.strerror or error}")
+        notes.append(f"cannot read {path.name}: {error.strerror or error}")
         return ()
     rows: list[Mapping[str, float]] = []
     for number, line in enumerate(lines[:-1], 1):
@@ -204,6 +205,7 @@ def _so_far(path: Path, settings: Mapping[str, Any], preview: Preview | None, ro
 
 def _evaluation(path: Path) -> tuple[tuple[AccuracyRow, ...], tuple[RobustScore, ...]]:
     stored = files.read_json(path, "evaluation")
+    stored = {"rows": stored} if isinstance(stored, list) else stored
     try:
         rows = tuple(AccuracyRow(str(r["name"]), str(r["model"]), _numbers(r["accuracies"])) for r in stored["rows"])
         scores = tuple(
@@ -243,5 +245,6 @@ def _optional(path: Path, read: Any, notes: list[str]) -> Any:
     try:
         return read()
     except StoreError as error:
-        notes.append(str(error))
+        # Where the folder lies is nobody's business whom the page is sent to.
+        notes.append(str(error).replace(f"{path.parent}{os.sep}", ""))
         return None

@@ -193,6 +193,7 @@ def test_more_networks_beside_the_run(run):
     scores = [{"name": "LRS", "trained_on": "PAD", "model": "MLP", "values": [0.25, 0.75]}]
     (run / "evaluation-mlp.json").write_text(json.dumps({"rows": rows, "scores": scores}))
     page = page_of(run)
+    assert not [cells for cells in page.rows if cells[:2] == ["PAD", "MLP"]], "the first table is of the run's network"
     (crossed,) = [cells for cells in page.rows if cells[0] == "MLP"]
     header = next(cells for cells in page.rows if cells[0] == "Network")
     assert dict(zip(header, crossed, strict=True))["PAD"] == "30.5 ± 0.7"
@@ -232,7 +233,8 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(run, name):
     for content in (b"", b"[1]", b"something else " * 9):
         (run / name).write_bytes(content)
         page = page_of(run)
-        assert name in page.text[: page.text.index("Test accuracy")], content
+        top = page.text[: page.text.index("Test accuracy")]
+        assert name in top and str(run) not in top, content
         assert "30 iterations" in page.text
     (run / name).unlink()
     page = page_of(run)
