@@ -9,6 +9,7 @@
 `at-once`  experts of the digits, one after another on all threads against one per process and thread.
 `storage`  bytes read in 1,000 iterations against loading whole replay buffers, time to open a sparse store of 10 GB,
            and memory while distilling from a small and a large store.
+`rounding` what storing experts in two bytes does: error of the matched segments, losses and accuracy on the digits.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ from torch import Tensor
 from benchmarks import harness
 from benchmarks.rivals import keep_freed_memory, plain_gsam_epoch
 from benchmarks.training import TOLERANCE, Job, load_images
-from pad_fast import DSA, ConvNet, ExpertStore, Progress, files, train_experts
+from pad_fast import DSA, ConvNet, ExpertStore, Progress, distill, files, train_experts
 from pad_fast.config import Config
 from pad_fast.device import resolve_device
 from pad_fast.distillation import Loop, State
+from pad_fast.experts import convert_experts
+from pad_fast.experts.expert_file import STORAGES
 from pad_fast.experts.snapshots import Snapshots
 from pad_fast.models import FlatNetwork
 from pad_fast.optimizers import GSAM
 from pad_fast.rng import generator
 from pad_fast.schedule import draw
 
-PARTS = ("epoch", "at-once", "storage")
+PARTS = ("epoch", "at-once", "storage", "rounding")
 _PARAMETERS = 320_010  # ConvNet D3 W128 on CIFAR-10
 _CHECKED = 512  # images of the epoch whose weights are compared
 
@@ -241,6 +244,48 @@ def measure_memory() -> list[dict[str, Any]]:
     return rows
 
 
+def measure_rounding() -> list[dict[str, Any]]:
+    """The digits, one image per class, from the same experts in three kinds of storage."""
+    rows: list[dict[str, Any]] = []
+    quiet = Progress(quiet=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        exact = train_experts(
+            "digits", out=folder / "float32", experts=5, epochs=10, model="ConvNetD2W32", batch=64, lr=0.02,
+            dsa="color_crop_scale_rotate", progress=quiet,
+        )  # fmt: skip
+        for storage in STORAGES:
+            if storage != "float32":
+                convert_experts(exact.folder, folder / storage, storage=storage, progress=quiet)
+            store = ExpertStore.open(folder / storage)
+            errors = []
+            for expert, start in ((e, s) for e in range(len(exact)) for s in range(8)):
+                whole, ours = (
+                    each.snapshot(expert, start + 2) - each.snapshot(expert, start) for each in (exact, store)
+                )
+                errors.append(harness.relative_error(ours, whole))
+            accuracies, losses = [], []
+            for seed in range(3):
+                result = distill(
+                    out=folder / f"run-{storage}-{seed}", buffer_path=str(folder / storage), seed=seed, iterations=200,
+                    eval_networks=3, eval_epochs=300, eval_baselines=False, train_epochs=10, max_start_epoch=8,
+                    curriculum=False, progress=quiet,
+                )  # fmt: skip
+                (row,) = result.evaluation
+                accuracies += row.accuracies
+                losses += [entry["loss"] for entry in result.history[-50:]]
+            rows.append(
+                {
+                    "part": "rounding",
+                    "storage": storage,
+                    "segment_error": harness.summary(errors),
+                    "loss": harness.summary(losses),
+                    "accuracy": harness.summary(accuracies),
+                }
+            )
+    return rows
+
+
 def main() -> None:
     """Print what was measured, part by part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -272,6 +317,8 @@ def main() -> None:
         show(count_bytes())
         show(time_opening(options.rounds))
         show(measure_memory())
+    if "rounding" in options.parts:
+        show(measure_rounding())
     if "at-once" in options.parts:
         show(time_at_once(options.rounds))
     if "epoch" in options.parts:
