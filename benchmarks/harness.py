@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,12 @@ class Worker:
         self._process.wait()
 
 
-def serve(run: Callable[[], Sequence[Tensor]]) -> None:
-    """Answer a :class:`Worker`'s requests: `save FILE`, `compare FILE` (error of the first result), `time`."""
+def serve(run: Callable[[], Sequence[Tensor]], *, check: Callable[[], Sequence[Tensor]] | None = None) -> None:
+    """Answer a :class:`Worker`'s requests: `save FILE`, `compare FILE` (error of the first result), `time`.
+
+    `check` is what is saved and compared where `run` would take too long for it.
+    """
+    check = check or run
     for line in sys.stdin:
         request, _, path = line.strip().partition(" ")
         if request == "time":
@@ -73,11 +77,11 @@ def serve(run: Callable[[], Sequence[Tensor]]) -> None:
             run()
             print(time.perf_counter() - start, flush=True)
         elif request == "save":
-            torch.save([tensor.detach() for tensor in run()], path)
+            torch.save([tensor.detach() for tensor in check()], path)
             print("saved", flush=True)
         else:
             truth = torch.load(path, weights_only=True)
-            print(relative_error(run()[0], truth[0]), flush=True)
+            print(relative_error(check()[0], truth[0]), flush=True)
 
 
 def alternate(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[float]]:
@@ -136,6 +140,14 @@ def write(path: Path | None, suite: str, command: str, rows: list[dict[str, Any]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"written to {path}")
+
+
+def earlier_rows(path: Path | None, replaced: Collection[str]) -> list[dict[str, Any]]:
+    """Rows of an earlier result in `path` whose `part` is not among those measured now."""
+    if path is None or not path.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [row for row in rows if row["part"] not in replaced]
 
 
 def heading(command: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from . import distributed
 from ._version import __version__
 from .config import METHODS, Config
-from .errors import ConfigError, DistillationStopped, PadFastError, nearest
+from .errors import ConfigError, DistillationStopped, PadFastError, StoreError, nearest
 
 _STAGES: dict[str, tuple[str, ...]] = {
     "score": ("data", "scores", "run"),
@@ -34,10 +34,16 @@ _STAGE_TITLES = {
 }
 
 
+_EXPERT_COMMANDS = ("info", "verify", "convert")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 stopped with a checkpoint, 2 unusable input, 130 interrupted."""
     parser = build_parser()
-    options, unknown = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["experts"] and words[1:2] and words[1] in _EXPERT_COMMANDS:
+        words[:2] = [" ".join(words[:2])]
+    options, unknown = parser.parse_known_args(words)
     if unknown:
         flags = [flag for action in options.parser._actions for flag in action.option_strings]
         options.parser.error(f"unknown argument {unknown[0]!r}.{nearest(unknown[0], flags)}")
@@ -136,6 +142,22 @@ def build_parser() -> argparse.ArgumentParser:
     experts.add_argument("--out", required=True, metavar="DIR", help="folder of the store; repeating continues it")
     _add_settings(experts, "experts")
 
+    info = _command(commands, "experts info", "say what is in an expert store", _experts_info)
+    info.add_argument("store", metavar="DIR", help="a store, or a folder of replay_buffer_*.pt")
+
+    verify = _command(commands, "experts verify", "compare every byte of a store with its checksums", _experts_verify)
+    verify.add_argument("store", metavar="DIR", help="a store")
+
+    convert = _command(commands, "experts convert", "write experts in another form, one at a time", _experts_convert)
+    convert.add_argument("source", metavar="SRC", help="a store, or a folder of replay_buffer_*.pt")
+    convert.add_argument("destination", metavar="DST", help="folder to write to; repeating continues it")
+    convert.add_argument("--replay", action="store_true", help="write replay_buffer_*.pt instead of a store")
+    convert.add_argument("--keep", default="all", help="snapshots to keep: all, or e.g. 0:22,-1 (default: all)")
+    convert.add_argument(
+        "--expert-storage", default="float32", help="float32, float16 or bfloat16-delta (default: float32)"
+    )
+    convert.add_argument("--quiet", action="store_true", help="no progress")
+
     evaluate = _command(commands, "evaluate", "train fresh networks on a distilled set and test them", _evaluate)
     evaluate.add_argument("distilled", metavar="PATH", help="folder or file of a distilled set (the .pt trio too)")
     evaluate.add_argument("--dataset", help="real data (default: what the set was distilled from)")
@@ -165,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     bench = _command(commands, "bench", "measure engines against plain torch (in a source checkout)", _bench)
     bench.add_argument(
-        "suite", choices=("unroll", "training", "scoring", "evaluation", "matching"), help="what to measure"
+        "suite", choices=("unroll", "training", "scoring", "experts", "evaluation", "matching"), help="what to measure"
     )
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the suite, e.g. --rounds 3")
 
@@ -299,17 +321,19 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> Any:
-    """Config, data, normalisation, device and progress for the commands that run a single stage."""
+    """Config, data, normalisation, device and progress for the commands that run a single stage and write to --out."""
     from .data import fit_normalization
     from .device import resolve_device
-    from .pipeline import configured_data
+    from .pipeline import configured_data, normalization_caches
     from .presets import make_settings
 
     settings = make_settings(preset_name=options.preset, file=options.config, overrides=_given(options))
     config = settings.config
     device = resolve_device(options.device if options.device != "auto" else settings.device)
     data, _ = configured_data(config, config.dataset, options.data_dir or settings.data_dir, download=options.download)
-    normalization = fit_normalization(data, "zca" if config.zca else "mean-std")
+    out = Path(options.out)
+    caches = normalization_caches(out.parent if out.suffix else out)
+    normalization = fit_normalization(data, "zca" if config.zca else "mean-std", caches=caches)
     return config, data, normalization, device, _progress(options)
 
 
@@ -345,6 +369,38 @@ def _experts(options: argparse.Namespace) -> None:
             )
         difficulty = Difficulty.load(path)
     _print(repr(train_as_configured(config, data, normalization, difficulty, out, device, progress)))
+
+
+def _experts_info(options: argparse.Namespace) -> None:
+    from .experts import describe_store
+
+    _print(describe_store(options.store))
+
+
+def _experts_verify(options: argparse.Namespace) -> None:
+    from .experts import examine
+
+    findings = list(examine(options.store))
+    problems = [finding.problem for finding in findings if finding.problem is not None]
+    for problem in problems:
+        _print(problem)
+    if problems:
+        raise StoreError(f"{len(problems)} of {len(findings)} experts in {options.store} are damaged or missing")
+    _print(f"{len(findings)} experts, all as they were written")
+
+
+def _experts_convert(options: argparse.Namespace) -> None:
+    from .experts import convert_experts
+
+    store = convert_experts(
+        options.source,
+        options.destination,
+        replay=options.replay,
+        keep=options.keep,
+        storage=options.expert_storage,
+        progress=_progress(options),
+    )
+    _print(repr(store))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -175,7 +175,8 @@ class Pipeline:
             self.require_usable(data)
             distributed.group().require_shared(files.require_writable(self.out))
             self._claim(data)
-            normalization = fit_normalization(data, "zca" if config.zca else "mean-std")
+            kind = "zca" if config.zca else "mean-std"
+            normalization = fit_normalization(data, kind, caches=normalization_caches(self.out))
         difficulty: Difficulty | None = None
         if config.buffer_path is None:
             with self.stages.stage("scores"), self._alone("scores"):
@@ -558,6 +559,11 @@ def configured_data(
     kept, held_out = stratified_split(data.train_labels, fraction=config.validation_fraction, seed=config.seed)
     rest = replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
     return rest, replace(rest, test_images=data.train_images[held_out], test_labels=data.train_labels[held_out])
+
+
+def normalization_caches(out: Path) -> list[Path]:
+    """Where a fitted ZCA is kept for what is written to `out`, and looked for: a run's folder serves those in it."""
+    return [out / "cache", out.parent / "cache"]
 
 
 def needs_order(config: Config) -> bool:

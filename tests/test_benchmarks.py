@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import experts as experts_suite
 from benchmarks import harness, rivals
 from benchmarks import matching as matching_suite
 from benchmarks import scoring as scoring_suite
@@ -194,3 +195,20 @@ def test_workers_take_turns_and_report_their_death():
     dead = harness.Worker("benchmarks.unroll", "no such rival", "1", "1")
     with pytest.raises(RuntimeError, match="ended with status"):
         dead.ask("time")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts bytes with /proc")
+def test_distilling_reads_a_fiftieth_of_what_replay_buffers_cost():
+    whole, *ours = experts_suite.count_bytes(parameters=2000)
+    assert whole["bytes"] > 100 * 10 * 101 * 2000 * 4
+    assert [row["scheme"] for row in ours] == ["float32", "float16", "bfloat16-delta"]
+    assert min(row["times_fewer"] for row in ours) > 50 and ours[1]["times_fewer"] > 95
+
+
+def test_both_sides_of_an_expert_epoch_end_alike():
+    images, labels = training_suite.load_images(None, 24)
+    job = experts_suite.PublishedJob(images, labels, 8)
+    ends = {name: run(job) - job.start for name, run in experts_suite.RIVALS.items()}
+    assert float(ends["ours"].norm()) > 1e-3
+    for name in ("plain torch, tuned", "ours"):
+        assert harness.relative_error(ends[name], ends["plain torch"]) < 5e-2, name

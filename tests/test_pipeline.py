@@ -145,6 +145,37 @@ def test_more_experts_extend_the_store(tmp_path):
     assert {row["expert"] for row in fewer.history} == {0}
 
 
+def test_experts_may_keep_what_the_plan_reaches(tmp_path, finished):
+    changes = {"min_start_epoch": 1, "keep": "plan"}
+    sparse = distill(tmp_path / "sparse", **changes)
+    (folder,) = (tmp_path / "sparse" / "cache").glob("experts-*")
+    assert ExpertStore.open(folder).kept == (1, 3, 4)
+    full = distill(tmp_path / "full", **{**changes, "keep": "all"})
+    assert torch.equal(sparse.images, full.images) and sparse.history == full.history
+    with pytest.raises(StoreError, match=r"snapshot 0 was not kept: .* keeps 1,3:5"):
+        distill(tmp_path / "other", buffer_path=str(folder))
+    with pytest.raises(ConfigError, match="keep is '0:3', but these settings reach snapshots 3:5 as well"):
+        distill(tmp_path / "other", keep="0:3")
+    # Another plan needs other experts: the folder of the first is not taken for theirs.
+    distill(tmp_path / "sparse", keep="plan", overwrite=True)
+    assert len(list((tmp_path / "sparse" / "cache").glob("experts-*"))) == 2
+
+
+def test_whitening_is_fitted_once_in_a_run(tmp_path, monkeypatch):
+    from pad_fast.cli import main
+    from pad_fast.data import normalize
+
+    fits = []
+    original = normalize.fit_zca
+    monkeypatch.setattr(normalize, "fit_zca", lambda *a, **k: fits.append(1) or original(*a, **k))
+    distill(tmp_path / "run", zca=True)
+    distill(tmp_path / "run", zca=True, lr_img=11.0, overwrite=True)
+    chosen = flags({name: SMALL[name] for name in ("model", "num_experts", "train_epochs")})
+    arguments = ["--out", str(tmp_path / "run" / "experts"), "--zca", "--no-curriculum", "--quiet"]
+    assert main(["experts", *arguments, *chosen]) == 0
+    assert len(fits) == 1
+
+
 @pytest.mark.parametrize("method", ["datm", "ftd", "mtt", "tesla"])
 def test_other_methods_are_settings_of_the_same_loop(tmp_path, method):
     result = distill(tmp_path / method, method=method)
