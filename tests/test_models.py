@@ -15,6 +15,8 @@ from torch.func import functional_call
 from pad_fast.errors import InputError
 from pad_fast.models import ConvNet, network, network_names
 from pad_fast.models.convnet import default_depth
+from pad_fast.optimizers import SGD
+from pad_fast.training import NetworkSpec, Trainer
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 
@@ -326,3 +328,22 @@ def test_numpy_sizes_become_plain_integers() -> None:
     net = ConvNet(classes=np.int64(4), width=np.int32(8))  # type: ignore[arg-type]
     assert type(net.config.classes) is int
     assert type(net.config.width) is int
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution"),
+    [("ConvNetD2W16BN", 8), ("MLP", 8), ("LeNet", 16), ("AlexNet", 8), ("VGG11", 8), ("VGG11BN", 8)]
+    + [("ResNet18", 8), ("ResNet18BN", 8), ("ConvNetW16", 64), ("LeNet", 64)],
+)
+def test_networks_train(name: str, resolution: int) -> None:
+    """A few steps on noise with labels: the loss falls by a tenth at least, and testing uses the trained weights."""
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randn(8, 3, resolution, resolution, generator=draws)
+    labels = torch.arange(8) % 4
+    trainer = Trainer(NetworkSpec(name, 3, 4, resolution).build(0, "t"), device=torch.device("cpu"), backend="auto")
+    optimizer = SGD(0.02, momentum=0.9)
+    losses = [trainer.epoch(images, labels, [torch.arange(8)], optimizer) for _ in range(12)]
+    assert all(np.isfinite(losses)) and losses[-1] < 0.9 * losses[0]
+    before = trainer.logits(images)
+    trainer.theta = trainer.theta * 0.5
+    assert float((trainer.logits(images) - before).norm() / before.norm()) > 1e-3

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import pad_fast
-from pad_fast import DistilledDataset, ExpertStore, Progress
+from pad_fast import Config, DistilledDataset, ExpertStore, Progress, pipeline
 from pad_fast.errors import ConfigError, DatasetError, DistillationStopped, InputError, StoreError
 from pad_fast.presentation import present, report_data
 from pad_fast.report import render_report
@@ -403,3 +403,44 @@ def test_a_damaged_run_is_named(tmp_path):
     (out / "checkpoint").write_bytes(b"something else")
     with pytest.raises(StoreError, match="not a pad_fast checkpoint"):
         distill(out, resume=True)
+
+
+def test_a_held_out_part_chooses_the_iterate(tmp_path):
+    """Best and last are both in the table; the choice is the one validation.json shows, and a repeat keeps it."""
+    settings = {"validation_fraction": 0.25, "validation_every": 4, "validation_networks": 1, "eval_baselines": False}
+    out = tmp_path / "run"
+    result = distill(out, **settings)
+    assert [row.name for row in result.evaluation] == ["PAD, best", "PAD, last"]
+    chosen = json.loads((out / "validation.json").read_text())
+    means = {int(name): sum(values) for name, values in chosen["accuracies"].items()}
+    assert sorted(means) == [4, 8, 12] and chosen["best"] == max(means, key=lambda each: means[each])
+    saved = {int(folder.name): pad_fast.load(folder) for folder in (out / "cache").glob("iterates-*/*")}
+    assert sorted(saved) == [4, 8, 12]
+    assert torch.equal(result.images, saved[chosen["best"]].images)
+    last = pad_fast.load(out / "last")
+    assert torch.equal(last.images, saved[12].images) and not torch.equal(saved[4].images, last.images)
+    # Nothing else sees the part: whitening and experts are fitted to the rest.
+    whole = pad_fast.load_dataset("digits")
+    assert len(pad_fast.Difficulty.load(next((out / "cache").glob("scores-*"))).scores) == 1437 - 360
+    assert not torch.equal(result.whitening.state()["mean"], torch.tensor(whole.mean))
+    again = distill(out, **settings)
+    assert torch.equal(again.images, result.images) and again.evaluation == result.evaluation
+
+
+def test_iterates_are_kept_at_checkpoints():
+    with pytest.raises(ConfigError, match="validation_every is 5, .* every 4 iterations; make it a multiple"):
+        Config(validation_fraction=0.1, validation_every=5, checkpoint_every=4)
+
+
+def test_download_is_passed_on(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(dataset, **named):
+        asked.append((dataset, named["download"]))
+        raise DatasetError("not there")
+
+    monkeypatch.setattr(pipeline, "load_dataset", refuse)
+    for download in (False, True):
+        with pytest.raises(DatasetError, match="not there"):
+            pad_fast.distill("cifar10", ipc=1, out=tmp_path / "run", download=download)
+    assert asked == [("cifar10", False), ("cifar10", True)]
