@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, nearest
+from .keep import parse_keep
 
 METHODS = ("pad", "datm", "ftd", "mtt", "tesla")
 
@@ -69,6 +70,14 @@ class Config:
     removal1_ratio: float = _setting(0.1, "fraction removed first", stage="experts")
     removal2_ratio: float = _setting(0.2, "fraction removed in the end", stage="experts")
     prune: str = _setting("none", "drop a fraction of every class: hardest:0.2, easiest:0.1 or none", stage="experts")
+    keep: str = _setting(
+        "all", "snapshots to store: all, plan (what these settings can reach) or e.g. 0:22,-1", stage="experts"
+    )
+    expert_storage: str = _setting("float32", "float32 (exact), float16 or bfloat16-delta", stage="experts")
+    workers: int = _setting(
+        0, "experts trained at once, each on a thread of its own (0: one after another on all threads)", stage="run"
+    )
+    test_every: int = _setting(0, "test experts after every so many epochs (0: never)", stage="run")
     buffer_path: str | None = _setting(
         None, "use the experts in this folder (a store or replay_buffer_*.pt)", stage="experts"
     )
@@ -156,6 +165,19 @@ class Config:
                 f"max_start_epoch {self.max_start_epoch} + expert_epochs {self.expert_epochs} reaches snapshot "
                 f"{self.last_snapshot}, but {where} {epochs}; lower the start range or train experts longer"
             )
+
+    @property
+    def reached_snapshots(self) -> tuple[int, ...]:
+        """The expert snapshots that iterations can ask for: starts and targets."""
+        starts = range(self.min_start_epoch, self.max_start_epoch)
+        return tuple(sorted({*starts, *(start + self.expert_epochs for start in starts)}))
+
+    @property
+    def kept_snapshots(self) -> tuple[int, ...]:
+        """What `keep` means; a plan also reaches the last snapshots, which give the initial soft labels."""
+        if self.keep == "plan":
+            return tuple(sorted({*self.reached_snapshots, self.train_epochs}))
+        return parse_keep(self.keep, self.train_epochs)
 
     def describe(self, *stages: str) -> dict[str, Any]:
         """Settings of these stages (all of them when none is named), in declaration order."""
@@ -354,13 +376,15 @@ _POSITIVE = (
     "eval_full_epochs eval_batch batch_syn threshold resolution lr_img"
 ).split()
 _NOT_NEGATIVE = (
-    "gsam_rho gsam_alpha lr_lr lr_y min_start_epoch current_max_start_epoch eval_weight_decay layer_loss_every"
+    "gsam_rho gsam_alpha lr_lr lr_y min_start_epoch current_max_start_epoch eval_weight_decay layer_loss_every "
+    "workers test_every"
 ).split()
 _BELOW_ONE = "momentum_img momentum_lr momentum_y eval_momentum ema_decay".split()
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
     "score_method": ("el2n", "grand", "forgetting"),
     "expert_optimizer": ("gsam", "sgd"),
+    "expert_storage": ("float32", "float16", "bfloat16-delta"),
     "mask": ("none", "depth", "loss", "layers"),
     "pix_init": ("samples_predicted_correctly", "real", "noise"),
     "gradient": ("exact", "unroll", "tesla"),
@@ -386,6 +410,8 @@ def _check_ranges(config: Config) -> None:
         value = getattr(config, name)
         if value not in choices:
             raise ConfigError(f"{name} is {value!r}; use one of {', '.join(choices)}.{nearest(value, choices)}")
+    if config.keep != "plan":
+        parse_keep(config.keep, config.train_epochs)
     if config.min_start_epoch >= config.max_start_epoch:
         raise ConfigError(
             f"no start epoch can be drawn: min_start_epoch {config.min_start_epoch} is not below max_start_epoch "

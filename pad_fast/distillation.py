@@ -37,6 +37,9 @@ LATE = 8
 LAYER_LOSS = "layer_loss."
 """Begins the keys of a row of metrics.jsonl that hold the matching loss of one layer; its name follows."""
 
+AHEAD = 2
+"""How many iterations ahead the experts' snapshots are read."""
+
 _FORMAT = "pad_fast checkpoint 1"
 
 
@@ -190,6 +193,7 @@ class Loop:
         self.over_batches, self.over_trajectories = (group, ALONE) if config.split == "batch" else (ALONE, group)
         self.dsa = DSA(config.dsa, mode=config.dsa_mode)
         self.snapshots = Snapshots(store, device)
+        self._drawn: dict[tuple[int, int], Draw] = {}  # by iteration and number of images
         self.late = (LATE if device.type == "cuda" else 0) if late is None else late
         # After an iteration that stops the run, those begun behind it must not change anything.
         self._stopped = torch.zeros((), dtype=torch.bool, device=device)
@@ -213,7 +217,7 @@ class Loop:
         if not config.soft_labels and self._labels is None:
             self._labels = state.labels.to(self.device)
         labels = logits if self._labels is None else self._labels
-        drawn = draw(config, iteration, len(self.store), len(images))
+        drawn = self._draw(iteration, len(images))
         layers = self._layers(drawn, images, labels, lr, iteration)
         own = self._losses(drawn, images, labels, lr, iteration)
         loss = self.over_trajectories.joined(own.detach(), config.trajectories).mean()
@@ -288,12 +292,25 @@ class Loop:
             )
         return None
 
+    def _draw(self, iteration: int, images: int) -> Draw:
+        """What an iteration draws; the snapshots of this one and the next are asked for meanwhile."""
+        known, self._drawn = self._drawn, {}
+        for each in range(iteration, iteration + AHEAD + 1):
+            key = each, images
+            self._drawn[key] = known[key] if key in known else draw(self.config, each, len(self.store), images)
+        self.snapshots.prefetch([key for drawn in self._drawn.values() for pair in self._pairs(drawn) for key in pair])
+        return self._drawn[iteration, images]
+
+    def _pairs(self, drawn: Draw) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """(expert, epoch) of start and target of this rank's trajectories."""
+        own = [(drawn.experts[k], drawn.start_epochs[k]) for k in self.over_trajectories.part(self.config.trajectories)]
+        return [((expert, epoch), (expert, epoch + self.config.expert_epochs)) for expert, epoch in own]
+
     def _losses(self, drawn: Draw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int) -> Tensor:
         """Matching losses of this rank's trajectories `[K]`; their students take the same augmented batches."""
         config = self.config
-        own = [(drawn.experts[k], drawn.start_epochs[k]) for k in self.over_trajectories.part(config.trajectories)]
-        starts = torch.stack([self.snapshots.get(expert, epoch) for expert, epoch in own])
-        targets = torch.stack([self.snapshots.get(expert, epoch + config.expert_epochs) for expert, epoch in own])
+        pairs = [(self.snapshots.get(*start), self.snapshots.get(*target)) for start, target in self._pairs(drawn)]
+        starts, targets = (torch.stack(each) for each in zip(*pairs, strict=True))
         return trajectory_matching_loss(
             self.network,
             starts.to(images.dtype),

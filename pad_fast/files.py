@@ -6,7 +6,10 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         temporary = None
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -75,8 +78,11 @@ def read_json(path: str | os.PathLike[str], what: str) -> Any:
         raise StoreError(f"{what} {path} is not valid JSON ({error}); it is truncated or not ours") from error
 
 
-def read_torch(path: str | os.PathLike[str], what: str) -> Any:
+def read_torch(path: str | os.PathLike[str], what: str, *, mapped: bool = False) -> Any:
     """`torch.load` with `weights_only=True` on the CPU; never runs code from the file.
+
+    Args:
+        mapped: leave the tensors in the file until they are used, which files older than torch 1.6 do not allow.
 
     Raises:
         StoreError: the file is missing, truncated, or holds anything but tensors and plain containers.
@@ -87,6 +93,9 @@ def read_torch(path: str | os.PathLike[str], what: str) -> Any:
         raise StoreError(f"cannot read {what} {path}: {error.strerror or error}") from error
     with file:
         try:
+            if mapped and zipfile.is_zipfile(file):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises pickle, zip, runtime and even OS errors for foreign bytes
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -95,14 +104,111 @@ def read_torch(path: str | os.PathLike[str], what: str) -> Any:
             ) from error
 
 
-def pack_tensors(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> bytes:
-    """A safetensors file of `tensors` that says what it is in JSON; equal values give equal bytes.
+_TENSOR_TYPES = {
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
-    The description is one metadata key, because the library writes several in no fixed order.
+
+def tensor_pieces(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
+    """A safetensors file of `tensors` that says what it is in JSON, in pieces; equal values give equal bytes.
+
+    The pieces share the tensors' memory. The description is one metadata key, whose order nobody else decides.
     """
-    from safetensors.torch import save
+    # Large elements first, so that everything is aligned.
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": {"pad_fast": json.dumps(described)}}
+    start = 0
+    for name in ordered:
+        tensor = tensors[name]
+        stop = start + tensor.numel() * tensor.element_size()
+        kind = _TENSOR_TYPES[tensor.dtype]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little")
+    yield text
+    for name in ordered:
+        yield tensor_bytes(tensors[name])
 
-    return save({k: v.cpu().contiguous() for k, v in tensors.items()}, {"pad_fast": json.dumps(described)})
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The values of a CPU tensor; of a contiguous one they are its own memory."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def pack_tensors(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> bytes:
+    """:func:`tensor_pieces` in one."""
+    return b"".join(tensor_pieces(tensors, described))
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a safetensors file says about itself.
+
+    Attributes:
+        described: its description, see :func:`tensor_pieces`.
+        tensors: name -> (dtype as the format spells it, shape, first byte in the file, byte behind the last).
+    """
+
+    described: dict[str, Any]
+    tensors: dict[str, tuple[str, list[int], int, int]]
+
+
+def read_tensor_header(path: str | os.PathLike[str]) -> TensorHeader:
+    """Read the first bytes of a file of ours and check that the file is as long as they say.
+
+    Raises:
+        OSError, KeyError, TypeError, ValueError: missing, truncated or foreign; the caller knows what it was meant
+            to be.
+    """
+    with open(path, "rb") as file:
+        length = os.fstat(file.fileno()).st_size
+        size = int.from_bytes(file.read(8), "little")
+        if not 0 < size <= length - 8:
+            raise ValueError("truncated or foreign")
+        header = json.loads(file.read(size))
+    described = json.loads(header.pop("__metadata__")["pad_fast"])
+    tensors = {}
+    end = size + 8
+    for name, entry in header.items():
+        start, stop = (8 + size + int(offset) for offset in entry["data_offsets"])
+        tensors[name] = str(entry["dtype"]), [int(side) for side in entry["shape"]], start, stop
+        end = max(end, stop)
+    if end != length:
+        raise ValueError(f"{length:,} bytes long instead of {end:,}")
+    return TensorHeader(described, tensors)
+
+
+def seal(described: Mapping[str, Any]) -> dict[str, Any]:
+    """A description with a checksum of itself (CRC-32 of its JSON), as it comes back from a file."""
+    plain: dict[str, Any] = json.loads(json.dumps(described))
+    return {**plain, "checksum": _checksum(plain)}
+
+
+def unseal(sealed: Any) -> dict[str, Any]:
+    """The description in :func:`seal`.
+
+    Raises:
+        ValueError: it is not what it was.
+    """
+    if not isinstance(sealed, dict):
+        raise ValueError("no description")
+    plain = {key: value for key, value in sealed.items() if key != "checksum"}
+    if sealed.get("checksum") != _checksum(plain):
+        raise ValueError("the checksum of its description is wrong")
+    return plain
+
+
+def _checksum(plain: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
 
 def unpack_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -141,7 +247,7 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself durable; folders cannot be fsynced on some systems, which is fine."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)

@@ -35,6 +35,7 @@ from .errors import ConfigError, DatasetError
 from .evaluation import AccuracyRow, EvaluationReport, evaluate
 from .experts import ExpertStore, curriculum_of, prune, train_experts
 from .initialization import Teachers, initial_set
+from .keep import format_keep
 from .presentation import present
 from .presets import make_settings
 from .preview import write_preview
@@ -198,9 +199,20 @@ class Pipeline:
             self._given_experts(data)
         else:
             config.require_snapshots(config.train_epochs, "experts are trained for train_epochs")
+            self._require_kept()
             labels = [data.images_of_class(label) for label in range(data.classes)]
             pruned = [len(indices) for indices in prune(labels, config.prune)]
             curriculum_of(config).require_images(config.train_epochs, pruned)
+
+    def _require_kept(self) -> None:
+        """Before experts are trained whose snapshots would then be missing."""
+        config = self.config
+        lost = {*config.reached_snapshots, config.train_epochs} - set(config.kept_snapshots)
+        if lost:
+            raise ConfigError(
+                f"keep is {config.keep!r}, but these settings reach snapshots {format_keep(lost)} as well; use "
+                "keep plan, or all"
+            )
 
     def _claim(self, data: ImageDataset) -> None:
         """Write `config.yaml`, unless the folder belongs to a run with other settings."""
@@ -263,6 +275,9 @@ class Pipeline:
         config = self.config
         described = config.describe("data", "scores", "experts")
         described.pop("num_experts")  # more experts extend a store, fewer use the first of it
+        # A store that lacks snapshots must not be taken for another one.
+        described["keep"] = format_keep(config.kept_snapshots)
+        described["threads"] = "one" if config.workers else "all"
         folder = self.out / "cache" / f"experts-{_key(data.fingerprint, described)}"
         if folder.exists() and len(ExpertStore.open(folder)) >= config.num_experts:
             self.progress.say(f"experts: reusing {folder} (same settings)")
@@ -284,6 +299,7 @@ class Pipeline:
             }
         )
         config.require_snapshots(store.epochs, f"the experts in {store.folder} end at")
+        store.require_snapshots([*config.reached_snapshots, -1])
         return store
 
     def _distill(self, data: ImageDataset, normalization: Normalization, store: ExpertStore) -> DistilledDataset:
@@ -444,6 +460,10 @@ def train_as_configured(
         lr=config.lr_expert,
         dsa=config.dsa,
         dsa_mode=config.dsa_mode,
+        keep=format_keep(config.kept_snapshots),
+        storage=config.expert_storage,
+        test_every=config.test_every,
+        workers=config.workers,
         normalization=normalization,
         seed=config.seed,
         device=str(device),

@@ -212,6 +212,9 @@ def changed_everywhere() -> Config:
         "order_file": "orders/table.pt",
         "buffer_path": "a b/ä",
         "prune": "hardest:0.2",
+        "keep": "0:22,-1",
+        "expert_storage": "float16",
+        "split": "batch",
         "lr_lr": 1e-7,
     }
     values = {}

@@ -298,6 +298,7 @@ def test_a_run_that_is_stopped_late_stops_at_the_same_state(network, store, tmp_
 def test_snapshots_used_last_stay_on_the_device(store, monkeypatch):
     copied = []
     monkeypatch.setattr(Snapshots, "_copy", lambda self, snapshot: copied.append(1) or snapshot.clone())
+    monkeypatch.setattr(Snapshots, "_buffer", lambda self: torch.empty(self.store.parameter_count))  # not pinned
     snapshots = Snapshots(store, torch.device("cuda"), limit=3 * 4 * store.parameter_count)
     for expert, epoch in ((0, 1), (0, 2), (1, 1), (0, 1), (1, 4), (0, 1), (0, 2)):
         assert torch.equal(snapshots.get(expert, epoch), store.snapshot(expert, epoch))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import random
 import shutil
+import signal
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from pad_fast import Curriculum, Difficulty, ExpertStore, files, train_experts
-from pad_fast.errors import ConfigError, StoreError
+from pad_fast.errors import ConfigError, PadFastError, StoreError
+from pad_fast.experts import examine
 from pad_fast.experts import train as train_module
 from pad_fast.scoring import class_order
 from pad_fast.training import NetworkSpec, Trainer
@@ -227,6 +234,9 @@ def trained(tmp_path_factory):
         ({"zca": True}, "normalization = 'mean-std', but 'zca'"),
         ({"curriculum": Curriculum(0.5, 1, 2, 2)}, "curriculum = "),
         ({"prune_rule": "hardest:0.1"}, "prune = "),
+        ({"keep": "0,-1"}, "kept = '0:3', but '0,2'"),
+        ({"storage": "float16"}, "storage = 'float32', but 'float16'"),
+        ({"workers": 2}, "threads = 'all', but 'one'"),
     ],
 )
 def test_experts_of_other_settings_are_not_mixed(tmp_path, trained, changed, named):
@@ -265,6 +275,10 @@ def test_experts_of_other_data_or_order_are_not_mixed(tmp_path):
         ({"optimizer": "adam"}, "unknown expert optimizer 'adam'"),
         ({"dsa": "colour"}, "colour"),
         ({"dsa_mode": "quick"}, "quick"),
+        ({"keep": "0:9"}, "keep is '0:9'"),
+        ({"storage": "float8"}, "storage is 'float8'"),
+        ({"workers": -1}, "workers is -1"),
+        ({"test_every": -1}, "test_every is -1"),
         ({"curriculum": CURRICULUM}, "needs to know which images are hard"),
         ({"prune_rule": "hardest:0.2"}, "needs to know which images are hard"),
     ],
@@ -304,3 +318,181 @@ def test_backend_is_the_one_asked_for(tmp_path):
     assert used == ["autograd", "autograd"]
     with pytest.raises(BackendError, match="unknown backend 'autogard'.*Did you mean 'autograd'"):
         train_experts(small_data(), out=tmp_path / "b", experts=1, backend="autogard", **SETTINGS)
+
+
+# -- what is kept ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16-delta"])
+def test_kept_snapshots_are_those_of_a_full_store(tmp_path, storage):
+    settings = {**SETTINGS, "experts": 2, "epochs": 4}
+    full = train_experts(small_data(), out=tmp_path / "full", **settings)
+    less = train_experts(small_data(), out=tmp_path / "less", keep="1:3,-1", storage=storage, **settings)
+    assert less.kept == (1, 2, 4) and less.epochs == 4
+    for epoch in less.kept:
+        error = float((less.snapshot(1, epoch) - full.snapshot(1, epoch)).norm() / full.snapshot(1, epoch).norm())
+        assert error == 0 if storage == "float32" or epoch == 1 != (storage == "float16") else 0 < error < 1e-3
+    with pytest.raises(StoreError, match="keeps 1:3,4 of 0..4"):
+        less.snapshot(0, 3)
+
+
+def test_accuracy_is_remembered_and_changes_nothing(tmp_path):
+    settings = {**SETTINGS, "experts": 2, "epochs": 5, "batch": 8}
+    plain = train_experts(small_data(), out=tmp_path / "plain", **settings)
+    tested = train_experts(small_data(), out=tmp_path / "tested", test_every=2, **settings)
+    assert set(plain.facts(0)) == {"loss"} and plain.facts(0)["loss"] > 0
+    facts = tested.facts(1)
+    assert list(facts["accuracy"]) == ["2", "4", "5"] and facts["loss"] == plain.facts(1)["loss"]
+    from pad_fast.data import fit_normalization
+
+    data = small_data()
+    trainer = Trainer(NetworkSpec(MODEL, 1, 3, 8).build(0, "x"), device=torch.device("cpu"), backend="auto")
+    for epoch, accuracy in facts["accuracy"].items():
+        assert torch.equal(tested.snapshot(1, int(epoch)), plain.snapshot(1, int(epoch)))
+        trainer.theta = tested.snapshot(1, int(epoch))
+        images = fit_normalization(data, "mean-std").apply(data.test_images)
+        assert accuracy == pytest.approx(trainer.accuracy(images, data.test_labels), abs=1e-3)
+
+
+# -- several at once, and killed ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """A store of eight experts that nobody disturbed, each trained on one thread."""
+    folder = tmp_path_factory.mktemp("eight")
+    train_experts(small_data(), out=folder, experts=8, workers=1, **SETTINGS)
+    return contents(folder)
+
+
+def logged(log: Path, monkeypatch) -> None:
+    """Write down who trains which expert; forked processes write it down as well."""
+    original = train_module.ExpertTraining.train_one
+
+    def train_one(self, index):
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {index}\n")
+        return original(self, index)
+
+    monkeypatch.setattr(train_module.ExpertTraining, "train_one", train_one)
+
+
+def trained_by(log: Path) -> list[tuple[int, int]]:
+    return [(int(pid), int(index)) for pid, index in (line.split() for line in log.read_text().splitlines())]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_experts_do_not_depend_on_how_many_are_trained_at_once(tmp_path, eight, monkeypatch, workers):
+    logged(tmp_path / "log", monkeypatch)
+    store = train_experts(small_data(), out=tmp_path / "out", experts=8, workers=workers, **SETTINGS)
+    assert len(store) == 8 and contents(tmp_path / "out") == eight
+    who = trained_by(tmp_path / "log")
+    assert sorted(index for _, index in who) == list(range(8)), "each expert once"
+    assert os.getpid() not in {pid for pid, _ in who} and len({pid for pid, _ in who}) <= workers
+
+
+def test_experts_go_to_every_worker(tmp_path, monkeypatch):
+    """Each worker waits in its first expert until all of them have one."""
+    barrier = multiprocessing.get_context("fork").Barrier(3)
+    original = train_module.ExpertTraining.train_one
+    met = []
+
+    def train_one(self, index):
+        if not met:
+            met.append(barrier.wait(20))
+        return original(self, index)
+
+    monkeypatch.setattr(train_module.ExpertTraining, "train_one", train_one)
+    assert len(train_experts(small_data(), out=tmp_path, experts=5, workers=3, **SETTINGS)) == 5
+
+
+def test_a_killed_worker_is_replaced_by_the_others(tmp_path, eight, monkeypatch):
+    original = train_module.ExpertTraining.train_one
+
+    def train_one(self, index):
+        if index == 2 and not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, index)
+
+    monkeypatch.setattr(train_module.ExpertTraining, "train_one", train_one)
+    train_experts(small_data(), out=tmp_path / "out", experts=8, workers=2, **SETTINGS)
+    assert (tmp_path / "killed").exists() and contents(tmp_path / "out") == eight
+
+
+def test_when_all_workers_are_killed_it_is_an_error(tmp_path, monkeypatch):
+    original = train_module.ExpertTraining.train_one
+
+    def train_one(self, index):
+        if index >= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, index)
+
+    monkeypatch.setattr(train_module.ExpertTraining, "train_one", train_one)
+    with pytest.raises(PadFastError, match=r"all workers ended early \(exit codes -9, -9.*repeat the command"):
+        train_experts(small_data(), out=tmp_path, experts=8, workers=2, **SETTINGS)
+    assert len(ExpertStore.open(tmp_path)) == 2
+
+
+def test_what_a_worker_raises_is_raised(tmp_path):
+    with pytest.raises(StoreError, match="lower the expert learning rate"):
+        train_experts(small_data(), out=tmp_path, experts=3, workers=2, **{**SETTINGS, "lr": 1e25})
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+
+
+def test_workers_are_processes_of_the_cpu():
+    from pad_fast.experts.workers import require_processes
+
+    with pytest.raises(ConfigError, match="the device is cuda"):
+        require_processes(torch.device("cuda"))
+
+
+def start(folder: Path, **changes):
+    """The same call in a process of its own."""
+    settings = {**SETTINGS, "experts": 8, "workers": 0, **changes}
+    process = multiprocessing.get_context("fork").Process(
+        target=train_experts, args=(small_data(),), kwargs={"out": folder, **settings}
+    )
+    process.start()
+    return process
+
+
+def test_two_calls_share_one_store(tmp_path, monkeypatch):
+    train_experts(small_data(), out=tmp_path / "alone", experts=8, **SETTINGS)
+    logged(tmp_path / "log", monkeypatch)
+    processes = [start(tmp_path / "out") for _ in range(2)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+    assert sorted(index for _, index in trained_by(tmp_path / "log")) == list(range(8)), "each expert once"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_random_moments(tmp_path, workers):
+    """SIGKILL, again and again: at most the expert in flight is lost, and the end is that of an undisturbed run."""
+    settings = {**SETTINGS, "experts": 60, "epochs": 3}
+    train_experts(small_data(), out=tmp_path / "whole", workers=workers, **settings)
+    whole, out = contents(tmp_path / "whole"), tmp_path / "out"
+    moments, have = random.Random(workers), {}
+    kills = 0
+    for _ in range(10):
+        process = start(out, workers=workers, epochs=3, experts=60)
+        time.sleep(moments.uniform(0.02, 0.12))
+        if process.exitcode is None:
+            process.kill()
+            kills += 1
+        process.join()
+        names = [path.name for path in out.iterdir()] if out.exists() else []
+        now = {name: (out / name).read_bytes() for name in names if name.startswith("expert_")}
+        assert have.items() <= now.items(), "a finished expert was lost or changed"
+        assert all(whole[name] == content for name, content in now.items())
+        if "store.json" in names:
+            problems = [finding.problem for finding in examine(out) if finding.problem]
+            assert all("is missing" in problem for problem in problems), problems
+        # Of workers that outlive their parent for a moment, each may still finish one.
+        have = now
+    assert kills >= 5, "the runs ended before they could be killed"
+    time.sleep(0.6 if workers else 0)
+    train_experts(small_data(), out=out, workers=workers, **settings)
+    assert contents(out) == whole, "the same files, and nothing left behind"

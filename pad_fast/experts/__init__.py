@@ -1,7 +1,19 @@
 """Expert trajectories: curriculum, training, storage."""
 
+from .convert import convert_experts
 from .curriculum import Curriculum, curriculum_of, prune
+from .inspection import Finding, describe_store, examine
 from .store import ExpertStore
 from .train import train_experts
 
-__all__ = ["Curriculum", "ExpertStore", "curriculum_of", "prune", "train_experts"]
+__all__ = [
+    "Curriculum",
+    "ExpertStore",
+    "Finding",
+    "convert_experts",
+    "curriculum_of",
+    "describe_store",
+    "examine",
+    "prune",
+    "train_experts",
+]

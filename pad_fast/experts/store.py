@@ -1,34 +1,36 @@
-"""Expert trajectories on disk: one folder, one memory-mapped file per expert, metadata as JSON.
+"""Expert trajectories on disk: one folder, one file per expert, metadata as JSON.
 
     experts/
-      store.json                  what the experts are (network, data, curriculum, seed, versions)
-      expert_00000.safetensors    "snapshots" [epochs + 1, P] float32; row k = weights after k epochs
+      store.json                  what the experts are (network, data, curriculum, seed, versions), which snapshots
+                                  are kept, and how they are stored
+      expert_00000.safetensors    the kept snapshots of one expert, checksums, what is known about it
 
-An expert appears under its name only when it is complete (temporary file, fsync, rename), so a killed run loses at
-most the expert in flight. Reading a snapshot touches the bytes of that snapshot only.
+An expert is claimed by a lock and appears under its name only when it is complete, so a killed run loses at most the
+expert in flight and several processes can fill one store. Opening checks structure and sizes, which costs one small
+read per expert; the weights' checksums are checked whenever they are read, and all at once by
+:func:`pad_fast.experts.examine`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from .. import files
-from ..errors import StoreError
+from ..errors import ConfigError, StoreError
+from ..keep import format_keep, parse_keep
+from .claim import Claim
+from .expert_file import STORAGES, ExpertFile, bytes_per_expert, expert_pieces
+from .replay import ReplayBuffers, replay_files, write_replay
 
 _EXPERT = re.compile(r"expert_(\d{5})\.safetensors")
-_REPLAY = re.compile(r"replay_buffer_(\d+)\.pt")
-FORMAT = "pad_fast experts 1"
+FORMAT = "pad_fast experts 2"
 _RECORDED_ONLY = ("pad_fast",)  # the version that wrote a store; another one may continue it
 
 
@@ -39,123 +41,135 @@ class ExpertStore:
     scripts write).
 
     Attributes:
-        folder: where it is; for replay buffers, where they were.
+        folder: where it is; for replay buffers, where they are.
         metadata: what `store.json` says; empty for replay buffers.
         parameter_count: P.
-        epochs: every expert has `epochs + 1` snapshots, 0 = initial.
+        epochs: how long every expert was trained; snapshot k is its weights after k epochs.
+        kept: the snapshots there are, ascending.
+        storage: "float32", "float16" or "bfloat16-delta"; snapshots are float32 when they are read.
     """
 
     def __init__(
         self,
         folder: Path,
         metadata: Mapping[str, Any],
+        *,
         parameter_count: int,
         epochs: int,
-        resident: Sequence[Tensor] | None = None,
+        kept: Sequence[int],
+        storage: str = "float32",
+        experts: Mapping[int, ExpertFile] | None = None,
+        replay: ReplayBuffers | None = None,
+        limit: int | None = None,
     ) -> None:
         self.folder = folder
         self.metadata = dict(metadata)
         self.parameter_count = parameter_count
         self.epochs = epochs
-        self._resident = resident
-        self._count = len(resident) if resident is not None else len(_expert_files(folder))
-        self._open_file = lru_cache(maxsize=64)(self._map)
+        self.kept = tuple(kept)
+        self.storage = storage
+        self._rows = {epoch: row for row, epoch in enumerate(self.kept)}
+        self._experts = dict(experts or {})
+        self._replay = replay
+        self._limit = limit
+        # Row 0 of the expert read last, which the next read of changes is likely to need again.
+        self._first: tuple[int, Tensor] | None = None
 
     def __repr__(self) -> str:
+        stored = "" if self.storage == "float32" else f" in {self.storage}"
         return (
-            f"ExpertStore({str(self.folder)!r}: {len(self)} experts x {self.epochs + 1} snapshots "
-            f"x {self.parameter_count:,} parameters)"
+            f"ExpertStore({str(self.folder)!r}: {len(self)} experts x {len(self.kept)} snapshots "
+            f"x {self.parameter_count:,} parameters{stored})"
         )
 
     def __len__(self) -> int:
-        return self._count
+        count = len(self._experts) if self._replay is None else len(self._replay)
+        return count if self._limit is None else min(self._limit, count)
 
     @classmethod
     def create(
-        cls, folder: str | os.PathLike[str], *, parameter_count: int, epochs: int, metadata: Mapping[str, Any]
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        parameter_count: int,
+        epochs: int,
+        metadata: Mapping[str, Any],
+        kept: Sequence[int] | None = None,
+        storage: str = "float32",
     ) -> ExpertStore:
-        """Start a store, or open the one that is there when it was made with the same metadata.
+        """Start a store, or continue the one that is there when it was made with the same metadata.
+
+        A store that is continued may lack experts between others, which :meth:`claim` then gives out.
+
+        Args:
+            kept: snapshots to keep, all `epochs + 1` by default.
+            storage: "float32" (exact), "float16" or "bfloat16-delta"; docs/experts.md states their errors.
 
         Raises:
-            StoreError: the folder holds experts made with other settings, or cannot be written.
+            StoreError: the folder holds experts made with other settings, damaged ones, or cannot be written.
+            ConfigError: unknown storage, or snapshots that such experts do not have.
         """
         folder = Path(folder)
-        described = {"format": FORMAT, "parameter_count": parameter_count, "epochs": epochs, **metadata}
-        if (folder / "store.json").exists():
-            store = cls.open(folder)
-            store.require(described)
-            return store
-        files.require_writable(folder)
-        files.write_json(folder / "store.json", described)
-        return cls(folder, described, parameter_count, epochs)
+        kept = range(epochs + 1) if kept is None else sorted(set(kept))
+        if storage not in STORAGES:
+            raise ConfigError(f"expert storage is {storage!r}; use one of {', '.join(STORAGES)}")
+        if not kept or kept[0] < 0 or kept[-1] > epochs:
+            raise ConfigError(f"snapshots to keep are {list(kept)}; experts of {epochs} epochs have 0..{epochs}")
+        sizes = {"parameter_count": parameter_count, "epochs": epochs, "kept": format_keep(kept), "storage": storage}
+        described = files.unseal(files.seal({"format": FORMAT, **sizes, **metadata}))
+        if not (folder / "store.json").exists():
+            files.require_writable(folder)
+            files.write_json(folder / "store.json", files.seal(described))
+        store, problems = scan(folder)
+        store.require(described)
+        damaged = {number: problem for number, problem in problems.items() if not isinstance(problem, Missing)}
+        if damaged:
+            raise next(iter(damaged.values()))
+        return store
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> ExpertStore:
+    def open(cls, folder: str | os.PathLike[str], *, sound_only: bool = False) -> ExpertStore:
         """Open a store of ours, or a folder of `replay_buffer_*.pt` files.
 
+        Args:
+            sound_only: leave out damaged experts instead of refusing the store; the others move up to their numbers.
+
         Raises:
-            StoreError: nothing usable there, or a damaged file, which is named.
+            StoreError: nothing usable there, or damaged or missing experts, which are named.
         """
         folder = Path(folder)
         if not (folder / "store.json").exists():
-            if folder.is_dir() and any(_REPLAY.fullmatch(path.name) for path in folder.iterdir()):
+            if replay_files(folder):
                 return cls.from_replay_buffers(folder)
             raise StoreError(
                 f"no expert store at {folder}: neither store.json nor replay_buffer_*.pt is there{_hint(folder)}"
             )
-        metadata = files.read_json(folder / "store.json", "expert store")
-        if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-            raise StoreError(f"{folder / 'store.json'} is not a pad_fast expert store ({FORMAT!r} expected)")
-        try:
-            parameter_count, epochs = int(metadata["parameter_count"]), int(metadata["epochs"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{folder / 'store.json'} does not say how large its experts are ({error})") from error
-        store = cls(folder, metadata, parameter_count, epochs)
-        for expert in range(len(store)):
-            shape = store._open_file(expert).get_slice("snapshots").get_shape()
-            if shape != [store.epochs + 1, store.parameter_count]:
-                raise StoreError(
-                    f"{_expert_path(folder, expert)} holds snapshots of shape {shape}; store.json says "
-                    f"[{store.epochs + 1}, {store.parameter_count}]. Delete the file to train this expert again"
-                )
+        store, problems = scan(folder)
+        if sound_only:
+            store._experts = dict(enumerate(store._experts.values()))
+            store._limit = len(store._experts)  # a view: what is appended now would get a taken number
+        elif problems:
+            first, *others = problems.values()
+            more = f" (and {len(others)} more experts: `pad-fast experts verify {folder}`)" if others else ""
+            raise StoreError(f"{first}{more}")
         return store
 
     @classmethod
     def from_replay_buffers(cls, folder: str | os.PathLike[str]) -> ExpertStore:
-        """Read the reference's `replay_buffer_*.pt` files (lists of trajectories, snapshots, parameters) into memory.
+        """Read the reference's `replay_buffer_*.pt` files (lists of trajectories, snapshots, parameters) in place.
 
         Raises:
             StoreError: no such files, or one with another layout.
         """
-        folder = Path(folder)
-        paths = [path for path in folder.iterdir() if _REPLAY.fullmatch(path.name)] if folder.is_dir() else []
-        if not paths:
-            raise StoreError(f"no replay_buffer_*.pt files in {folder}")
-        trajectories: list[Tensor] = []
-        for path in sorted(paths, key=lambda path: int(_REPLAY.fullmatch(path.name)[1])):  # type: ignore[index]
-            content = files.read_torch(path, "replay buffer")
-            first = len(trajectories)
-            try:
-                for trajectory in content:
-                    rows = [torch.cat([p.detach().reshape(-1).float() for p in snapshot]) for snapshot in trajectory]
-                    trajectories.append(torch.stack(rows))
-            except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-                raise StoreError(
-                    f"{path} is not a replay buffer: expected a list of trajectories, each a list of snapshots, "
-                    f"each a list of parameter tensors ({error})"
-                ) from error
-            if not all(bool(trajectory.isfinite().all()) for trajectory in trajectories[first:]):
-                raise StoreError(f"{path} contains NaN or infinite weights; leave that file out")
-        shapes = {tuple(trajectory.shape) for trajectory in trajectories}
-        if not shapes:
-            raise StoreError(f"the replay buffers in {folder} hold no trajectory")
-        if len(shapes) > 1:
-            raise StoreError(
-                f"trajectories in {folder} have different [snapshots, parameters]: {sorted(shapes)}; "
-                "keep one kind per folder"
-            )
-        snapshots, parameter_count = shapes.pop()
-        return cls(folder, {}, parameter_count, snapshots - 1, resident=trajectories)
+        replay = ReplayBuffers(Path(folder))
+        return cls(
+            Path(folder),
+            {},
+            parameter_count=replay.parameter_count,
+            epochs=replay.snapshots - 1,
+            kept=range(replay.snapshots),
+            replay=replay,
+        )
 
     def require(self, described: Mapping[str, Any]) -> None:
         """Check that this store was made as `described`; what a replay buffer does not record is not checked.
@@ -175,83 +189,248 @@ class ExpertStore:
                 f"{described['parameter_count']:,}: they belong to another network"
             )
 
-    def append(self, snapshots: Tensor) -> int:
-        """Add one complete expert `[epochs + 1, P]`; returns its number.
+    def require_snapshots(self, epochs: Sequence[int]) -> None:
+        """Check that these snapshots were kept.
+
+        Raises:
+            StoreError: the first that was not, and what was kept.
+        """
+        for epoch in epochs:
+            self._row(epoch)
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Shapes of the network's parameters, in `parameters()` order.
+
+        Raises:
+            StoreError: nobody said when the store was made.
+        """
+        if self._replay is not None:
+            return self._replay.shapes
+        if "shapes" not in self.metadata:
+            raise StoreError(f"{self.folder / 'store.json'} does not say which shapes the parameters have")
+        return read_shapes(self.metadata["shapes"])
+
+    @property
+    def bytes_per_expert(self) -> int:
+        """Bytes of weights of one expert on disk."""
+        return bytes_per_expert(self.storage, len(self.kept), self.parameter_count)
+
+    def holds(self, expert: int) -> bool:
+        """Whether this expert is there by now, whoever wrote it."""
+        return _path(self.folder, expert).exists()
+
+    def missing(self, experts: int) -> list[int]:
+        """The numbers below `experts` that are not there yet."""
+        return [number for number in range(experts) if not self.holds(number)]
+
+    def claim(self, expert: int, *, wait: bool = False) -> Claim | None:
+        """The right to write expert `expert`; None when it is there, or another process is about to write it.
+
+        Args:
+            wait: until the other process has written it, or has given up.
+
+        Raises:
+            StoreError: read only, or the folder cannot be written to.
+        """
+        self._require_writable()
+        return Claim.take(_path(self.folder, expert), wait=wait)
+
+    def finish(self, claim: Claim, snapshots: Tensor, facts: Mapping[str, Any] | None = None) -> None:
+        """Write a claimed expert.
+
+        Args:
+            snapshots: the kept ones, `[len(kept), P]`.
+            facts: what to remember about this expert, as JSON.
 
         Raises:
             StoreError: wrong shape, not finite, or the disk refuses; nothing is left behind.
         """
-        if self._resident is not None:
-            raise StoreError(f"{self.folder} holds replay buffers, which are read only; create a store elsewhere")
-        if list(snapshots.shape) != [self.epochs + 1, self.parameter_count]:
+        if list(snapshots.shape) != [len(self.kept), self.parameter_count]:
             raise StoreError(
-                f"expert has shape {list(snapshots.shape)}; this store takes "
-                f"[{self.epochs + 1}, {self.parameter_count}]"
+                f"expert has shape {list(snapshots.shape)}; this store takes [{len(self.kept)}, {self.parameter_count}]"
             )
+        snapshots = snapshots.detach().to("cpu", torch.float32).contiguous()
         if not bool(snapshots.isfinite().all()):
             raise StoreError(
                 "expert contains NaN or infinite weights: training diverged, lower the expert learning rate"
             )
-        data = save({"snapshots": snapshots.detach().to("cpu", torch.float32).contiguous()})
-        files.write_bytes(_expert_path(self.folder, self._count), data)
-        self._count += 1
-        return self._count - 1
+        claim.finish(expert_pieces(snapshots, self.storage, facts or {}))
+        self._experts[_number(claim.path)] = self._open_expert(claim.path)
 
-    def first(self, count: int) -> ExpertStore:
-        """A view of the first `count` experts."""
-        view = ExpertStore(self.folder, self.metadata, self.parameter_count, self.epochs, self._resident)
-        view._count = min(count, len(self))
-        return view
-
-    def snapshot(self, expert: int, epoch: int) -> Tensor:
-        """Weights `[P]` float32 of `expert` after `epoch` epochs; negative epochs count from the end.
+    def append(self, snapshots: Tensor, facts: Mapping[str, Any] | None = None) -> int:
+        """Add one complete expert `[len(kept), P]` under the lowest free number, which is returned.
 
         Raises:
-            StoreError: no such expert or epoch.
+            StoreError: see :meth:`finish`.
         """
-        if not 0 <= expert < len(self):
-            raise StoreError(f"expert {expert} does not exist; {self.folder} holds {len(self)}")
-        row = epoch + self.epochs + 1 if epoch < 0 else epoch
-        if not 0 <= row <= self.epochs:
-            raise StoreError(f"epoch {epoch} does not exist; the experts in {self.folder} have epochs 0..{self.epochs}")
-        if self._resident is not None:
-            return self._resident[expert][row].clone()
-        return self._open_file(expert).get_slice("snapshots")[row : row + 1][0].clone()
+        self._require_writable()
+        number = 0
+        while number in self._experts or (claim := self.claim(number)) is None:
+            number += 1
+        with claim:
+            self.finish(claim, snapshots, facts)
+        return number
+
+    def first(self, count: int) -> ExpertStore:
+        """The first `count` experts, to read from."""
+        return ExpertStore(
+            self.folder,
+            self.metadata,
+            parameter_count=self.parameter_count,
+            epochs=self.epochs,
+            kept=self.kept,
+            storage=self.storage,
+            experts=self._experts,
+            replay=self._replay,
+            limit=min(count, len(self)),
+        )
+
+    def snapshot(self, expert: int, epoch: int, *, out: Tensor | None = None) -> Tensor:
+        """Weights `[P]` float32 of `expert` after `epoch` epochs; negative epochs count from the end.
+
+        Args:
+            out: float32 `[P]` on the CPU, to read into.
+
+        Raises:
+            StoreError: no such expert, a snapshot that was not kept, or damaged weights; the message names it.
+        """
+        self._require_expert(expert)
+        row = self._row(epoch)
+        out = torch.empty(self.parameter_count) if out is None else out
+        if self._replay is not None:
+            return self._replay.read(expert, row, out)
+        file = self._experts[expert]
+        if not file.has_changes:
+            return file.read(row, out)
+        base = self._first
+        if base is None or base[0] != expert:
+            self._first = base = expert, file.read(0, torch.empty(self.parameter_count))
+        return out.copy_(base[1]) if row == 0 else file.read(row, out, base[1])
+
+    def facts(self, expert: int) -> dict[str, Any]:
+        """What is remembered about an expert, e.g. its test accuracy; nothing for replay buffers."""
+        self._require_expert(expert)
+        return {} if self._replay is not None else self._experts[expert].described
+
+    def expert_file(self, expert: int) -> ExpertFile:
+        """The file of an expert."""
+        self._require_expert(expert)
+        return self._experts[expert]
+
+    def stored_facts(self, expert: int) -> dict[str, Any]:
+        """:meth:`facts` of an expert that another process may have written."""
+        return self._open_expert(_path(self.folder, expert)).described
 
     def write_replay_buffer(
         self,
         path: str | os.PathLike[str],
-        shapes: Sequence[torch.Size],
+        shapes: Sequence[torch.Size] | None = None,
         *,
         experts: Sequence[int] | None = None,
     ) -> Path:
-        """Write experts in the reference's format, parameters in `parameters()` order with these `shapes`."""
-        sizes = [shape.numel() for shape in shapes]
-        if sum(sizes) != self.parameter_count:
-            raise StoreError(f"shapes hold {sum(sizes):,} parameters, the experts {self.parameter_count:,}")
-        content = []
-        for expert in range(len(self)) if experts is None else experts:
-            content.append(
-                [
-                    [
-                        piece.view(shape).clone()
-                        for piece, shape in zip(self.snapshot(expert, epoch).split(sizes), shapes, strict=True)
-                    ]
-                    for epoch in range(self.epochs + 1)
-                ]
-            )
-        return files.write_torch(path, content)
+        """Write experts in the reference's format, which holds all of them in memory at once.
 
-    def _map(self, expert: int) -> Any:
-        path = _expert_path(self.folder, expert)
-        try:
-            file = safe_open(path, framework="pt")
-            file.get_slice("snapshots")
-            return file
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        Args:
+            shapes: of the parameters, in `parameters()` order; what the store says when None.
+
+        Raises:
+            StoreError: the shapes are of another network, or snapshots are missing, which that format cannot say.
+        """
+        shapes = self.shapes if shapes is None else shapes
+        size = sum(shape.numel() for shape in shapes)
+        if size != self.parameter_count:
+            raise StoreError(f"shapes hold {size:,} parameters, the experts {self.parameter_count:,}")
+        self.require_snapshots(range(self.epochs + 1))
+        return write_replay(path, self.snapshot, range(len(self)) if experts is None else experts, self.kept, shapes)
+
+    def _require_expert(self, expert: int) -> None:
+        held = self._experts if self._replay is None else range(len(self._replay))
+        if expert not in held or (self._limit is not None and expert >= self._limit):
+            raise StoreError(f"expert {expert} does not exist; {self.folder} holds {len(self)}")
+
+    def _row(self, epoch: int) -> int:
+        number = epoch + self.epochs + 1 if epoch < 0 else epoch
+        if not 0 <= number <= self.epochs:
+            raise StoreError(f"epoch {epoch} does not exist; the experts in {self.folder} have epochs 0..{self.epochs}")
+        if number not in self._rows:
             raise StoreError(
-                f"{path} is damaged ({error}); delete it to train this expert again, the others stay usable"
-            ) from error
+                f"snapshot {number} was not kept: {self.folder} keeps {format_keep(self.kept)} of 0..{self.epochs}; "
+                "train experts that keep it (--keep), in another folder"
+            )
+        return self._rows[number]
+
+    def _open_expert(self, path: Path) -> ExpertFile:
+        return ExpertFile.open(path, storage=self.storage, kept=len(self.kept), parameter_count=self.parameter_count)
+
+    def _require_writable(self) -> None:
+        if self._replay is not None:
+            raise StoreError(f"{self.folder} holds replay buffers, which are read only; create a store elsewhere")
+        if self._limit is not None:
+            raise StoreError(
+                f"this is a part of the experts in {self.folder}, to read from; open the folder to add any"
+            )
+
+
+class Missing(StoreError):
+    """An expert that is not there while others with higher numbers are."""
+
+
+def scan(folder: Path) -> tuple[ExpertStore, dict[int, StoreError]]:
+    """The sound experts in a folder, and what is wrong with the others by their number.
+
+    Raises:
+        StoreError: `store.json` cannot be used.
+    """
+    path = folder / "store.json"
+    sealed = files.read_json(path, "expert store")
+    if not isinstance(sealed, dict) or sealed.get("format") != FORMAT:
+        raise StoreError(f"{path} is not a pad_fast expert store ({FORMAT!r} expected)")
+    try:
+        metadata = files.unseal(sealed)
+        store = ExpertStore(
+            folder,
+            metadata,
+            parameter_count=int(metadata["parameter_count"]),
+            epochs=int(metadata["epochs"]),
+            kept=parse_keep(metadata["kept"], int(metadata["epochs"])),
+            storage=str(metadata["storage"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}); bring it back from a copy, the experts are not") from error
+    problems: dict[int, StoreError] = {}
+    found = {_number(each): each for each in folder.iterdir() if _EXPERT.fullmatch(each.name)}
+    for number in range(max(found, default=-1) + 1):
+        if number not in found:
+            problems[number] = Missing(
+                f"{_path(folder, number)} is missing while {_path(folder, max(found)).name} exists; repeat the "
+                "training command, which adds it, or give another expert its name"
+            )
+            continue
+        try:
+            store._experts[number] = store._open_expert(found[number])
+        except StoreError as error:
+            problems[number] = error
+    return store, problems
+
+
+def shapes_text(shapes: Iterable[Sequence[int]]) -> str:
+    """Shapes on one line of `store.json`.
+
+    Example:
+        >>> shapes_text([(8, 3, 3, 3), (8,)])
+        '8x3x3x3 8'
+    """
+    return " ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def read_shapes(text: str) -> tuple[torch.Size, ...]:
+    """What :func:`shapes_text` wrote."""
+    return tuple(torch.Size(int(side) for side in shape.split("x")) for shape in text.split())
+
+
+def _number(path: Path) -> int:
+    return int(path.name[len("expert_") : -len(".safetensors")])
 
 
 def _hint(folder: Path) -> str:
@@ -260,15 +439,5 @@ def _hint(folder: Path) -> str:
     return f". Replay buffers lie further down; name one of {', '.join(below)}" if below else ""
 
 
-def _expert_path(folder: Path, expert: int) -> Path:
+def _path(folder: Path, expert: int) -> Path:
     return folder / f"expert_{expert:05d}.safetensors"
-
-
-def _expert_files(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.iterdir() if _EXPERT.fullmatch(path.name)) if folder.is_dir() else []
-    for expert, path in enumerate(found):
-        if path != _expert_path(folder, expert):
-            raise StoreError(
-                f"{_expert_path(folder, expert)} is missing while {path.name} exists; restore or rename it"
-            )
-    return found

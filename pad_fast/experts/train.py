@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,13 +18,15 @@ from .._version import __version__
 from ..data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
 from ..device import resolve_device
 from ..errors import ConfigError
+from ..keep import parse_keep
 from ..optimizers import Optimizer, make_optimizer
 from ..progress import Progress
 from ..rng import generator
 from ..scoring import Difficulty
 from ..training import NetworkSpec, Trainer, shuffled_batches
 from .curriculum import Curriculum, prune
-from .store import ExpertStore
+from .store import ExpertStore, shapes_text
+from .workers import in_processes, require_processes
 
 
 def train_experts(
@@ -42,6 +46,10 @@ def train_experts(
     lr: float = 0.01,
     dsa: str = "color_crop_cutout_flip_scale_rotate",
     dsa_mode: str = "fast",
+    keep: str = "all",
+    storage: str = "float32",
+    test_every: int = 0,
+    workers: int = 0,
     normalization: Normalization | None = None,
     zca: bool = False,
     seed: int = 0,
@@ -53,7 +61,8 @@ def train_experts(
     """Train networks on the real data and store their weights after every epoch (MTT, PAD's FIEx).
 
     Snapshot k is the weights after k epochs, 0 the initial ones. An interrupted call is continued by repeating it:
-    finished experts are kept, and expert i is the same whichever call trained it.
+    finished experts are kept, and expert i is the same whichever call trained it. Several calls may fill one store at
+    the same time.
 
     Args:
         dataset: anything :func:`pad_fast.load_dataset` takes.
@@ -65,6 +74,12 @@ def train_experts(
         prune_rule: "hardest:0.2", "easiest:0.1" or "none": drop a fraction of every class once.
         optimizer: "gsam" (adaptive, `rho`, `alpha`) or "sgd"; constant `lr`, no momentum, no weight decay.
         dsa: augmentation strategy or "none"; `dsa_mode` "fast" or "reference".
+        keep: snapshots to store, "all" or numbers and ranges such as "0:22,-1"; see :func:`pad_fast.keep.parse_keep`.
+        storage: "float32", "float16" or "bfloat16-delta"; docs/experts.md says what the last two cost.
+        test_every: test after every so many epochs, and once at the end, and remember it with the expert; 0 never.
+        workers: experts trained at once on a CPU, each in a process of its own on one thread; 0 trains one after
+            another on all threads. Large networks round differently on one thread, so the store remembers which of the
+            two it was; how many there are at once changes nothing.
         normalization: fitted to the data when None (`zca` chooses ZCA, else mean and std).
         seed: expert i depends on (seed, i) only.
 
@@ -74,10 +89,18 @@ def train_experts(
     Raises:
         ConfigError: bad counts, an empty curriculum stage, a curriculum without difficulty.
         StoreError: `out` holds experts made with other settings, or cannot be written.
+        PadFastError: all workers ended early.
     """
-    for name, value in (("experts", experts), ("epochs", epochs), ("batch", batch)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    for name, value, least in (
+        ("experts", experts, 1),
+        ("epochs", epochs, 1),
+        ("batch", batch, 1),
+        ("test_every", test_every, 0),
+        ("workers", workers, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{name} is {value}; it must be at least {least}")
+    kept = parse_keep(keep, epochs)
     if not lr > 0:
         raise ConfigError(f"expert learning rate is {lr}; it must be positive")
     # Unknown names are errors before any work, and before a store describes itself by them.
@@ -91,15 +114,20 @@ def train_experts(
     curriculum.require_images(epochs, [len(indices) for indices in order])
     progress = progress or Progress()
     where = resolve_device(device)
+    if workers:
+        require_processes(where)
     normalization = normalization or fit_normalization(data, "zca" if zca else "mean-std")
     spec = NetworkSpec(model, data.channels, data.classes, data.resolution)
-    parameter_count = spec.build(seed, "probe").parameter_count
+    network = spec.build(seed, "probe")
     store = ExpertStore.create(
         out,
-        parameter_count=parameter_count,
+        parameter_count=network.parameter_count,
         epochs=epochs,
+        kept=kept,
+        storage=storage,
         metadata={
             "model": model,
+            "shapes": shapes_text(network.shapes),
             "dataset": data.name,
             "fingerprint": data.fingerprint,
             "normalization": normalization.kind,
@@ -109,12 +137,14 @@ def train_experts(
             "optimizer": {"name": optimizer, "lr": lr, "batch": batch, "rho": rho, "alpha": alpha},
             "augmentation": {"strategy": dsa, "mode": dsa_mode},
             "seed": seed,
+            "threads": "one" if workers else "all",
             "pad_fast": __version__,
         },
     )
-    if len(store) >= experts:
-        return store
-
+    missing = store.missing(experts)
+    if not missing:
+        return ExpertStore.open(out)
+    _warn_of_full_disk(store, len(missing), progress)
     training = ExpertTraining(
         spec=spec,
         images=normalization.apply(data.train_images).to(where),
@@ -122,26 +152,44 @@ def train_experts(
         order=order,
         curriculum=curriculum,
         epochs=epochs,
+        kept=kept,
         batch=batch,
         optimizer=lambda: make_optimizer(optimizer, lr, rho=rho, alpha=alpha),
         augment=augment,
         seed=seed,
         device=where,
         backend=backend,
+        test=(normalization.apply(data.test_images).to(where), data.test_labels.to(where)) if test_every else None,
+        test_every=test_every,
     )
-    loss = float("nan")
-    pending = progress.track(
-        range(len(store), experts),
-        "experts",
-        total=experts,
-        done=len(store),
-        unit="expert",
-        detail=lambda: f"loss {loss:.3f}",
-    )
-    for index in pending:
-        snapshots, loss = training.train_one(index)
-        store.append(snapshots)
-    return store
+    fill = partial(train_missing, store, training, missing)
+    detail = ""
+    finished = fill() if not workers else in_processes(fill, min(workers, len(missing)))
+    done = experts - len(missing)
+    tracked = progress.track(finished, "experts", total=experts, done=done, unit="expert", detail=lambda: detail)
+    with closing(finished):
+        for index in tracked:
+            detail = _summary(store.stored_facts(index))
+    return ExpertStore.open(out)
+
+
+def train_missing(store: ExpertStore, training: ExpertTraining, missing: Sequence[int]) -> Generator[int]:
+    """Train the experts of these numbers that nobody else trains; yields every number once it is there.
+
+    Numbers that another process has claimed are left to it, and come last: it is waited for, and where it ends without
+    having finished, its expert is trained here.
+    """
+    others: list[int] = []
+    for wait, numbers in ((False, missing), (True, others)):
+        for index in numbers:
+            claim = store.claim(index, wait=wait)
+            if claim is not None:
+                with claim:
+                    store.finish(claim, *training.train_one(index))
+            elif not store.holds(index):
+                others.append(index)
+                continue
+            yield index
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +199,9 @@ class ExpertTraining:
     Attributes:
         images: normalised `[N, C, H, W]`; labels: int64 `[N]`; both on `device`.
         order: dataset indices per class, easy to hard, as far as they are shown at all.
+        kept: the epochs whose snapshots are wanted.
         optimizer: makes a fresh one.
+        test: images and labels to test on every `test_every` epochs, if any.
     """
 
     spec: NetworkSpec
@@ -160,31 +210,54 @@ class ExpertTraining:
     order: Sequence[Tensor]
     curriculum: Curriculum
     epochs: int
+    kept: Sequence[int]
     batch: int
     optimizer: Callable[[], Optimizer]
     augment: DSA
     seed: int
     device: torch.device
     backend: str
+    test: tuple[Tensor, Tensor] | None = None
+    test_every: int = 0
 
-    def train_one(self, index: int) -> tuple[Tensor, float]:
+    def train_one(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         """Expert `index` from its first weights on, whatever was trained before it.
 
         Returns:
-            Snapshots `[epochs + 1, P]` on the CPU and the mean training loss of the last epoch.
+            Snapshots `[len(kept), P]` on the CPU, and what to remember: the mean training `loss` of the last epoch, and
+            test `accuracy` in percent by epoch.
         """
         trainer = Trainer(self.spec.build(self.seed, "expert", index), device=self.device, backend=self.backend)
         optimizer, draws = self.optimizer(), generator(self.seed, "expert draws", index)
         augment = partial(self.augment, generator=draws)
+        snapshots: list[Tensor] = []
+        accuracy: dict[str, float] = {}
         loss = float("nan")
-        # On a CPU `.cpu()` returns the live tensor itself, so the clone is what makes it a snapshot.
-        snapshots = [trainer.theta.cpu().clone()]
-        for epoch in range(self.epochs):
-            shown = self.curriculum.indices(epoch, self.order).to(self.device)
-            batches = shuffled_batches(shown, self.batch, draws)
-            loss = trainer.epoch(self.images, self.labels, batches, optimizer, augment)
-            snapshots.append(trainer.theta.cpu().clone())
-        return torch.stack(snapshots), loss
+        for epoch in range(self.epochs + 1):
+            if epoch:
+                shown = self.curriculum.indices(epoch - 1, self.order).to(self.device)
+                batches = shuffled_batches(shown, self.batch, draws)
+                loss = trainer.epoch(self.images, self.labels, batches, optimizer, augment)
+                if self.test is not None and (epoch % self.test_every == 0 or epoch == self.epochs):
+                    accuracy[str(epoch)] = round(trainer.accuracy(*self.test), 3)
+            if epoch in self.kept:
+                # On a CPU `.cpu()` returns the live tensor itself, so the clone is what makes it a snapshot.
+                snapshots.append(trainer.theta.cpu().clone())
+        return torch.stack(snapshots), {"loss": loss, **({"accuracy": accuracy} if accuracy else {})}
+
+
+def _warn_of_full_disk(store: ExpertStore, experts: int, progress: Progress) -> None:
+    needed, free = experts * store.bytes_per_expert, shutil.disk_usage(store.folder).free
+    if needed > free:
+        progress.say(
+            f"experts: {experts} more take {needed / 1e9:.3g} GB, but {store.folder} has {free / 1e9:.3g} GB left; "
+            "keep fewer snapshots (--keep) or store them in two bytes (--expert-storage)"
+        )
+
+
+def _summary(facts: Mapping[str, Any]) -> str:
+    accuracy = list(facts.get("accuracy", {}).values())
+    return f"loss {facts.get('loss', float('nan')):.3f}" + (f", test {accuracy[-1]:.1f}%" if accuracy else "")
 
 
 def _digest(order: list[Tensor]) -> str:
