@@ -194,7 +194,8 @@ PAD_INLINE void narrow_rows(const F* z, Ints<F> labels, int64_t classes, Sums& s
   for (int64_t k = 0; k < classes; k += square) {
     Vec<F> x[square];
     for (int j = 0; j < square; ++j) x[j] = strided<F>(z + j * classes + k, square * classes);
-    // Now part q of x[j] holds the columns k ... of row q * square + j. Transposed within each part, x[j] is column k + j.
+    // Now part q of x[j] holds the columns k ... of row q * square + j. Transposed within each part, x[j] is column
+    // k + j.
     exchange_rows<F, 1>(x);
     if constexpr (square == 4) exchange_rows<F, 2>(x);
     for (int j = 0; j < square; ++j) {
@@ -241,9 +242,10 @@ PAD_INLINE void copy_row(const BFloat16* z, float* row, int64_t classes) {
 template <class F> PAD_INLINE const F* in_place(const F* z) { return z; }
 PAD_INLINE const float* in_place(const BFloat16*) { return nullptr; }
 
-// Wide rows: the vectors run along a row. A group of rows goes through each phase together, because what one row has to
-// wait for (the largest logit before the first exponential, then the sums) the processor fills with the next row's work.
-// `work` holds the group's rows, each padded with minus infinity to a whole vector; `after` rows of `z` follow them.
+// Wide rows: the vectors run along a row. A group of rows goes through each phase together, because what one row has
+// to wait for (the largest logit before the first exponential, then the sums) the processor fills with the next row's
+// work. `work` holds the group's rows, each padded with minus infinity to a whole vector; `after` rows of `z`
+// follow them.
 template <class T, class F, class Label>
 PAD_INLINE void wide_rows(const T* z, const Label* labels, int count, int64_t after, int64_t classes, F* work,
                           Sums& sums, int at) {

@@ -116,7 +116,8 @@ class Plan {
     if (((height + extra) >> depth) < 1 || ((width + extra) >> depth) < 1)
       throw std::invalid_argument("an image of " + std::to_string(height) + "x" + std::to_string(width) +
                                   " is too small for depth " + std::to_string(depth) + ": nothing is left to classify");
-    if (dtype != "f32" && dtype != "f64") throw std::invalid_argument("dtype must be 'f32' or 'f64', got '" + dtype + "'");
+    if (dtype != "f32" && dtype != "f64")
+      throw std::invalid_argument("dtype must be 'f32' or 'f64', got '" + dtype + "'");
     const Isa& chosen = find_isa(isa);
     isa_ = chosen.name;
     const Scheme scheme = scheme_of(precision, chosen);
@@ -125,7 +126,8 @@ class Plan {
     options.threads = threads;
     if (chunk_tiles > 0) options.chunk_tiles = chunk_tiles;
     if (group_bytes > 0) options.group_bytes = group_bytes;
-    engine_.reset(chosen.make({channels, height, width, pad_first, depth, net_width, classes}, options, dtype == "f64"));
+    const Network network = {channels, height, width, pad_first, depth, net_width, classes};
+    engine_.reset(chosen.make(network, options, dtype == "f64"));
   }
 
   const std::string& isa() const { return isa_; }
