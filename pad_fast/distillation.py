@@ -335,7 +335,8 @@ class Loop:
         if config.layer_loss_every == 0 or iteration % config.layer_loss_every:
             return {}
         expert, epoch = drawn.experts[0], drawn.start_epochs[0]
-        start = self.snapshots.get(expert, epoch)
+        epochs = (epoch, epoch + config.expert_epochs)
+        start, target = (self.snapshots.get(expert, each).to(images.dtype) for each in epochs)
         end = student_end(
             self.network,
             start,
@@ -347,7 +348,6 @@ class Loop:
             backend=config.backend,
             precision=config.precision,
         )
-        target = self.snapshots.get(expert, epoch + config.expert_epochs)
         return {LAYER_LOSS + name: value for name, value in layer_distances(self.network, end, start, target).items()}
 
     def _update(

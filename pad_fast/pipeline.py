@@ -282,6 +282,8 @@ class Pipeline:
         if folder.exists() and len(ExpertStore.open(folder)) >= config.num_experts:
             self.progress.say(f"experts: reusing {folder} (same settings)")
             self.log.reused()
+        # Before any of them begins: a store in the making has gaps, which are an error to whoever only reads it.
+        distributed.group().wait("the other ranks to look for experts")
         store = train_as_configured(config, data, normalization, difficulty, folder, self.device, self.progress)
         return store.first(config.num_experts)
 
