@@ -36,19 +36,18 @@ PACKAGES = {"pad_fast": "pad_fast", "pad_fast.kernels": "kernels"}
 # match takes the last one's flags, so a group built for one instruction set gets a row below the general one.
 # -ffp-contract=fast lets a * b + c round once, on every machine that can.
 X86 = platform.machine() in ("x86_64", "AMD64")
-AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"] if X86 else []
-ENGINE = ["-ffp-contract=fast", "-Wno-psabi"]
+VECTOR = ["-ffp-contract=fast", "-Wno-psabi"]
+AVX2 = [*VECTOR, *(["-mavx2", "-mfma"] if X86 else [])]
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
+AVX512 = [*VECTOR, *(AVX512 if X86 else [])]
 SOURCES: dict[str, list[str]] = {
     "csrc/**/*.cpp": [],
     "csrc/**/*.cu": [],
-    "csrc/unroll/isa_baseline.cpp": ENGINE,
-    "csrc/unroll/isa_avx2.cpp": [*ENGINE, *(["-mavx2", "-mfma"] if X86 else [])],
-    "csrc/unroll/isa_avx512.cpp": [*ENGINE, *AVX512],
-    "csrc/unroll/isa_amx.cpp": [*ENGINE, *AVX512],
+    "csrc/**/isa_baseline.cpp": VECTOR,
+    "csrc/**/isa_avx2.cpp": AVX2,
+    "csrc/**/isa_avx512.cpp": AVX512,
+    "csrc/**/isa_amx.cpp": AVX512,
 }
-# The scoring loops come in the same three versions.
-for isa in ("baseline", "avx2", "avx512"):
-    SOURCES[f"csrc/scoring/isa_{isa}.cpp"] = SOURCES[f"csrc/unroll/isa_{isa}.cpp"]
 # Flags that a source gets from a compiler that knows them; without them it compiles to nothing.
 OPTIONAL_FLAGS = {"csrc/unroll/isa_amx.cpp": ["-mamx-tile", "-mamx-bf16"] if X86 else []}
 

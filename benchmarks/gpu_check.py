@@ -10,16 +10,17 @@ out of time. The exit status is 0 when all parts succeeded.
 from __future__ import annotations
 
 import argparse
+import collections
 import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "build" / "gpu-check"
 NEEDED = ("torch", "triton", "numpy", "safetensors", "PIL", "yaml", "tqdm", "pytest")
-USEFUL = ("torchvision", "sklearn", "pybind11", "setuptools", "xdist")
-# Seconds. With the copying, and the ten that a part gets to die in, they stay under ten minutes.
-LIMITS = {"extension": 40, "engine tests": 150, "kernel tests": 60, "benchmarks": 310}
-# Processes that run tests side by side: most of the time goes into compiling kernels, on processor cores.
-WORKERS = 8
+USEFUL = ("torchvision", "sklearn", "pybind11", "setuptools")
+# Seconds. With the copying, and what a part gets to finish in when its time is up, they stay under ten minutes.
+LIMITS = {"extension": 30, "tests": 150, "benchmarks": 320, "sanitizer": 45}
+GRACE = 8
+# Processes that run tests side by side: most of the time goes into compiling kernels, on processor cores. Each has its
+# own share of the tests, so that one that takes the device down with it does not take the others' results along.
+WORKERS = 12
 
 
 @dataclass
@@ -63,41 +66,92 @@ def copy_sources() -> None:
 
 
 def run(name: str, command: list[str], log: Path, *, seconds: float, environment: dict[str, str]) -> Part:
-    """Run a command in the copied tree with a time limit; its output goes to `log`."""
+    """Run one command; see :func:`run_all`."""
+    return run_all(name, {log: command}, seconds=seconds, environment=environment)
+
+
+def run_all(name: str, commands: dict[Path, list[str]], *, seconds: float, environment: dict[str, str]) -> Part:
+    """Run commands side by side in the copied tree with one time limit; the output of each goes to its log.
+
+    When time is up they are interrupted, so that a test run writes down what it has, and killed if that does not help.
+    """
     begin = time.monotonic()
-    with log.open("w", encoding="utf-8") as output:
-        output.write("$ " + " ".join(command) + "\n")
-        output.flush()
-        # A session of its own, so that what the command started ends with it.
-        process = subprocess.Popen(
-            command, cwd=TREE, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            status = process.wait(timeout=seconds)
-            state, detail = ("ok", "") if status == 0 else ("failed", f"exit status {status}")
-        except subprocess.TimeoutExpired:
+    processes = []
+    for log, command in commands.items():
+        with log.open("w", encoding="utf-8") as output:
+            output.write("$ " + " ".join(command)[:300] + "\n")
+            output.flush()
+            # A session of its own, so that what the command started ends with it.
+            processes.append(
+                subprocess.Popen(
+                    command, cwd=TREE, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            )
+    late = [process for process in processes if not _ended(process, begin + seconds)]
+    for process in late:
+        process.send_signal(signal.SIGINT)
+    limit = time.monotonic() + GRACE
+    for process in late:
+        if not _ended(process, limit):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            state, detail = "timed out", f"after {seconds:.0f} s"
+    bad = sorted({process.returncode for process in processes if process.returncode and process not in late})
+    state, detail = "ok", ""
+    if bad:
+        state, detail = "failed", f"exit status {', '.join(map(str, bad))}"
+    if late:
+        state, detail = "timed out", f"after {seconds:.0f} s"
     return Part(name, state, time.monotonic() - begin, detail)
 
 
-def read_tests(path: Path) -> dict[str, Any]:
-    """Counts, and the names of failed tests, of a JUnit file; empty when there is none (see the log then)."""
+def _ended(process: subprocess.Popen[bytes], limit: float) -> bool:
     try:
-        suite = ElementTree.parse(path).getroot().find("testsuite")
-    except (OSError, ElementTree.ParseError):
-        return {}
-    if suite is None:
-        return {}
-    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    bad = [
-        f"{case.get('name')}: {(case.find(kind).get('message') or '').splitlines()[:1]}"  # type: ignore[union-attr]
-        for case in suite.iter("testcase")
-        for kind in ("failure", "error")
-        if case.find(kind) is not None
-    ]
-    return {**counts, "failed": bad}
+        process.wait(timeout=max(0.0, limit - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def collect(which: list[str], *, environment: dict[str, str], seconds: float) -> list[str]:
+    """The names of the `gpu` tests, in the order of their files."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "gpu", "-o", "addopts=", *which]
+    try:
+        done = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return []
+    return [line for line in done.stdout.splitlines() if "::" in line and " " not in line.partition("[")[0]]
+
+
+def run_tests(name: str, tests: list[str], out: Path, *, seconds: float, environment: dict[str, str]) -> Part:
+    """Run tests dealt out to several processes, and add up what they say."""
+    count = max(1, min(WORKERS, os.cpu_count() or 1, len(tests)))
+    logs = [out / f"{name}-{worker}.log" for worker in range(count)]
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-rfEP", "--tb=short", "-o", "addopts="]
+    commands = {log: [*command, *tests[worker::count]] for worker, log in enumerate(logs)}
+    part = run_all(name, commands, seconds=seconds, environment=environment)
+    for log in logs:
+        for key, value in read_tests(log).items():
+            part.found[key] = part.found[key] + value if key in part.found else value
+    part.found["asked for"] = len(tests)
+    if part.state == "ok" and part.found.get("tests", 0) == part.found.get("skipped", 0):
+        part.state, part.detail = "failed", "every test was skipped: is there a GPU?"
+    if part.state == "ok" and part.found.get("tests", 0) < len(tests):
+        part.state, part.detail = "failed", f"only {part.found.get('tests', 0)} of {len(tests)} tests ran"
+    return part
+
+
+def read_tests(log: Path) -> dict[str, Any]:
+    """Counts, and the failed tests with their messages, from what pytest -v says while it runs.
+
+    Not from a file that it writes at the end: a process that was killed, or that the device took along, writes none.
+    """
+    text = log.read_text(encoding="utf-8", errors="replace")
+    states = re.findall(r"^\S+?::([^\s\[]+(?:\[.*\])?) (PASSED|FAILED|ERROR|SKIPPED)", text, re.MULTILINE)
+    messages = dict(re.findall(r"^(?:FAILED|ERROR) \S+?::([^\s\[]+(?:\[.*?\])?) - (.*)$", text, re.MULTILINE))
+    counts = collections.Counter(state for _, state in states)
+    bad = [f"{name}: {messages.get(name, 'see the log')}" for name, state in states if state in ("FAILED", "ERROR")]
+    named = {"failures": "FAILED", "errors": "ERROR", "skipped": "SKIPPED"}
+    return {"tests": len(states), **{name: counts[state] for name, state in named.items()}, "failed": bad}
 
 
 def main() -> int:
@@ -124,9 +178,9 @@ def main() -> int:
     note(Part("modules", "failed" if missing else "ok", detail=f"missing: {', '.join(missing)}" if missing else ""))
     copy_sources()
     environment = {**os.environ, "PYTHONPATH": str(TREE), "PYTHONUNBUFFERED": "1"}
-    golden = ROOT.parent / "shared" / "golden"
-    if golden.is_dir():
-        environment.setdefault("PAD_FAST_GOLDEN", str(golden))
+    for golden in (ROOT / "shared" / "golden", ROOT.parent / "shared" / "golden"):
+        if golden.is_dir():
+            environment.setdefault("PAD_FAST_GOLDEN", str(golden))
 
     if have["pybind11"] and have["setuptools"]:
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
@@ -146,21 +200,13 @@ def main() -> int:
     else:
         note(Part("extension", "skipped", detail="no pybind11; nothing here needs it"))
 
+    sanitized: list[str] = []
     if have["pytest"]:
-        for name, which in (
-            ("engine tests", ["tests/test_gpu.py"]),
-            ("kernel tests", ["tests", "--ignore", "tests/test_gpu.py"]),
-        ):
-            file = out / (name.replace(" ", "-") + ".xml")
-            command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", *which, "-p", "no:cacheprovider", "-rP"]
-            command += ["--tb=short", "-o", "addopts=", f"--junitxml={file}"]
-            if have["xdist"]:
-                command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
-            tested = run(name, command, file.with_suffix(".log"), seconds=LIMITS[name] * scale, environment=environment)
-            tested.found = read_tests(file)
-            if tested.state == "ok" and tested.found.get("tests", 0) == tested.found.get("skipped", 0):
-                tested.state, tested.detail = "failed", "every test was skipped: is there a GPU?"
-            note(tested)
+        tests = collect(["tests"], environment=environment, seconds=60 * scale)
+        sanitized = [test for test in tests if "sanitizer" in test]
+        # The engine's first, then those of the kernels and scores.
+        rest = sorted((test for test in tests if test not in sanitized), key=lambda test: "test_gpu.py" not in test)
+        note(run_tests("tests", rest, out, seconds=LIMITS["tests"] * scale, environment=environment))
 
     command = [sys.executable, "-m", "benchmarks.gpu", "--json", str(out / "gpu.json"), "--device", options.device]
     command += ["--minutes", str(LIMITS["benchmarks"] * scale / 60 - 0.2)]
@@ -168,6 +214,9 @@ def main() -> int:
         command += ["--backend", "autograd", "--tiny", "--rounds", "2"]
     seconds = LIMITS["benchmarks"] * scale
     note(run("benchmarks", command, out / "gpu.log", seconds=seconds, environment=environment))
+    if sanitized:
+        # Last, because it is slow; the kernels were compiled on the way.
+        note(run_tests("sanitizer", sanitized, out, seconds=LIMITS["sanitizer"] * scale, environment=environment))
     summary = summarise(parts, out)
     (out / "summary.txt").write_text(summary, encoding="utf-8")
     print(summary)
@@ -180,7 +229,10 @@ def summarise(parts: list[Part], out: Path) -> str:
     for part in parts:
         if "failed" in part.found:
             counts = (f"{part.found[name]} {name}" for name in ("tests", "failures", "errors", "skipped"))
-            lines += ["", f"{part.name}: " + ", ".join(counts), *part.found["failed"]]
+            asked = f" ({part.found['asked for']} asked for)"
+            lines += ["", f"{part.name}: " + ", ".join(counts) + asked, *part.found["failed"]]
+    errors = [line for log in sorted(out.glob("tests-*.log")) for line in log.read_text("utf-8").splitlines()]
+    lines += ["", *(line for line in errors if line.startswith("error "))]
     try:
         text = (out / "gpu.log").read_text(encoding="utf-8")
         lines += ["", *text.splitlines()[1:]]

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from torch import Tensor
 from pad_fast.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
+
+# Seconds before a rival's turn: OpenMP threads of the one before spin for some milliseconds after their last work, and
+# would take a core from it.
+_SETTLE = 0.05
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -29,7 +33,7 @@ class Worker:
     """One rival in a process of its own.
 
     Allocator settings, heaps and thread pools of one rival would otherwise change the times of the others. All workers
-    stay alive and take turns; whoever is not asked waits for a line and uses no processor.
+    stay alive and take turns; whoever is not asked waits for a line and, once settled, uses no processor.
     """
 
     def __init__(self, module: str, *arguments: str) -> None:
@@ -60,8 +64,12 @@ class Worker:
         self._process.wait()
 
 
-def serve(run: Callable[[], Sequence[Tensor]]) -> None:
-    """Answer a :class:`Worker`'s requests: `save FILE`, `compare FILE` (error of the first result), `time`."""
+def serve(run: Callable[[], Sequence[Tensor]], *, check: Callable[[], Sequence[Tensor]] | None = None) -> None:
+    """Answer a :class:`Worker`'s requests: `save FILE`, `compare FILE` (error of the first result), `time`.
+
+    `check` is what is saved and compared where `run` would take too long for it.
+    """
+    check = check or run
     for line in sys.stdin:
         request, _, path = line.strip().partition(" ")
         if request == "time":
@@ -69,11 +77,11 @@ def serve(run: Callable[[], Sequence[Tensor]]) -> None:
             run()
             print(time.perf_counter() - start, flush=True)
         elif request == "save":
-            torch.save([tensor.detach() for tensor in run()], path)
+            torch.save([tensor.detach() for tensor in check()], path)
             print("saved", flush=True)
         else:
             truth = torch.load(path, weights_only=True)
-            print(relative_error(run()[0], truth[0]), flush=True)
+            print(relative_error(check()[0], truth[0]), flush=True)
 
 
 def alternate(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[float]]:
@@ -81,6 +89,7 @@ def alternate(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[f
     samples: dict[str, list[float]] = {name: [] for name in workers}
     for round_ in range(rounds + 1):
         for name, worker in workers.items():
+            time.sleep(_SETTLE)
             seconds = float(worker.ask("time"))
             if round_:
                 samples[name].append(seconds)
@@ -131,6 +140,14 @@ def write(path: Path | None, suite: str, command: str, rows: list[dict[str, Any]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"written to {path}")
+
+
+def earlier_rows(path: Path | None, replaced: Collection[str]) -> list[dict[str, Any]]:
+    """Rows of an earlier result in `path` whose `part` is not among those measured now."""
+    if path is None or not path.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [row for row in rows if row["part"] not in replaced]
 
 
 def heading(command: str) -> str:

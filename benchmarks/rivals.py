@@ -113,3 +113,120 @@ def plain_sgd_epoch(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+class PlainDSA:
+    """Differentiable Siamese augmentation as scripts write it (arXiv 2102.08259): numbers of its own for every image.
+
+    One operation per call, drawn from `operations`; all images of the batch go through it at once, as tensors.
+    """
+
+    def __init__(self, operations: Sequence[str], generator: torch.Generator) -> None:
+        self.operations, self.generator = tuple(operations), generator
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Augment `[N, C, H, W]`."""
+        drawn = int(torch.randint(len(self.operations), (1,), generator=self.generator))
+        augmented: Tensor = getattr(self, self.operations[drawn])(images)
+        return augmented
+
+    def uniform(self, images: Tensor) -> Tensor:
+        """One number in [0, 1) per image, `[N, 1, 1, 1]`."""
+        return torch.rand(len(images), 1, 1, 1, generator=self.generator)
+
+    def whole(self, images: Tensor, low: int, high: int) -> Tensor:
+        """One whole number in [low, high) per image, `[N, 1, 1]`."""
+        return torch.randint(low, high, (len(images), 1, 1), generator=self.generator)
+
+    def color(self, images: Tensor) -> Tensor:
+        """Brightness, saturation, contrast."""
+        images = images + (self.uniform(images) - 0.5)
+        mean = images.mean(1, keepdim=True)
+        images = (images - mean) * (2 * self.uniform(images)) + mean
+        mean = images.mean((1, 2, 3), keepdim=True)
+        return (images - mean) * (self.uniform(images) + 0.5) + mean
+
+    def crop(self, images: Tensor) -> Tensor:
+        """A shift by up to an eighth of the side, zeros behind it."""
+        side = images.shape[-1]
+        reach = int(side * 0.125 + 0.5)
+        down, right = self.whole(images, -reach, reach + 1), self.whole(images, -reach, reach + 1)
+        padded = functional.pad(images, [reach] * 4).permute(0, 2, 3, 1)
+        rows = torch.arange(side)[None, :, None] + down + reach
+        columns = torch.arange(side)[None, None, :] + right + reach
+        return padded[torch.arange(len(images))[:, None, None], rows, columns].permute(0, 3, 1, 2).contiguous()
+
+    def cutout(self, images: Tensor) -> Tensor:
+        """A square of half the side is zero."""
+        side = images.shape[-1]
+        size = int(side * 0.5 + 0.5)
+        top = self.whole(images, 0, side + 1 - size % 2) - size // 2
+        left = self.whole(images, 0, side + 1 - size % 2) - size // 2
+        hole = torch.arange(size)
+        mask = torch.ones(len(images), side, side)
+        rows = (hole[None, :, None] + top).clamp(0, side - 1)
+        columns = (hole[None, None, :] + left).clamp(0, side - 1)
+        mask[torch.arange(len(images))[:, None, None], rows, columns] = 0
+        return images * mask[:, None]
+
+    def flip(self, images: Tensor) -> Tensor:
+        """Every second image mirrored."""
+        return torch.where(self.uniform(images) < 0.5, images, images.flip(3))
+
+    def scale(self, images: Tensor) -> Tensor:
+        """Both sides stretched by factors of their own."""
+        across, down = (1 / 1.2 + (1.2 - 1 / 1.2) * self.uniform(images).flatten() for _ in range(2))
+        zero = torch.zeros_like(across)
+        return self._affine(images, [[across, zero, zero], [zero, down, zero]])
+
+    def rotate(self, images: Tensor) -> Tensor:
+        """By up to 15 degrees."""
+        angle = (self.uniform(images).flatten() - 0.5) * 2 * 15 / 180 * torch.pi
+        zero = torch.zeros_like(angle)
+        return self._affine(images, [[angle.cos(), -angle.sin(), zero], [angle.sin(), angle.cos(), zero]])
+
+    @staticmethod
+    def _affine(images: Tensor, entries: list[list[Tensor]]) -> Tensor:
+        matrices = torch.stack([torch.stack(row, 1) for row in entries], 1)  # [N, 2, 3]
+        grid = functional.affine_grid(matrices, list(images.shape), align_corners=True)
+        return functional.grid_sample(images, grid, align_corners=True)
+
+
+def plain_evaluation(
+    module: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    test: tuple[Tensor, Tensor],
+    augment: Callable[[Tensor], Tensor],
+    *,
+    lr: float,
+    epochs: int,
+    batch: int,
+    generator: torch.Generator,
+    tuned: bool = False,
+) -> float:
+    """Train `module` on soft targets (probabilities) by the evaluation recipe, and test it: accuracy in percent.
+
+    Args:
+        tuned: channels_last (in a process that keeps freed memory, see :func:`keep_freed_memory`).
+    """
+    layout = torch.channels_last if tuned else torch.contiguous_format
+    module = module.to(memory_format=layout)
+    data = torch.utils.data.TensorDataset(images, targets)
+    loader = torch.utils.data.DataLoader(data, batch_size=batch, shuffle=True, generator=generator)
+    optimizer = torch.optim.SGD(module.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    module.train()
+    for epoch in range(epochs):
+        if epoch == (epochs + 1) // 2:
+            optimizer = torch.optim.SGD(module.parameters(), lr=lr * 0.1, momentum=0.9, weight_decay=5e-4)
+        for inputs, wanted in loader:
+            loss = functional.cross_entropy(module(augment(inputs).contiguous(memory_format=layout)), wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    module.eval()
+    right = 0
+    with torch.no_grad():
+        for inputs, labels in torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*test), batch_size=256):
+            right += int((module(inputs.contiguous(memory_format=layout)).argmax(1) == labels).sum())
+    return 100 * right / len(test[1])

@@ -40,6 +40,7 @@ TOLERANCE = 1e-4
 _BATCH = 256  # of the materialising form
 _FRESH = 600 << 20  # bytes between two uses of the same memory
 _AT_LEAST = 0.02  # seconds of one timing
+_ALONE = ", one thread"  # in the names of rivals that get no more
 
 
 class Case:
@@ -97,11 +98,11 @@ def materialised_grand(logits: Tensor, labels: Tensor, features: Tensor) -> Tens
 
 
 def read(case: Case) -> Tensor:
-    """Every byte that scoring has to read, and nothing done with it."""
-    native.read_memory(case.next())
-    native.read_memory(case.labels)
+    """Every byte that scoring has to read, by the cheapest thing torch does with all of them: their sum."""
+    case.next().sum()
+    case.labels.sum()
     if case.features is not None:
-        native.read_memory(case.features)
+        case.features.sum()
     return case.labels
 
 
@@ -127,12 +128,16 @@ RIVALS: dict[str, dict[str, Callable[[Case], Tensor]]] = {
         "eager torch, in place": lambda case: eager_el2n_in_place(case.next(), case.labels),
         "ours": lambda case: native.el2n(case.next(), case.labels),
         "plain read": read,
+        f"ours{_ALONE}": lambda case: native.el2n(case.next(), case.labels),
+        f"plain read{_ALONE}": read,
     },
     "grand": {
         "materialised": with_features(materialised_grand),
         "eager torch, closed form": with_features(eager_grand),
         "ours": ours_grand,
         "plain read": read,
+        f"ours{_ALONE}": ours_grand,
+        f"plain read{_ALONE}": read,
     },
 }
 
@@ -142,9 +147,19 @@ def rows_timed(rival: str, rows: int, classes: int) -> int:
     return min(rows, max(_BATCH, 20_480 // classes)) if rival == "materialised" else rows
 
 
+def scores(rival: str) -> bool:
+    """Whether a rival computes anything that can be checked."""
+    return not rival.startswith("plain read")
+
+
+def threads_of(rival: str, threads: int) -> int:
+    """How many of the machine's threads a rival uses."""
+    return 1 if rival.endswith(_ALONE) else threads
+
+
 def work(part: str, rival: str, size: str, threads: int) -> None:
     """Be the worker of one rival: answer `time` (seconds of one call, the mean of a few) and `check`."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads_of(rival, threads))
     rows, classes = (int(number) for number in size.split("x"))
     case = Case(rows_timed(rival, rows, classes), classes, features=part == "grand")
     run = RIVALS[part][rival]
@@ -169,7 +184,7 @@ def time_size(part: str, size: str, rounds: int) -> list[dict[str, Any]]:
     threads = torch.get_num_threads()
     workers = {name: harness.Worker("benchmarks.scoring", part, name, size, str(threads)) for name in RIVALS[part]}
     try:
-        errors = {name: float(worker.ask("check")) for name, worker in workers.items() if name != "plain read"}
+        errors = {name: float(worker.ask("check")) for name, worker in workers.items() if scores(name)}
         for name, error in errors.items():
             if not error <= TOLERANCE:
                 raise SystemExit(f"{name}: {part} is off by {error:.1e}; no speed is reported")
@@ -182,10 +197,11 @@ def time_size(part: str, size: str, rounds: int) -> list[dict[str, Any]]:
     table = []
     for name, values in seconds.items():
         row: dict[str, Any] = {"part": part, "size": size, "rival": name, "ms": harness.summary(values, scale=1e3)}
-        row |= {"rows_timed": rows_timed(name, rows, classes), "threads": threads}
+        row |= {"rows_timed": rows_timed(name, rows, classes), "threads": threads_of(name, threads)}
         if name in errors:
             row["error"] = errors[name]
-        ratios = [other / own for other, own in zip(values, seconds["ours"], strict=True)]
+        ours = seconds[f"ours{_ALONE}" if name.endswith(_ALONE) else "ours"]
+        ratios = [other / own for other, own in zip(values, ours, strict=True)]
         row["ours_is_times_faster"] = harness.summary(ratios)
         table.append(row)
     return table
@@ -392,7 +408,7 @@ def main() -> None:
                 for kind, rivals in RIVALS.items()
                 for size in options.sizes
                 for name in rivals
-                if name != "plain read"
+                if scores(name) and not name.endswith(_ALONE)
             ]
         else:
             new = [row for size in options.sizes for row in time_size(part, size, options.rounds)]

@@ -1,37 +1,100 @@
 #include "parallel.h"
 
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <mutex>
 #include <system_error>
-
-#include "unroll/engine.h"
+#include <thread>
 
 namespace pad_fast {
+namespace {
 
-void run_pieces(int pieces, void (*task)(void*, int), void* context) {
-  static std::mutex mutex;
-  // Never deleted: joining threads while the process ends is asking for trouble.
-  static unroll::Pool* pool = nullptr;
-  static int size = 0;
-  if (pieces > 1) {
-    const std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
-    if (lock.owns_lock()) {
-      try {
-        if (size < pieces) {
-          delete pool;
-          pool = new unroll::Pool(pieces);
-          size = pieces;
-        }
-        pool->run(pieces, task, context);
-        return;
-      } catch (const std::system_error&) {
-        // The system grants no more threads, which shows before the first piece is begun.
-        delete pool;
-        pool = nullptr;
-        size = 0;
-      }
+// A piece takes tens of microseconds, and falling asleep and waking up as long: the last one is waited for awake.
+constexpr std::chrono::microseconds kWatch(50);
+
+struct Job {
+  int64_t pieces;
+  int threads;
+  void (*task)(void*, int, int64_t);
+  void* context;
+  std::atomic<int64_t> next{0};  // the first piece that nobody has taken
+  int begun = 1;                 // threads that have begun, the caller among them; guarded by the crew's mutex
+  std::atomic<int> inside{0};    // helpers that have begun and not ended
+
+  bool wants_help() const { return begun < threads && next.load(std::memory_order_relaxed) < pieces; }
+  void work(int worker) {
+    for (int64_t piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < pieces;) task(context, worker, piece);
+  }
+};
+
+// Threads that sleep between jobs. Only one that has begun a job is waited for.
+class Crew {
+ public:
+  void run(Job& job) {
+    try {
+      for (; helpers_ < job.threads - 1; ++helpers_) std::thread([this] { help(); }).detach();
+    } catch (const std::system_error&) {
+      // The system grants no more threads: those that are there will do.
+    }
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      job_ = &job;
+    }
+    for (int i = 1; i < job.threads; ++i) wake_.notify_one();
+    job.work(0);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      job_ = nullptr;  // from here on nobody begins
+    }
+    const auto ended = [&job] { return job.inside.load(std::memory_order_acquire) == 0; };
+    const auto stop = std::chrono::steady_clock::now() + kWatch;
+    while (!ended() && std::chrono::steady_clock::now() < stop) continue;
+    std::unique_lock<std::mutex> lock(mutex_);
+    ended_.wait(lock, ended);
+  }
+
+ private:
+  void help() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [this] { return job_ != nullptr && job_->wants_help(); });
+      Job& job = *job_;
+      const int worker = job.begun++;
+      job.inside.fetch_add(1, std::memory_order_relaxed);
+      lock.unlock();
+      job.work(worker);
+      lock.lock();
+      // Under the lock, which the caller takes last of all: the job is gone after that.
+      if (job.inside.fetch_sub(1, std::memory_order_acq_rel) == 1) ended_.notify_one();
     }
   }
-  for (int piece = 0; piece < pieces; ++piece) task(context, piece);
+
+  std::mutex mutex_;
+  std::condition_variable wake_, ended_;
+  Job* job_ = nullptr;
+  int helpers_ = 0;
+};
+
+}  // namespace
+
+void run_pieces(int64_t pieces, int threads, void (*task)(void*, int, int64_t), void* context) {
+  static std::mutex mutex;
+  // Never deleted: their threads sleep in them until the process ends.
+  static Crew* crew = nullptr;
+  static pid_t process = 0;
+  Job job{pieces, threads, task, context};
+  if (threads > 1) {
+    const std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+    if (lock.owns_lock()) {
+      if (process != getpid()) crew = new Crew, process = getpid();  // after a fork the threads are gone
+      crew->run(job);
+      return;
+    }
+  }
+  job.work(0);
 }
 
 }  // namespace pad_fast

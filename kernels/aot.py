@@ -39,8 +39,9 @@ TARGETS = {80: 163 * 1024, 90: 227 * 1024}
 
 BANDWIDTH = 4.8e12
 """Bytes per second of an H200's memory (datasheet)."""
-RATES = {"tf32": 494e12, "bf16": 989e12, "ieee": 67e12, "float64": 34e12}
-"""FLOP per second of an H200 by the arithmetic used (datasheet, dense; "ieee" is float32 outside the matrix units)."""
+RATES = {"tf32": 494e12, "bf16": 989e12, "tf32x3": 494e12 / 3, "ieee": 67e12, "float64": 34e12}
+"""FLOP per second of an H200 by the arithmetic used (datasheet, dense): "ieee" is float32 outside the matrix units,
+"tf32x3" float32 in three parts on them."""
 
 OPTIONS = {"enable_fp_fusion": True}
 """For every kernel: a * b + c rounds once. Triton's own default is about to change."""

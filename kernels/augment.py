@@ -41,7 +41,7 @@ _NONE = -1
 # ---------------------------------------------------------------- applying
 
 
-def apply(x: Tensor, table: Tensor, *, index: Tensor | None = None, affine: bool = True) -> Tensor:
+def apply(x: Tensor, table: Tensor, *, index: Tensor | None = None) -> Tensor:
     """Augment images by one step's draw.
 
     Args:
@@ -49,7 +49,6 @@ def apply(x: Tensor, table: Tensor, *, index: Tensor | None = None, affine: bool
         table: float32 `[B, 4]` or `[K, B, 4]`, with 1 in place of B for a draw shared by the batch, of K for one shared
             by the trajectories.
         index: int64 `[B]`; takes `x[index]` on the way. `x` is then `[N, C, H, W]`.
-        affine: False leaves out the constant term (the brightness), which makes the map linear.
 
     Returns:
         A new tensor `[B, C, H, W]`, or `[K, B, C, H, W]` where `x` or `table` has K. Half precision is computed in
@@ -74,77 +73,26 @@ def apply(x: Tensor, table: Tensor, *, index: Tensor | None = None, affine: bool
     table, trajectories = _fit(x, table, batch)
     stacked = x.dim() == 5 or table.dim() == 3
     out = x.new_empty(*([trajectories] if stacked else []), batch, *x.shape[-3:])
-    _launch(x, table, out, index, trajectories, batch, affine=affine, transpose=False, shared=False)
+    _launch(x, table, out, index, trajectories, batch, transpose=False)
     return out
 
 
-def transpose(grad: Tensor, table: Tensor, *, shared: bool = False) -> Tensor:
-    """The transpose of :func:`apply` (with `affine=False`) for the same table: the gradient by its images.
+def transpose(grad: Tensor, table: Tensor) -> Tensor:
+    """The transpose of :func:`apply`'s linear part for the same table: the gradient by its images.
 
     Args:
         grad: `[B, C, H, W]` or `[K, B, C, H, W]`.
         table: as for :func:`apply`.
-        shared: the images had no K of their own: their gradients are summed over K, first to last.
 
     Returns:
-        A new tensor like `grad`, without K where `shared`.
+        A new tensor like `grad`.
     """
     grad = _inner_contiguous(grad)
     batch = grad.shape[-4]
     table, trajectories = _fit(grad, table, batch)
-    shared = shared and grad.dim() == 5
-    out = grad.new_empty(grad.shape[1:] if shared else grad.shape)
-    _launch(grad, table, out, None, trajectories, batch, affine=False, transpose=True, shared=shared)
+    out = grad.new_empty(grad.shape)
+    _launch(grad, table, out, None, trajectories, batch, transpose=True)
     return out
-
-
-def augment(x: Tensor, table: Tensor) -> Tensor:
-    """:func:`apply` for autograd: differentiable in `x` any number of times."""
-    return _Augment.apply(x, table, True)
-
-
-class _Augment(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, affine: bool) -> Tensor:
-        ctx.save_for_backward(table)
-        ctx.shared = x.dim() == 4
-        return apply(x, table, affine=affine)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (table,) = ctx.saved_tensors
-        return _Transpose.apply(grad, table, ctx.shared), None, None  # no gradient for the draw
-
-
-class _Transpose(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, table: Tensor, shared: bool) -> Tensor:
-        ctx.save_for_backward(table)
-        ctx.trajectories = grad.shape[0] if shared and grad.dim() == 5 else None
-        return transpose(grad, table, shared=shared)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (table,) = ctx.saved_tensors
-        if ctx.trajectories is not None:
-            grad = grad.expand(ctx.trajectories, *grad.shape)
-        return _Augment.apply(grad, table, False), None, None
-
-
-def table_of(draws: Sequence[DSADraw], *, device: torch.device | str) -> Tensor:
-    """Draws as a table `[len(draws), images, 4]` on a device; one row of images where every draw is siamese.
-
-    Raises:
-        InputError: draws for different numbers of images.
-    """
-    rows = max((draw.values.shape[0] for draw in draws), default=1)
-    table = torch.zeros(len(draws), rows, COLUMNS)
-    for line, draw in zip(table, draws, strict=True):
-        if draw.values.shape[0] not in (1, rows):
-            raise InputError(f"draws of one table are for {draw.values.shape[0]} and {rows} images; draw them alike")
-        line[:, 0] = OPERATIONS.index(draw.operation) if draw.operation != "none" else _NONE
-        line[:, 1 : 1 + draw.values.shape[1]] = draw.values.to(torch.float32)
-    return table.to(device)
 
 
 def _inner_contiguous(x: Tensor) -> Tensor:
@@ -189,12 +137,10 @@ def _launch(
     trajectories: int,
     batch: int,
     *,
-    affine: bool,
     transpose: bool,
-    shared: bool,
 ) -> None:
     if out.numel():
-        grid, arguments, options = _call(x, table, out, index, trajectories, batch, affine, transpose, shared)
+        grid, arguments, options = _call(x, table, out, index, trajectories, batch, transpose)
         launch(_augment_kernel, grid, *arguments, **options)
 
 
@@ -205,9 +151,7 @@ def _call(
     index: Tensor | None,
     trajectories: int,
     batch: int,
-    affine: bool,
     transpose: bool,
-    shared: bool,
 ) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
     """Grid, arguments and options of a launch."""
     channels, height, width = x.shape[-3:]
@@ -226,9 +170,7 @@ def _call(
         "W": width,
         "CUT_H": _cutout_side(height),
         "CUT_W": _cutout_side(width),
-        "AFFINE": affine,
         "TRANSPOSE": transpose,
-        "SHARED": shared,
         "BLOCK_C": triton.next_power_of_2(channels),
         "BLOCK": block,
         # Coordinates in half precision would be off by whole pixels.
@@ -236,7 +178,7 @@ def _call(
         "num_warps": _WARPS,
     }
     grid = (out.numel() // pixels, triton.cdiv(height * width, block))
-    return grid, (x, table, index, out, trajectories, batch, *strides, *table_strides), {"cost": cost, **constants}
+    return grid, (x, table, index, out, batch, *strides, *table_strides), {"cost": cost, **constants}
 
 
 _FLOPS = 8  # per pixel: four products and sums of a bilinear sample, the dearest operation
@@ -248,7 +190,6 @@ def _augment_kernel(
     p_table,
     p_index,
     p_out,
-    trajectories,
     batch,
     x_stride_k,
     x_stride_b,
@@ -259,41 +200,27 @@ def _augment_kernel(
     W: tl.constexpr,
     CUT_H: tl.constexpr,
     CUT_W: tl.constexpr,
-    AFFINE: tl.constexpr,
     TRANSPOSE: tl.constexpr,
-    SHARED: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK: tl.constexpr,
     WORK: tl.constexpr,
 ):
-    """One tile of pixels, all channels, of one image; with SHARED, summed over the trajectories."""
+    """One tile of pixels, all channels, of one image."""
     image = tl.program_id(0)
     o_c = tl.arange(0, BLOCK_C)
     o_p = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = o_p // W
     column = o_p % W
     m_out = (o_c < C)[:, None] & (o_p < H * W)[None, :]
-    if SHARED:
-        b_out = tl.zeros([BLOCK_C, BLOCK], WORK)
-        p_image = p_x + image.to(tl.int64) * x_stride_b
-        p_draw = p_table + image.to(tl.int64) * table_stride_b
-        for _ in range(trajectories):
-            b_out += _pull(
-                p_image, p_draw,
-                o_c, row, column, C, H, W, CUT_H, CUT_W, AFFINE, TRANSPOSE, BLOCK_C, BLOCK, WORK,
-            )  # fmt: skip
-            p_image += x_stride_k
-            p_draw += table_stride_k
-    else:
-        k = (image // batch).to(tl.int64)
-        source = (image % batch).to(tl.int64)
-        p_draw = p_table + k * table_stride_k + source * table_stride_b
-        if p_index is not None:
-            source = tl.load(p_index + source)
-        b_out = _pull(
-            p_x + k * x_stride_k + source * x_stride_b, p_draw,
-            o_c, row, column, C, H, W, CUT_H, CUT_W, AFFINE, TRANSPOSE, BLOCK_C, BLOCK, WORK,
-        )  # fmt: skip
+    k = (image // batch).to(tl.int64)
+    source = (image % batch).to(tl.int64)
+    p_draw = p_table + k * table_stride_k + source * table_stride_b
+    if p_index is not None:
+        source = tl.load(p_index + source)
+    b_out = _pull(
+        p_x + k * x_stride_k + source * x_stride_b, p_draw,
+        o_c, row, column, C, H, W, CUT_H, CUT_W, TRANSPOSE, BLOCK_C, BLOCK, WORK,
+    )  # fmt: skip
     p_out += image.to(tl.int64) * (C * H * W)
     tl.store(p_out + o_c[:, None] * (H * W) + o_p[None, :], b_out.to(p_out.dtype.element_ty), mask=m_out)
 
@@ -317,7 +244,6 @@ def _pull(
     W: tl.constexpr,
     CUT_H: tl.constexpr,
     CUT_W: tl.constexpr,
-    AFFINE: tl.constexpr,
     TRANSPOSE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -340,7 +266,7 @@ def _pull(
         gray = tl.sum(b_x, axis=0) / C  # [BLOCK]
         gain = second * third
         offset = (third - gain) * gray + (1 - third) * mean
-        if AFFINE:
+        if not TRANSPOSE:
             offset += first
         b_y = gain * b_x + offset[None, :]
     elif (operation == SCALE) | (operation == ROTATE):
@@ -595,7 +521,7 @@ def _place(u, low: tl.constexpr, span: tl.constexpr, whole: tl.constexpr):
 # ---------------------------------------------------------------- naive twins
 
 
-def naive_apply(x: Tensor, table: Tensor, *, index: Tensor | None = None, affine: bool = True) -> Tensor:
+def naive_apply(x: Tensor, table: Tensor, *, index: Tensor | None = None) -> Tensor:
     """:func:`apply`, image by image through :meth:`DSA.apply`."""
     x = x if index is None else x[index]
     batch = x.shape[-4]
@@ -604,7 +530,7 @@ def naive_apply(x: Tensor, table: Tensor, *, index: Tensor | None = None, affine
     x = x.expand(trajectories, *x.shape[-4:])
     expanded = expanded.expand(trajectories, batch, COLUMNS)
     images = [
-        _naive_image(image[None], line.clone(), affine)
+        _naive_image(image[None], line)
         for group, lines in zip(x, expanded, strict=True)
         for image, line in zip(group, lines, strict=True)
     ]
@@ -612,21 +538,18 @@ def naive_apply(x: Tensor, table: Tensor, *, index: Tensor | None = None, affine
     return out if stacked else out[0]
 
 
-def _naive_image(image: Tensor, line: Tensor, affine: bool) -> Tensor:
+def _naive_image(image: Tensor, line: Tensor) -> Tensor:
     code = int(line[0])
     operation = OPERATIONS[code] if code != _NONE else "none"
-    if operation == "color" and not affine:
-        line[1] = 0
     columns = len(_columns(operation, 8, 8, _CPU)[0]) if operation != "none" else 0
     return DSA.apply(image, DSADraw(operation, line[None, 1 : 1 + columns]))
 
 
-def naive_transpose(grad: Tensor, table: Tensor, *, shared: bool = False) -> Tensor:
+def naive_transpose(grad: Tensor, table: Tensor) -> Tensor:
     """:func:`transpose` by autograd through :func:`naive_apply`."""
     with torch.enable_grad():
         x = torch.zeros_like(grad).requires_grad_()
-        (found,) = torch.autograd.grad(naive_apply(x, table), x, grad)
-    return found.sum(0) if shared and grad.dim() == 5 else found
+        return torch.autograd.grad(naive_apply(x, table), x, grad)[0]
 
 
 def naive_draw(
@@ -694,10 +617,8 @@ def production() -> list[Production]:
         out = torch.empty(trajectories, *x.shape, device="meta")
         table = torch.empty(trajectories, batch, COLUMNS, device="meta")
         for transposed in (False, True):
-            source, target = (out, x) if transposed else (x, out)
-            _, arguments, options = _call(
-                source, table, target, None, trajectories, batch, not transposed, transposed, transposed
-            )
+            source = out if transposed else x
+            _, arguments, options = _call(source, table, out, None, trajectories, batch, transposed)
             name = f"{side} px, K {trajectories}, B {batch}" + ", transpose" * transposed
             made.append(production_of(name, _augment_kernel, *arguments, **options))
     seed = torch.empty(1, dtype=torch.int64, device="meta")

@@ -1,9 +1,6 @@
-"""The linear classifier and the softmax cross entropy, with tangent and adjoint.
+"""The softmax cross entropy of logits, with tangent and adjoint; equation numbers are those of docs/cpu_engine.md.
 
-Equation numbers are those of docs/cpu_engine.md. Features are channels-last `[K, B, h, w, C]`; the classifier lies in
-the flat vector as torch has it, `[classes, C, h, w]` and then its bias `[classes]`. Products go through cuBLAS, in the
-arithmetic that torch is set to for matrix products (by default full float32).
-
+Logits come as `[K, B, classes]`, or as the parts of a sum `[parts, K, B, classes]` that :mod:`.classifier` leaves.
 Labels are classes (int64 `[B]` or `[K, B]`) or logits (`[B, classes]` or `[K, B, classes]`), softmaxed here. A class
 that does not exist makes its row NaN: no value means "ignore".
 """
@@ -11,7 +8,6 @@ that does not exist makes its row NaN: no value means "ignore".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
-from .launch import Cost, note
 from .rows import Call, finish, moved
 
 if TYPE_CHECKING:
@@ -28,12 +23,21 @@ if TYPE_CHECKING:
 
 
 @triton.jit
-def _logits(p_x, image, images, block, classes, BLOCK: tl.constexpr):
+def _added(p_x, o, inside, other, stride, PARTS: tl.constexpr):
+    """The sum of parts that lie `stride` apart."""
+    x = tl.load(p_x + o, mask=inside, other=other)
+    for part in range(1, PARTS):
+        x += tl.load(p_x + part * stride + o, mask=inside, other=0.0)
+    return x
+
+
+@triton.jit
+def _logits(p_x, image, images, block, classes, stride, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """A block of rows of logits, -inf where there are none, with its offsets and mask."""
     column = block * BLOCK + tl.arange(0, BLOCK)
     o = image[:, None] * classes + column[None, :]
     inside = (image < images)[:, None] & (column < classes)[None, :]
-    return tl.load(p_x + o, mask=inside, other=float("-inf")), o, inside
+    return _added(p_x, o, inside, float("-inf"), stride, PARTS), o, inside
 
 
 @triton.jit
@@ -43,7 +47,9 @@ def _softmax_sums(
     image,
     images,
     classes,
-    WEIGHTED: tl.constexpr,
+    stride,
+    PARTS: tl.constexpr,
+    WEIGHTED: tl.constexpr,  # how many parts the weight has; 0 where there is none
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -53,7 +59,7 @@ def _softmax_sums(
     sums = tl.zeros([ROWS], p_x.dtype.element_ty)
     weighted = tl.zeros([ROWS], p_x.dtype.element_ty)
     for block in range(BLOCKS):
-        x, o, inside = _logits(p_x, image, images, block, classes, BLOCK)
+        x, o, inside = _logits(p_x, image, images, block, classes, stride, PARTS, BLOCK)
         # The maximum passes over a NaN, but the sums do not.
         higher = tl.maximum(top, tl.max(x, 1))
         shift = tl.where(higher == float("-inf"), 0.0, higher)
@@ -61,7 +67,7 @@ def _softmax_sums(
         before = tl.exp(top - shift)
         sums = sums * before + tl.sum(e, 1)
         if WEIGHTED:
-            weight = tl.load(p_weight + o, mask=inside, other=0.0)
+            weight = _added(p_weight, o, inside, 0.0, stride, WEIGHTED)
             weighted = weighted * before + tl.sum(e * weight, 1)
         top = higher
     return tl.where(top == float("-inf"), 0.0, top), sums, weighted / sums
@@ -76,7 +82,7 @@ def _distribution(p_labels, image, images, block, classes, top, sums, HARD: tl.c
         column = block * BLOCK + tl.arange(0, BLOCK)
         return tl.where(exists[:, None], tl.where(label[:, None] == column[None, :], 1.0, 0.0), float("nan"))
     else:
-        y, _o, _inside = _logits(p_labels, image, images, block, classes, BLOCK)
+        y, _o, _inside = _logits(p_labels, image, images, block, classes, 0, 1, BLOCK)
         return tl.exp(y - top[:, None]) / sums[:, None]
 
 
@@ -84,12 +90,14 @@ def _distribution(p_labels, image, images, block, classes, top, sums, HARD: tl.c
 def _loss_kernel(
     p_sum,  # [K], or [K, tiles] float64 with more than one tile
     p_gud,  # [K, B, classes]
-    p_u,  # [K, B, classes]
+    p_u,  # [PARTS, K, B, classes]
     p_labels,
     images,
     classes,
     batch,
+    part_stride,
     label_stride,  # from one trajectory's labels to the next one's; 0 when shared
+    PARTS: tl.constexpr,
     HARD: tl.constexpr,
     ONE_TILE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -101,16 +109,16 @@ def _loss_kernel(
     p_u += k * images * classes
     p_gud += k * images * classes
     p_labels += k * label_stride
-    top_p, sum_p, _mean_p = _softmax_sums(p_u, p_u, image, images, classes, False, ROWS, BLOCK, BLOCKS)
+    top_p, sum_p, _mean_p = _softmax_sums(p_u, p_u, image, images, classes, part_stride, PARTS, 0, ROWS, BLOCK, BLOCKS)
     top_q, sum_q = top_p, sum_p
     if not HARD:
-        top_q, sum_q, _mean_q = _softmax_sums(p_labels, p_labels, image, images, classes, False, ROWS, BLOCK, BLOCKS)
+        top_q, sum_q, _mean_q = _softmax_sums(p_labels, p_labels, image, images, classes, 0, 1, 0, ROWS, BLOCK, BLOCKS)
 
     # In float64, because the fast float32 logarithm is off by 1e-7 however small the loss.
     log_sum = tl.log(sum_p.to(tl.float64)).to(sum_p.dtype)
     losses = tl.zeros([ROWS], tl.float64)
     for block in range(BLOCKS):
-        u, o, inside = _logits(p_u, image, images, block, classes, BLOCK)
+        u, o, inside = _logits(p_u, image, images, block, classes, part_stride, PARTS, BLOCK)
         q = _distribution(p_labels, image, images, block, classes, top_q, sum_q, HARD, BLOCK)
         p = tl.exp(u - top_p[:, None]) / sum_p[:, None]
         tl.store(p_gud + o, (p - q) / batch, mask=inside)  # (25)
@@ -129,15 +137,17 @@ def _adjoint_kernel(
     p_gu,  # [K, B, classes]
     p_gud,  # [K, B, classes]
     p_gy,  # like the labels, written when OF_LABELS
-    p_u,  # [K, B, classes]
-    p_ud,  # [K, B, classes]
+    p_u,  # [PARTS, K, B, classes]
+    p_ud,  # [PARTS, K, B, classes]
     p_labels,
     trajectories,
     images,
     classes,
     batch,
+    part_stride,
     label_stride,  # see _loss_kernel
     each,  # trajectories of one program: all where their label gradients are summed, else 1
+    PARTS: tl.constexpr,
     HARD: tl.constexpr,
     OF_LABELS: tl.constexpr,
     ONE_TILE: tl.constexpr,
@@ -152,17 +162,21 @@ def _adjoint_kernel(
         trajectory = tl.zeros([], tl.int64) + k
         base = trajectory * images * classes
         of_labels = trajectory * label_stride
-        top_p, sum_p, mean_p = _softmax_sums(p_u + base, p_ud + base, image, images, classes, True, ROWS, BLOCK, BLOCKS)
+        top_p, sum_p, mean_p = _softmax_sums(
+            p_u + base, p_ud + base, image, images, classes, part_stride, PARTS, PARTS, ROWS, BLOCK, BLOCKS
+        )
         top_q, sum_q, mean_q = top_p, sum_p, mean_p
         if not HARD:
+            # The weight's parts lie part_stride apart; labels have one part.
             top_q, sum_q, mean_q = _softmax_sums(
-                p_labels + of_labels, p_ud + base, image, images, classes, OF_LABELS, ROWS, BLOCK, BLOCKS
-            )
+                p_labels + of_labels, p_ud + base, image, images, classes, part_stride, 1,
+                PARTS if OF_LABELS else 0, ROWS, BLOCK, BLOCKS,
+            )  # fmt: skip
 
         phis = tl.zeros([ROWS], tl.float64)
         for block in range(BLOCKS):
-            u, o, inside = _logits(p_u + base, image, images, block, classes, BLOCK)
-            ud = tl.load(p_ud + base + o, mask=inside, other=0.0)
+            u, o, inside = _logits(p_u + base, image, images, block, classes, part_stride, PARTS, BLOCK)
+            ud = _added(p_ud + base, o, inside, 0.0, part_stride, PARTS)
             q = _distribution(p_labels + of_labels, image, images, block, classes, top_q, sum_q, HARD, BLOCK)
             p = tl.exp(u - top_p[:, None]) / sum_p[:, None]
             tl.store(p_gud + base + o, (p - q) / batch, mask=inside)  # (25)
@@ -183,105 +197,11 @@ def _adjoint_kernel(
             tl.store(p_sum + trajectory * tl.num_programs(0) + tile, value)
 
 
-@triton.jit
-def _transpose_kernel(
-    p_out,  # [K, classes, columns, rows], trajectories out_stride apart
-    p_in,  # [K, classes, rows, columns], trajectories in_stride apart
-    p_gu,  # [K, images, classes], read when BIAS
-    rows,
-    columns,
-    images,
-    out_stride,
-    in_stride,
-    ADD: tl.constexpr,
-    BIAS: tl.constexpr,  # the last tile adds gu up over images, for out[classes * columns * rows :]
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    tile, label, k = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    classes = tl.num_programs(1)
-    p_out += k * out_stride
-    across = tl.cdiv(columns, COLUMNS)
-    if BIAS and tile == tl.cdiv(rows, ROWS) * across:
-        o = tl.arange(0, 128)
-        sums = tl.zeros([128], tl.float64)
-        for start in range(0, images, 128):
-            at = start + o
-            gu = tl.load(p_gu + (k * images + at) * classes + label, mask=at < images, other=0.0)
-            sums += gu.to(tl.float64)
-        p_bias = p_out + classes.to(tl.int64) * rows * columns + label
-        bias = tl.sum(sums, 0).to(p_out.dtype.element_ty)
-        if ADD:
-            bias += tl.load(p_bias)
-        tl.store(p_bias, bias)
-    else:
-        row = tile // across * ROWS + tl.arange(0, ROWS)
-        column = tile % across * COLUMNS + tl.arange(0, COLUMNS)
-        base = label.to(tl.int64) * rows * columns
-        x = tl.load(
-            p_in + k * in_stride + base + row[:, None] * columns + column[None, :],
-            mask=(row < rows)[:, None] & (column < columns)[None, :],
-        )
-        p_weights = p_out + base + column[:, None] * rows + row[None, :]
-        inside = (column < columns)[:, None] & (row < rows)[None, :]
-        value = tl.trans(x)
-        if ADD:
-            value += tl.load(p_weights, mask=inside)
-        tl.store(p_weights, value, mask=inside)
-
-
-def pack(theta: Tensor, offset: int, classes: int, f_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The classifier in the order of channels-last features.
-
-    Args:
-        theta: `[K, P]`, the weights from column `offset` on.
-        classes: number of classes.
-        f_shape: of the features, `[..., h, w, C]`.
-
-    Returns:
-        Weights `[K, classes, h * w * C]`, and the bias `[K, classes]`, a view of `theta`.
-    """
-    height, width, channels = f_shape[-3:]
-    end = offset + classes * height * width * channels
-    weights, bias = theta[:, offset:end], theta[:, end : end + classes]
-    if height * width > 1:
-        packed = torch.empty(len(theta), classes, height * width * channels, dtype=theta.dtype, device=theta.device)
-        _transpose_call(packed, weights, classes, channels, height * width).run()
-        return packed, bias
-    return weights.unflatten(1, (classes, channels)), bias
-
-
-def logits(f: Tensor, w: Tensor, bias: Tensor) -> Tensor:
-    """`u = C f + c` (24).
-
-    Args:
-        f: `[K, B, h, w, C]`, contiguous.
-        w, bias: from :func:`pack`.
-
-    Returns:
-        `[K, B, classes]`.
-    """
-    return _affine(f.flatten(2), w, bias)
-
-
-def tangent_logits(f: Tensor, fd: Tensor, w: Tensor, bias: Tensor, wv: Tensor, bias_v: Tensor) -> tuple[Tensor, Tensor]:
-    """`u = C f + c` and `ud = C fd + Vc f + vc` (24), each `[K, B, classes]`.
-
-    Args:
-        f, fd: features and their tangent, `[K, B, h, w, C]`, contiguous.
-        w, bias, wv, bias_v: the classifier and its direction, from :func:`pack`.
-    """
-    f = f.flatten(2)
-    ud = _affine(f, wv, bias_v)
-    _note_product(fd, w, ud)
-    return _affine(f, w, bias), ud.baddbmm_(fd.flatten(2), w.mT)
-
-
 def loss(u: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     """Cross entropy of each trajectory, and its derivative by the logits.
 
     Args:
-        u: logits `[K, B, classes]`.
+        u: logits, `[K, B, classes]` or in parts.
         labels: see above; of the same device, logits of the same dtype.
         batch: what sums over images are divided by: the size of the whole batch, where this is a part of it.
 
@@ -291,9 +211,9 @@ def loss(u: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: labels that do not fit.
     """
-    u = u.contiguous()
-    labels, label_stride = _labels(labels, u)
-    gud = torch.empty_like(u)
+    u = _parted(u)
+    labels, label_stride = _labels(labels, u[0])
+    gud = torch.empty_like(u[0])
     losses, partial, call = _loss_call(gud, u, labels, label_stride, batch)
     call.run()
     if partial is not None:
@@ -307,7 +227,7 @@ def adjoint(
     """`phi = <ud', ud>` and its derivatives by tangent, logits and label logits (25, 26).
 
     Args:
-        u, ud: logits and their tangent, `[K, B, classes]`.
+        u, ud: logits and their tangent, `[K, B, classes]` or in as many parts as each other.
         labels, batch: see :func:`loss`.
         wants_labels: False leaves the last result out.
 
@@ -318,9 +238,9 @@ def adjoint(
     Raises:
         InputError: labels that do not fit.
     """
-    u, ud = u.contiguous(), ud.contiguous()
-    labels, label_stride = _labels(labels, u)
-    gu, gud = torch.empty_like(u), torch.empty_like(u)
+    u, ud = _parted(u), _parted(ud)
+    labels, label_stride = _labels(labels, u[0])
+    gu, gud = torch.empty_like(u[0]), torch.empty_like(u[0])
     gy = torch.empty_like(labels) if wants_labels and labels.is_floating_point() else None
     phi, partial, call = _adjoint_call(gu, gud, gy, u, ud, labels, label_stride, batch)
     call.run()
@@ -329,62 +249,9 @@ def adjoint(
     return phi, gu, gud, gy
 
 
-def pull(gu: Tensor, w: Tensor, f_shape: Sequence[int]) -> Tensor:
-    """`f' = C^T u'` `[K, B, h, w, C]` for `gu` `[K, B, classes]`."""
-    return _product(gu, w).view(tuple(f_shape))
-
-
-def pull_dual(gu: Tensor, gud: Tensor, w: Tensor, wv: Tensor, f_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """`f' = C^T u' + Vc^T ud'` and `fd' = C^T ud'` (27), each `[K, B, h, w, C]`."""
-    gf = _product(gu, w)
-    _note_product(gud, wv, gf)
-    return gf.baddbmm_(gud, wv).view(tuple(f_shape)), _product(gud, w).view(tuple(f_shape))
-
-
-def weight_grad(gud: Tensor, f: Tensor, out: Tensor, offset: int, *, accumulate: bool = False) -> None:
-    """`C' = ud' (x) f`, `c' = sum ud'` of the plain step, into `out[:, offset:]` in torch's order.
-
-    Args:
-        gud: `[K, B, classes]`, contiguous.
-        f: `[K, B, h, w, C]`, contiguous.
-        out: `[K, P]`, rows of adjacent entries.
-        offset: first column written.
-        accumulate: add to what `out` holds.
-    """
-    _store_call(_product(gud.mT, f.flatten(2)), gud, f, out, offset, accumulate).run()
-
-
-def weight_grad_dual(
-    gu: Tensor, gud: Tensor, f: Tensor, fd: Tensor, out: Tensor, offset: int, *, accumulate: bool = False
-) -> None:
-    """`C' = u' (x) f + ud' (x) fd`, `c' = sum u'` (27); see :func:`weight_grad`."""
-    product = _product(gu.mT, f.flatten(2))
-    _note_product(gud, fd, product)
-    product.baddbmm_(gud.mT, fd.flatten(2))
-    _store_call(product, gu, f, out, offset, accumulate).run()
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """`a b` for `[K, m, n]` and `[K, n, l]`."""
-    out = torch.bmm(a, b)
-    _note_product(a, b, out)
-    return out
-
-
-def _affine(f: Tensor, w: Tensor, bias: Tensor) -> Tensor:
-    """`f w^T + bias` for `[K, B, F]`, `[K, classes, F]` and `[K, classes]`."""
-    if len(f) == 1:
-        u = torch.addmm(bias[0], f[0], w[0].T)[None]  # cuBLASLt adds the bias itself
-    else:
-        u = torch.baddbmm(bias[:, None], f, w.mT)
-    _note_product(f, w, u)
-    return u
-
-
-def _note_product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """A product of matrices sums over what its operands have that its result has not."""
-    summed = math.isqrt(a[0].numel() * b[0].numel() // max(1, out[0].numel()))
-    note("cublas", Cost(moved(a, b, out).bytes, 2 * out.numel() * summed))
+def _parted(u: Tensor) -> Tensor:
+    """`[parts, K, B, classes]`, contiguous."""
+    return (u if u.dim() == 4 else u[None]).contiguous()
 
 
 def _labels(labels: Tensor, u: Tensor) -> tuple[Tensor, int]:
@@ -421,16 +288,16 @@ def _sums(u: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
 def _loss_call(
     gud: Tensor, u: Tensor, labels: Tensor, label_stride: int, batch: int
 ) -> tuple[Tensor, Tensor | None, Call]:
-    trajectories, images, classes = u.shape
-    count, options = _shape(u)
-    losses, partial = _sums(u, count)
+    parts, trajectories, images, classes = u.shape
+    count, options = _shape(u[0])
+    losses, partial = _sums(u[0], count)
     target = losses if partial is None else partial
     call = Call(
         _loss_kernel,
         (count, trajectories),
-        (target, gud, u, labels, images, classes, batch, label_stride),
+        (target, gud, u, labels, images, classes, batch, u[0].numel(), label_stride),
         moved(target, gud, u, labels),
-        {"HARD": not labels.is_floating_point(), "ONE_TILE": partial is None, **options},
+        {"PARTS": parts, "HARD": not labels.is_floating_point(), "ONE_TILE": partial is None, **options},
     )
     return losses, partial, call
 
@@ -445,17 +312,18 @@ def _adjoint_call(
     label_stride: int,
     batch: int,
 ) -> tuple[Tensor, Tensor | None, Call]:
-    trajectories, images, classes = u.shape
-    count, options = _shape(u)
-    phi, partial = _sums(u, count)
+    parts, trajectories, images, classes = u.shape
+    count, options = _shape(u[0])
+    phi, partial = _sums(u[0], count)
     target = phi if partial is None else partial
     each = 1 if gy is None or label_stride else trajectories
     call = Call(
         _adjoint_kernel,
         (count, trajectories // each),
-        (target, gu, gud, gy, u, ud, labels, trajectories, images, classes, batch, label_stride, each),
+        (target, gu, gud, gy, u, ud, labels, trajectories, images, classes, batch, u[0].numel(), label_stride, each),
         moved(target, gu, gud, u, ud, labels, *(() if gy is None else (gy,))),
         {
+            "PARTS": parts,
             "HARD": not labels.is_floating_point(),
             "OF_LABELS": gy is not None,
             "ONE_TILE": partial is None,
@@ -465,93 +333,30 @@ def _adjoint_call(
     return phi, partial, call
 
 
-def _transpose_call(
-    out: Tensor,
-    x: Tensor,
-    classes: int,
-    rows: int,
-    columns: int,
-    gu: Tensor | None = None,
-    *,
-    accumulate: bool = False,
-) -> Call:
-    """`x` `[K, classes, rows, columns]` to `out` `[K, classes, columns, rows]`, both flat after K."""
-    wide = min(triton.next_power_of_2(columns), 128)
-    high = min(triton.next_power_of_2(rows), 2048 // wide)
-    count = -(-rows // high) * -(-columns // wide)
-    images = 0 if gu is None else gu.shape[1]
-    return Call(
-        _transpose_kernel,
-        (count + (gu is not None), classes, len(x)),
-        (out, x, gu, rows, columns, images, out.stride(0), x.stride(0)),
-        moved(x, x, *((x,) if accumulate else ()), *(() if gu is None else (gu,))),
-        {"ADD": accumulate, "BIAS": gu is not None, "ROWS": high, "COLUMNS": wide, "num_warps": 4},
-    )
-
-
-def _store_call(weights: Tensor, gu: Tensor, f: Tensor, out: Tensor, offset: int, accumulate: bool) -> Call:
-    """Weights `[K, classes, h * w * C]` in torch's order to `offset`, and the sum of `gu` over images after them."""
-    channels = f.shape[-1]
-    positions = weights.shape[2] // channels
-    piece = out[:, offset : offset + (weights.shape[2] + 1) * weights.shape[1]]
-    return _transpose_call(
-        piece, weights.flatten(1), weights.shape[1], positions, channels, gu.contiguous(), accumulate=accumulate
-    )
-
-
 def production() -> list[Production]:
-    """The head of a ConvNet whose last map is 4 x 4 x 128, at several batches and numbers of classes."""
+    """Logits of several batches and numbers of classes, in the parts that the classifier leaves them in."""
     items = []
-    for batch, classes in ((10, 10), (100, 10), (1000, 10), (100, 100), (200, 200), (10, 1000), (10, 10000)):
+    cases = ((10, 10, 8), (100, 10, 8), (1000, 10, 8), (100, 100, 8), (200, 200, 8), (10, 1000, 8), (10, 10000, 1))
+    for batch, classes, parts in cases:
         name = f"{classes} classes, batch {batch}"
-        u = torch.empty(1, batch, classes, device="meta")
-        soft, hard = u[0], torch.empty(batch, dtype=torch.int64, device="meta")
-        losses, partial, call = _loss_call(u, u, soft, 0, batch)
+        u = torch.empty(parts, 1, batch, classes, device="meta")
+        gu, soft = u[0], u[0, 0]
+        hard = torch.empty(batch, dtype=torch.int64, device="meta")
+        losses, partial, call = _loss_call(gu, u, soft, 0, batch)
         items.append(call.production(f"soft labels, {name}"))
-        items.append(_adjoint_call(u, u, soft, u, u, soft, 0, batch)[2].production(f"soft labels, {name}"))
+        items.append(_adjoint_call(gu, gu, soft, u, u, soft, 0, batch)[2].production(f"soft labels, {name}"))
         if batch in (100, 1000) and classes == 10:
-            items.append(_loss_call(u, u, hard, 0, batch)[2].production(f"hard labels, {name}"))
-            items.append(_adjoint_call(u, u, None, u, u, hard, 0, batch)[2].production(f"hard labels, {name}"))
-            four = torch.empty(4, batch, classes, device="meta")
-            call = _adjoint_call(four, four, soft, four, four, soft, 0, batch)[2]
+            items.append(_loss_call(gu, u, hard, 0, batch)[2].production(f"hard labels, {name}"))
+            items.append(_adjoint_call(gu, gu, None, u, u, hard, 0, batch)[2].production(f"hard labels, {name}"))
+            four = torch.empty(parts, 4, batch, classes, device="meta")
+            call = _adjoint_call(four[0], four[0], soft, four, four, soft, 0, batch)[2]
             items.append(call.production(f"soft labels, 4 trajectories, {name}"))
             if partial is not None:
                 items.append(finish(losses, partial, batch).production(name))
-    u = torch.empty(2, 100, 10, dtype=torch.float64, device="meta")
-    for call in (_loss_call(u, u, u[0], 0, 100)[2], _adjoint_call(u, u, u[0], u, u, u[0], 0, 100)[2]):
+    u = torch.empty(4, 2, 100, 10, dtype=torch.float64, device="meta")
+    for call in (_loss_call(u[0], u, u[0, 0], 0, 100)[2], _adjoint_call(u[0], u[0], u[0, 0], u, u, u[0, 0], 0, 100)[2]):
         items.append(call.production("float64, 2 trajectories, soft labels, 10 classes, batch 100", hot=False))
-    for classes in (10, 200):
-        name = f"{classes} classes of 4 x 4 x 128, batch 100"
-        theta, f = torch.empty(1, 320010 + 400000, device="meta"), torch.empty(1, 100, 4, 4, 128, device="meta")
-        weights, gu = torch.empty(1, classes, 2048, device="meta"), torch.empty(1, 100, classes, device="meta")
-        packed = weights.flatten(1)
-        items.append(
-            _transpose_call(weights, theta[:, : packed.shape[1]], classes, 128, 16).production(f"pack, {name}")
-        )
-        for accumulate in (False, True):
-            call = _store_call(weights, gu, f, theta, 0, accumulate)
-            items.append(call.production(f"{'add' if accumulate else 'store'}, {name}"))
     return items
-
-
-def naive_pack(theta: Tensor, offset: int, classes: int, f_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Twin of :func:`pack`."""
-    rows, (h, w, channels) = theta.shape[0], f_shape[-3:]
-    end = offset + classes * h * w * channels
-    weights = theta[:, offset:end].reshape(rows, classes, channels, h * w)
-    return weights.transpose(2, 3).reshape(rows, classes, -1), theta[:, end : end + classes]
-
-
-def naive_logits(f: Tensor, w: Tensor, bias: Tensor) -> Tensor:
-    """Twin of :func:`logits`."""
-    return f.flatten(2) @ w.mT + bias[:, None]
-
-
-def naive_tangent_logits(
-    f: Tensor, fd: Tensor, w: Tensor, bias: Tensor, wv: Tensor, bias_v: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Twin of :func:`tangent_logits`."""
-    return naive_logits(f, w, bias), fd.flatten(2) @ w.mT + f.flatten(2) @ wv.mT + bias_v[:, None]
 
 
 def naive_target(labels: Tensor, u: Tensor) -> Tensor:
@@ -566,6 +371,7 @@ def naive_target(labels: Tensor, u: Tensor) -> Tensor:
 
 def naive_loss(u: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     """Twin of :func:`loss`."""
+    u = u.sum(0) if u.dim() == 4 else u
     q = naive_target(labels, u)
     terms = torch.where(q == 0, 0, -q * u.log_softmax(-1))
     return terms.sum((1, 2)) / batch, (u.softmax(-1) - q) / batch
@@ -575,6 +381,7 @@ def naive_adjoint(
     u: Tensor, ud: Tensor, labels: Tensor, batch: int, *, wants_labels: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Twin of :func:`adjoint`."""
+    u, ud = (x.sum(0) if x.dim() == 4 else x for x in (u, ud))
     p, q = u.softmax(-1), naive_target(labels, u)
     gud = (p - q) / batch
     gu = p * (ud - (p * ud).sum(-1, keepdim=True)) / batch
@@ -583,33 +390,3 @@ def naive_adjoint(
         gy = -q * (ud - (q * ud).sum(-1, keepdim=True)) / batch  # [K, B, classes]
         gy = gy if labels.dim() == 3 else gy.sum(0)
     return (gud * ud).sum((1, 2)), gu, gud, gy
-
-
-def naive_pull(gu: Tensor, w: Tensor, f_shape: Sequence[int]) -> Tensor:
-    """Twin of :func:`pull`."""
-    return (gu @ w).view(tuple(f_shape))
-
-
-def naive_pull_dual(gu: Tensor, gud: Tensor, w: Tensor, wv: Tensor, f_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Twin of :func:`pull_dual`."""
-    return (gu @ w + gud @ wv).view(tuple(f_shape)), (gud @ w).view(tuple(f_shape))
-
-
-def _naive_store(weights: Tensor, bias: Tensor, f: Tensor, out: Tensor, offset: int, accumulate: bool) -> None:
-    channels = f.shape[-1]
-    in_order = weights.unflatten(2, (-1, channels)).transpose(2, 3).flatten(1)  # [K, classes * C * h * w]
-    value = torch.cat([in_order, bias], 1)
-    piece = out[:, offset : offset + value.shape[1]]
-    piece.copy_(piece + value if accumulate else value)
-
-
-def naive_weight_grad(gud: Tensor, f: Tensor, out: Tensor, offset: int, *, accumulate: bool = False) -> None:
-    """Twin of :func:`weight_grad`."""
-    _naive_store(gud.mT @ f.flatten(2), gud.sum(1), f, out, offset, accumulate)
-
-
-def naive_weight_grad_dual(
-    gu: Tensor, gud: Tensor, f: Tensor, fd: Tensor, out: Tensor, offset: int, *, accumulate: bool = False
-) -> None:
-    """Twin of :func:`weight_grad_dual`."""
-    _naive_store(gu.mT @ f.flatten(2) + gud.mT @ fd.flatten(2), gu.sum(1), f, out, offset, accumulate)

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..errors import InputError
 from .launch import Cost, note
@@ -317,25 +316,32 @@ def distance(end: Tensor, start: Tensor, target: Tensor, *, first_kept: int = 0,
 
 
 def distance_gradients(
-    end: Tensor, start: Tensor, target: Tensor, grad: Tensor, *, first_kept: int = 0, dropped: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
+    end: Tensor,
+    start: Tensor,
+    target: Tensor,
+    grad: Tensor,
+    *,
+    first_kept: int = 0,
+    dropped: int = 0,
+    wants: Sequence[bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of `sum(grad * distance)` by `end`, `start` and `target`; 0 where the mask leaves an entry out.
 
     Args:
         end, start, target, first_kept, dropped: see :func:`distance`.
         grad: `[]` or `[K]`, of any floating dtype.
+        wants: which of the three.
 
     Returns:
-        Three new tensors like `end`.
+        New tensors like `end`, None where not wanted.
 
     Raises:
         InputError: tensors that do not agree, a negative count.
     """
     rows = _rows(end, start, target, first_kept, dropped)
     _, measured = distance_forward(*rows, first_kept=first_kept, dropped=dropped)
-    gradients = [torch.empty(rows[0].shape, dtype=end.dtype, device=end.device) for _ in rows]
-    _gradients_call(gradients, measured, *rows, grad.expand(end.shape[:-1]).reshape(-1)).run()
-    d_end, d_start, d_target = (gradient.view(end.shape) for gradient in gradients)
+    gradients = distance_backward(measured, *rows, grad.expand(end.shape[:-1]).reshape(-1), wants=wants)
+    d_end, d_start, d_target = (None if gradient is None else gradient.view(end.shape) for gradient in gradients)
     return d_end, d_start, d_target
 
 
@@ -365,7 +371,7 @@ def distance_backward(
     target: Tensor,
     grad: Tensor,
     *,
-    wants: tuple[bool, bool, bool] = (True, True, True),
+    wants: Sequence[bool] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of `sum(grad * distance)` by the three vectors `[K, P]`, in one pass; None where not wanted.
 
@@ -379,38 +385,6 @@ def distance_backward(
         _gradients_call(outputs, measured, end, start, target, grad).run()
     d_end, d_start, d_target = outputs
     return d_end, d_start, d_target
-
-
-class _NormalizedDistance(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, end: Tensor, start: Tensor, target: Tensor, first_kept: int, dropped: int) -> Tensor:
-        loss, ctx.measured = distance_forward(end, start, target, first_kept=first_kept, dropped=dropped)
-        ctx.save_for_backward(end, start, target)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        end, start, target = ctx.saved_tensors
-        gradients = distance_backward(ctx.measured, end, start, target, grad, wants=ctx.needs_input_grad[:3])
-        return *gradients, None, None  # the mask is no tensor
-
-
-def normalized_distance(
-    theta_end: Tensor, theta_start: Tensor, theta_target: Tensor, *, first_kept: int = 0, dropped: int = 0
-) -> Tensor:
-    """:func:`pad_fast.matching.normalized_distance` of these arguments by kernels; differentiable once.
-
-    Args:
-        theta_end, theta_start, theta_target: `[..., P]`, float32 or float64; smaller ones are expanded.
-        first_kept, dropped: see :func:`distance`.
-
-    Raises:
-        InputError: tensors that do not agree, a negative count.
-    """
-    end, start, target = torch.broadcast_tensors(theta_end, theta_start, theta_target)
-    rows = _rows(end, start, target, first_kept, dropped)
-    return _NormalizedDistance.apply(*rows, first_kept, dropped).view(end.shape[:-1])
 
 
 def _rows(end: Tensor, start: Tensor, target: Tensor, first_kept: int, dropped: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -569,8 +543,15 @@ def naive_distance(end: Tensor, start: Tensor, target: Tensor, *, first_kept: in
 
 
 def naive_distance_gradients(
-    end: Tensor, start: Tensor, target: Tensor, grad: Tensor, *, first_kept: int = 0, dropped: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
+    end: Tensor,
+    start: Tensor,
+    target: Tensor,
+    grad: Tensor,
+    *,
+    first_kept: int = 0,
+    dropped: int = 0,
+    wants: Sequence[bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Twin of :func:`distance_gradients`."""
     keep = _naive_keep(end, target, first_kept, dropped)
     reached = (end.double() - target.double()) * keep
@@ -579,4 +560,6 @@ def naive_distance_gradients(
     scale = 2 * grad.double()[..., None] / total
     d_end = torch.where(keep, scale * reached, 0)
     d_start = torch.where(keep, -scale * (reached.square().sum(-1, keepdim=True) / total) * required, 0)
-    return d_end.to(end.dtype), d_start.to(end.dtype), -(d_end + d_start).to(end.dtype)
+    gradients = (d_end, d_start, -(d_end + d_start))
+    d_end, d_start, d_target = (g.to(end.dtype) if wanted else None for g, wanted in zip(gradients, wants, strict=True))
+    return d_end, d_start, d_target

@@ -40,11 +40,12 @@ class Call:
         """Launch it."""
         launch(self.kernel, self.grid, *self.args, cost=self.cost, **self.options)
 
-    def production(self, name: str, *, hot: bool = True) -> Production:
+    def production(self, name: str, *, hot: bool = True, precision: str = "ieee") -> Production:
         """The same launch for the compiler; tensors may be on the "meta" device."""
         from .aot import production_of
 
-        return production_of(name, self.kernel, *self.args, cost=self.cost, hot=hot, **self.options)
+        options = {"hot": hot, "precision": precision, **self.options}
+        return production_of(name, self.kernel, *self.args, cost=self.cost, **options)
 
 
 def moved(*tensors: Tensor) -> Cost:

@@ -113,6 +113,9 @@ def line_chart(
             path = _path([place(*point) for point in _thin(curve)])
             body.append(f'<path class="{line.style}{dot}" d="{path}"/>')
             legend.append((line.style, line.label))
+            if line.spread and len(curve) > 1:
+                dots = "".join(_path([place(*point)]) for point in curve)
+                body.append(f'<path class="{line.style} dot" d="{dots}"/>')
     if errors:
         places = [(*place(x, low), place(x, high)[1]) for x, low, high in errors]
         body.append(

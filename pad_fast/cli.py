@@ -1,4 +1,4 @@
-"""The command line: `pad-fast score | experts | distill | evaluate | report | compare | bench | env`."""
+"""The command line: `pad-fast score | experts | distill | sweep | evaluate | report | compare | bench | env`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from typing import Any, NoReturn
 from . import distributed
 from ._version import __version__
 from .config import METHODS, Config
-from .errors import ConfigError, DistillationStopped, PadFastError, nearest
+from .errors import ConfigError, DistillationStopped, PadFastError, StoreError, nearest
 
 _STAGES: dict[str, tuple[str, ...]] = {
     "score": ("data", "scores", "run"),
     "experts": ("data", "scores", "experts", "run"),
     "distill": ("data", "scores", "experts", "distill", "evaluate", "run"),
+    "sweep": ("data", "scores", "experts", "distill", "evaluate", "run"),
     "evaluate": ("evaluate",),
 }
+_SWEPT = ("prune", "mask", "mask_ratio", "seed")
+"""Settings that `sweep` takes several values of, under flags of its own."""
 _STAGE_TITLES = {
     "data": "data and network",
     "scores": "difficulty scores",
@@ -31,16 +34,23 @@ _STAGE_TITLES = {
 }
 
 
+_EXPERT_COMMANDS = ("info", "verify", "convert")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 stopped with a checkpoint, 2 unusable input, 130 interrupted."""
     parser = build_parser()
-    options, unknown = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["experts"] and words[1:2] and words[1] in _EXPERT_COMMANDS:
+        words[:2] = [" ".join(words[:2])]
+    options, unknown = parser.parse_known_args(words)
     if unknown:
         flags = [flag for action in options.parser._actions for flag in action.option_strings]
         options.parser.error(f"unknown argument {unknown[0]!r}.{nearest(unknown[0], flags)}")
     try:
-        main_process = distributed.join().main
-        level = logging.INFO if main_process else logging.WARNING
+        # The processes of a sweep do different runs, and need not know of each other.
+        group = distributed.group() if options.handler is _sweep else distributed.join()
+        level = logging.INFO if group.main else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
         options.handler(options)
     except DistillationStopped as error:
@@ -75,7 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line; every field of the config is a flag."""
     parser = _Parser(
         prog="pad-fast",
-        description="Dataset distillation by trajectory matching (PAD), exact and in constant memory.",
+        description="Dataset distillation by trajectory matching (PAD; exact, in constant memory), gradient matching "
+        "and distribution matching.",
     )
     parser.add_argument("--version", action="version", version=f"pad_fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -84,7 +95,38 @@ def build_parser() -> argparse.ArgumentParser:
     distill.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/<dataset>-ipc<ipc>-<method>)")
     distill.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     distill.add_argument("--overwrite", action="store_true", help="replace a run with other settings in --out")
+    distill.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="tensorboard or wandb: send the numbers there too, through its own package; may be repeated",
+    )
     _add_settings(distill, "distill")
+
+    sweep = _command(commands, "sweep", "run distill over a grid of what is pruned and what is masked", _sweep)
+    sweep.add_argument(
+        "--out", required=True, metavar="DIR", help="folder of the sweep; repeating a killed command completes it"
+    )
+    sweep.add_argument("--overwrite", action="store_true", help="replace runs with other settings in --out")
+    sweep.add_argument(
+        "--prune",
+        nargs="+",
+        default=["none"],
+        metavar="KIND:X,X",
+        help="FIEx: none, hardest:0,0.1,0.2, easiest:0.1 (default: none)",
+    )
+    sweep.add_argument(
+        "--mask",
+        nargs="+",
+        default=["none"],
+        metavar="KIND:X,X",
+        help="FIEm: none, depth:0,0.25,0.5, layers:1,2, loss:0.5 (default: none)",
+    )
+    sweep.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds that are averaged (default: 0)"
+    )
+    _add_settings(sweep, "sweep")
 
     score = _command(commands, "score", "score the difficulty of every training image", _score)
     score.add_argument(
@@ -100,12 +142,37 @@ def build_parser() -> argparse.ArgumentParser:
     experts.add_argument("--out", required=True, metavar="DIR", help="folder of the store; repeating continues it")
     _add_settings(experts, "experts")
 
+    info = _command(commands, "experts info", "say what is in an expert store", _experts_info)
+    info.add_argument("store", metavar="DIR", help="a store, or a folder of replay_buffer_*.pt")
+
+    verify = _command(commands, "experts verify", "compare every byte of a store with its checksums", _experts_verify)
+    verify.add_argument("store", metavar="DIR", help="a store")
+
+    convert = _command(commands, "experts convert", "write experts in another form, one at a time", _experts_convert)
+    convert.add_argument("source", metavar="SRC", help="a store, or a folder of replay_buffer_*.pt")
+    convert.add_argument("destination", metavar="DST", help="folder to write to; repeating continues it")
+    convert.add_argument("--replay", action="store_true", help="write replay_buffer_*.pt instead of a store")
+    convert.add_argument("--keep", default="all", help="snapshots to keep: all, or e.g. 0:22,-1 (default: all)")
+    convert.add_argument(
+        "--expert-storage", default="float32", help="float32, float16 or bfloat16-delta (default: float32)"
+    )
+    convert.add_argument("--quiet", action="store_true", help="no progress")
+
     evaluate = _command(commands, "evaluate", "train fresh networks on a distilled set and test them", _evaluate)
     evaluate.add_argument("distilled", metavar="PATH", help="folder or file of a distilled set (the .pt trio too)")
     evaluate.add_argument("--dataset", help="real data (default: what the set was distilled from)")
     evaluate.add_argument("--model", action="append", help="network, may be repeated (default: the distilled one's)")
     evaluate.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     evaluate.add_argument("--out", metavar="FILE", help="also write the rows as JSON")
+    evaluate.add_argument("--difficulty", metavar="FILE", help="EL2N scores (default: computed for the easiest images)")
+    evaluate.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        help="where results are kept, so that repeating continues (default: cache/evaluation beside the set)",
+    )
+    evaluate.add_argument(
+        "--ddranking", metavar="DIR", help="also write the set as the tensors that DD-Ranking's metrics read"
+    )
     evaluate.add_argument("--backend", default="auto", help="engine (default: auto)")
     _add_place(evaluate)
     _add_fields(evaluate, _STAGES["evaluate"])
@@ -119,7 +186,9 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", metavar="FILE", help="also write a page (HTML)")
 
     bench = _command(commands, "bench", "measure engines against plain torch (in a source checkout)", _bench)
-    bench.add_argument("suite", choices=("unroll", "training", "scoring"), help="what to measure")
+    bench.add_argument(
+        "suite", choices=("unroll", "training", "scoring", "experts", "evaluation", "matching"), help="what to measure"
+    )
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the suite, e.g. --rounds 3")
 
     _command(commands, "env", "say what is installed, built and missing", _env)
@@ -137,7 +206,7 @@ def _command(commands: Any, name: str, text: str, handler: Any) -> argparse.Argu
 def _add_settings(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML settings, ours or the reference's")
     parser.add_argument("--preset", metavar="NAME", help="published settings, e.g. cifar10-ipc10")
-    if command != "distill":
+    if command not in ("distill", "sweep"):
         # The method and the IPC choose the defaults of the other settings.
         parser.add_argument("--method", choices=METHODS, default=argparse.SUPPRESS, help="defaults of this method")
         parser.add_argument(
@@ -149,20 +218,21 @@ def _add_settings(parser: argparse.ArgumentParser, command: str) -> None:
         "says what was used. Learning rates are per iteration, epochs count from 0, ratios are fractions from 0 to 1."
     )
     _add_place(parser)
-    _add_fields(parser, _STAGES[command])
+    _add_fields(parser, _STAGES[command], but=_SWEPT if command == "sweep" else ())
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="where data sets are")
+    parser.add_argument("--download", action="store_true", help="fetch the data set if it is not there yet")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
-def _add_fields(parser: argparse.ArgumentParser, stages: Sequence[str]) -> None:
+def _add_fields(parser: argparse.ArgumentParser, stages: Sequence[str], *, but: Sequence[str] = ()) -> None:
     groups = {stage: parser.add_argument_group(_STAGE_TITLES[stage]) for stage in stages}
     for item in fields(Config):
         stage = item.metadata["stage"]
-        if stage not in groups:
+        if stage not in groups or item.name in but:
             continue
         kinds = str(item.type).split(" | ")
         flag = "--" + item.name.replace("_", "-")
@@ -216,9 +286,11 @@ def _distill(options: argparse.Namespace) -> None:
         preset=options.preset,
         out=options.out,
         data_dir=options.data_dir,
+        download=options.download,
         device=options.device,
         resume=options.resume,
         overwrite=options.overwrite,
+        log=options.log,
         progress=_progress(options),
         **given,
     )
@@ -226,17 +298,42 @@ def _distill(options: argparse.Namespace) -> None:
     _print(f"\n{result!r}")
 
 
+def _sweep(options: argparse.Namespace) -> None:
+    from .sweep import sweep
+
+    given = {name: value for name, value in _given(options).items() if name not in _SWEPT}
+    result = sweep(
+        given.pop("dataset", "digits"),
+        out=options.out,
+        prune=options.prune,
+        mask=options.mask,
+        seeds=options.seeds,
+        config=options.config,
+        preset=options.preset,
+        data_dir=options.data_dir,
+        device=options.device,
+        overwrite=options.overwrite,
+        progress=_progress(options),
+        **given,
+    )
+    if result is not None:
+        _print(f"{result.table()}\n\n{Path(options.out) / 'sweep.html'}")
+
+
 def _prepare(options: argparse.Namespace) -> Any:
-    """Config, data, normalisation, device and progress for the commands that run a single stage."""
-    from .data import fit_normalization, load_dataset
+    """Config, data, normalisation, device and progress for the commands that run a single stage and write to --out."""
+    from .data import fit_normalization
     from .device import resolve_device
+    from .pipeline import configured_data, normalization_caches
     from .presets import make_settings
 
     settings = make_settings(preset_name=options.preset, file=options.config, overrides=_given(options))
     config = settings.config
     device = resolve_device(options.device if options.device != "auto" else settings.device)
-    data = load_dataset(config.dataset, data_dir=options.data_dir or settings.data_dir, resolution=config.resolution)
-    normalization = fit_normalization(data, "zca" if config.zca else "mean-std")
+    data, _ = configured_data(config, config.dataset, options.data_dir or settings.data_dir, download=options.download)
+    out = Path(options.out)
+    caches = normalization_caches(out.parent if out.suffix else out)
+    normalization = fit_normalization(data, "zca" if config.zca else "mean-std", caches=caches)
     return config, data, normalization, device, _progress(options)
 
 
@@ -274,35 +371,74 @@ def _experts(options: argparse.Namespace) -> None:
     _print(repr(train_as_configured(config, data, normalization, difficulty, out, device, progress)))
 
 
+def _experts_info(options: argparse.Namespace) -> None:
+    from .experts import describe_store
+
+    _print(describe_store(options.store))
+
+
+def _experts_verify(options: argparse.Namespace) -> None:
+    from .experts import examine
+
+    findings = list(examine(options.store))
+    problems = [finding.problem for finding in findings if finding.problem is not None]
+    for problem in problems:
+        _print(problem)
+    if problems:
+        raise StoreError(f"{len(problems)} of {len(findings)} experts in {options.store} are damaged or missing")
+    _print(f"{len(findings)} experts, all as they were written")
+
+
+def _experts_convert(options: argparse.Namespace) -> None:
+    from .experts import convert_experts
+
+    store = convert_experts(
+        options.source,
+        options.destination,
+        replay=options.replay,
+        keep=options.keep,
+        storage=options.expert_storage,
+        progress=_progress(options),
+    )
+    _print(repr(store))
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from . import files
+    from .data import load_dataset
     from .distilled import load
-    from .evaluation import evaluate
+    from .evaluation import evaluate, export_ddranking
 
     distilled = load(options.distilled)
     dataset = options.dataset or distilled.config.get("dataset")
     if dataset is None:
         raise ConfigError(f"{options.distilled} does not say which data it was distilled from; name it with --dataset")
+    resolution = distilled.config.get("resolution")
+    data = load_dataset(dataset, data_dir=options.data_dir, resolution=resolution, download=options.download)
+    if options.ddranking:
+        _print(export_ddranking(distilled, options.ddranking))
+    place = Path(options.distilled)
     given = _given(options)
     names = {"eval_networks": "repeats", "eval_epochs": "epochs", "eval_full_epochs": "full_epochs"}
     known = {item.name for item in fields(Config) if item.metadata["stage"] == "evaluate"}
     chosen = {names.get(k, k.removeprefix("eval_")): v for k, v in given.items() if k in known}
     report = evaluate(
         distilled,
-        dataset,
+        data,
         models=tuple(options.model or ("ConvNet",)),
+        difficulty=options.difficulty,
+        cache_dir=options.cache_dir or (place if place.is_dir() else place.parent) / "cache" / "evaluation",
         seed=options.seed,
         device=options.device,
         backend=options.backend,
-        data_dir=options.data_dir,
         progress=_progress(options),
         **chosen,
     )
     _print(report.table())
     if options.out and distributed.group().main:
-        files.write_json(options.out, [asdict(row) for row in report.rows])
+        files.write_json(options.out, asdict(report))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -16,14 +16,13 @@ from .gallery import Picture, PictureRow, side_by_side
 from .grid import single_png
 from .page import hint, page, section, shown, table, text
 from .presentation import PAGE, class_names, drawable
-from .report import STAGES, accuracy_cell, accuracy_section, column, duration, late_median, loss_label
+from .report import STAGES, accuracy_cell, accuracy_section, column, duration, late_median, loss_label, own_rows
 from .run_folder import RunFolder, is_run, read_run, runs_in
 
 _SERIES = 8  # as many colours as can be told apart
 _COLUMNS = 12  # runs whose images are shown
 _CLASSES = 20
 _UNIMPORTANT = {"backend", "precision", "cache", "checkpoint_every", "layer_loss_every"}
-_BASELINES = ("random real", "full data")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +85,7 @@ class Comparison:
 
     def _accuracies(self) -> str:
         own = [
-            replace(row, name=label)
+            replace(row, name=label + row.name[len(str(run.settings["method"])) :])
             for label, run in zip(self.labels, self.runs, strict=True)
             for row in _own_rows(run)
         ]
@@ -248,10 +247,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _own_rows(run: RunFolder) -> list[AccuracyRow]:
-    """The rows of the run's own images, one a network."""
-    method = str(run.settings.get("method", "")).upper()
-    exact = [row for row in run.accuracy if row.name == method]
-    return exact or [row for row in run.accuracy if row.name not in _BASELINES][:1]
+    return own_rows(run.accuracy, run.settings)
 
 
 def _plain(row: AccuracyRow | None) -> str:

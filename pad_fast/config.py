@@ -12,7 +12,10 @@ from typing import Any
 from .errors import ConfigError, nearest
 from .keep import parse_keep
 
-METHODS = ("pad", "datm", "ftd", "mtt", "tesla")
+TRAJECTORY_METHODS = ("pad", "datm", "ftd", "mtt", "tesla")
+BATCH_METHODS = ("dc", "dsa", "dm")
+"""Methods that match batches of real images instead of experts' trajectories; see docs/matching.md."""
+METHODS = (*TRAJECTORY_METHODS, *BATCH_METHODS)
 
 
 def _setting(default: Any, text: str, *, stage: str) -> Any:
@@ -41,6 +44,12 @@ class Config:
         stage="data",
     )
     dsa_mode: str = _setting("fast", "fast, or reference (draws in the published order)", stage="data")
+
+    validation_fraction: float = _setting(
+        0.0,
+        "part of the training set held out of everything, to choose the best iterate by (0: the last is kept)",
+        stage="data",
+    )
 
     # Difficulty scores
     score_method: str = _setting("el2n", "el2n, grand or forgetting", stage="scores")
@@ -83,9 +92,15 @@ class Config:
     )
 
     # Distillation
-    method: str = _setting("pad", "pad, datm, ftd, mtt or tesla: settings of one loop", stage="distill")
+    method: str = _setting(
+        "pad",
+        "pad, datm, ftd, mtt, tesla (trajectory matching), dc, dsa (gradient matching) or dm (distribution matching)",
+        stage="distill",
+    )
     ipc: int = _setting(1, "synthetic images per class", stage="distill")
-    iterations: int = _setting(10_000, "distillation iterations", stage="distill")
+    iterations: int = _setting(
+        10_000, "distillation iterations; for dc, dsa and dm one random network each", stage="distill"
+    )
     syn_steps: int = _setting(80, "T: SGD steps of the student per iteration", stage="distill")
     expert_epochs: int = _setting(2, "M: epochs between the start and target snapshot", stage="distill")
     min_start_epoch: int = _setting(0, "first start epoch that may be drawn", stage="distill")
@@ -100,7 +115,9 @@ class Config:
     lr_lr: float = _setting(1e-5, "learning rate of the student's learning rate", stage="distill")
     lr_y: float = _setting(2.0, "learning rate of the soft labels", stage="distill")
     lr_init: float = _setting(
-        0.01, "the student's learning rate at the start (lr_teacher in the reference)", stage="distill"
+        0.01,
+        "the student's learning rate at the start (lr_teacher in the reference); dc, dsa and dm do not change it",
+        stage="distill",
     )
     momentum_img: float = _setting(0.5, "momentum of the images", stage="distill")
     momentum_lr: float = _setting(0.5, "momentum of the student's learning rate", stage="distill")
@@ -121,6 +138,16 @@ class Config:
     gradient: str = _setting(
         "exact", "exact, unroll (same, memory grows with T) or tesla (approximation)", stage="distill"
     )
+    batch_real: int = _setting(256, "dc, dsa, dm: real images per class and update", stage="distill")
+    outer_loop: int | None = _setting(
+        None, "dc, dsa: image updates per network (None: the published number for the IPC)", stage="distill"
+    )
+    inner_loop: int | None = _setting(
+        None, "dc, dsa: epochs of the network between two updates (None: the published number)", stage="distill"
+    )
+    match_dsa: bool = _setting(
+        True, "dsa, dm: augment real and synthetic batches alike while matching; dc does not", stage="distill"
+    )
     backend: str = _setting("auto", "engine: auto or one by name", stage="run")
     precision: str = _setting("auto", "arithmetic of the engine", stage="run")
     split: str = _setting(
@@ -134,6 +161,9 @@ class Config:
         20, "iterations between records of the matching loss of every layer (0: never)", stage="run"
     )
 
+    validation_every: int = _setting(500, "iterations between the iterates that are tried", stage="run")
+    validation_networks: int = _setting(2, "fresh networks trained on each of them", stage="run")
+
     # Evaluation
     eval_networks: int = _setting(5, "fresh networks trained on the result", stage="evaluate")
     eval_epochs: int = _setting(1000, "epochs of each", stage="evaluate")
@@ -143,11 +173,24 @@ class Config:
     eval_batch: int = _setting(128, "batch size", stage="evaluate")
     eval_momentum: float = _setting(0.9, "SGD momentum", stage="evaluate")
     eval_weight_decay: float = _setting(5e-4, "weight decay", stage="evaluate")
-    eval_baselines: bool = _setting(True, "also train on random real images and on the full set", stage="evaluate")
+    eval_baselines: bool = _setting(
+        True,
+        "also train on random and on the easiest real images, on k-means centres and on the full set",
+        stage="evaluate",
+    )
+    eval_robust: bool = _setting(
+        False, "also without soft labels and without augmentation, for the scores LRS and ARS", stage="evaluate"
+    )
 
     def __post_init__(self) -> None:
         _check_types(self)
         _check_ranges(self)
+        _check_batch_method(self)
+
+    @property
+    def uses_experts(self) -> bool:
+        """Whether trajectories are matched; else batches of real images are."""
+        return self.method in TRAJECTORY_METHODS
 
     @property
     def last_snapshot(self) -> int:
@@ -373,13 +416,14 @@ def _check_types(config: Config) -> None:
 _POSITIVE = (
     "score_networks score_epochs score_batch score_lr num_experts train_epochs batch_train lr_expert ipc iterations "
     "syn_steps expert_epochs lr_init expansion_end_epoch trajectories checkpoint_every eval_networks eval_epochs "
-    "eval_full_epochs eval_batch batch_syn threshold resolution lr_img"
+    "eval_full_epochs eval_batch batch_syn threshold resolution lr_img validation_every validation_networks "
+    "batch_real outer_loop inner_loop"
 ).split()
 _NOT_NEGATIVE = (
     "gsam_rho gsam_alpha lr_lr lr_y min_start_epoch current_max_start_epoch eval_weight_decay layer_loss_every "
     "workers test_every"
 ).split()
-_BELOW_ONE = "momentum_img momentum_lr momentum_y eval_momentum ema_decay".split()
+_BELOW_ONE = "momentum_img momentum_lr momentum_y eval_momentum ema_decay validation_fraction".split()
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
     "score_method": ("el2n", "grand", "forgetting"),
@@ -417,11 +461,50 @@ def _check_ranges(config: Config) -> None:
             f"no start epoch can be drawn: min_start_epoch {config.min_start_epoch} is not below max_start_epoch "
             f"{config.max_start_epoch}"
         )
+    if config.validation_fraction and config.validation_every % config.checkpoint_every:
+        raise ConfigError(
+            f"validation_every is {config.validation_every}, but iterates are kept at checkpoints, every "
+            f"{config.checkpoint_every} iterations; make it a multiple of checkpoint_every"
+        )
     if config.sequential_generation and config.current_max_start_epoch <= config.min_start_epoch:
         raise ConfigError(
             f"current_max_start_epoch {config.current_max_start_epoch} is not above min_start_epoch "
             f"{config.min_start_epoch}, so the first iterations have no start epoch to draw"
         )
+
+
+def _check_batch_method(config: Config) -> None:
+    """Refuse settings that only trajectory matching gives a meaning to."""
+    if config.uses_experts:
+        return
+    wanted: dict[str, tuple[Any, str]] = {
+        "buffer_path": (None, "there are no experts"),
+        "gradient": ("exact", "no training run is unrolled"),
+        "soft_labels": (False, "labels are not learned"),
+        "threshold": (None, "no iteration is skipped"),
+        "trajectories": (1, "there are no experts"),
+        "ema_decay": (None, "the images themselves are the result"),
+    }
+    for name, (value, reason) in wanted.items():
+        if getattr(config, name) != value:
+            raise ConfigError(
+                f"{name} is {getattr(config, name)!r}, but with method {config.method} {reason}; leave it out, or set "
+                f"it to {'none' if value is None else value!r}"
+            )
+    if config.pix_init == "samples_predicted_correctly":
+        raise ConfigError(
+            f"pix_init is 'samples_predicted_correctly', but method {config.method} has no experts that could predict; "
+            "use real or noise"
+        )
+    if config.mask == "loss":
+        raise ConfigError(
+            f"mask is 'loss', which orders parameters by their distance to an expert, and method {config.method} has "
+            "none; use depth, layers or none"
+        )
+    if config.method == "dm":
+        for name in ("outer_loop", "inner_loop"):
+            if getattr(config, name) is not None:
+                raise ConfigError(f"{name} is {getattr(config, name)}, but method dm does not train its networks")
 
 
 def override(config: Config, values: Mapping[str, Any]) -> Config:

@@ -6,10 +6,10 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import torch
 from safetensors import SafetensorError
@@ -137,6 +137,37 @@ class State:
             ) from error
 
 
+class Iterations(Protocol):
+    """A criterion's iterations, as :func:`run` repeats them: each is begun, and settled when its outcome is wanted.
+
+    Attributes:
+        late: iterations that may be begun before the first of them is settled.
+    """
+
+    config: Config
+    late: int
+
+    def begin(self, state: State) -> Any:
+        """Start an iteration; what it returns goes to :meth:`settle`."""
+
+    def settle(self, state: State, pending: Any) -> dict[str, float]:
+        """The row of metrics.jsonl of an iteration, after all earlier ones were settled.
+
+        Raises:
+            DistillationStopped: it went wrong; `state` is as it was before it.
+        """
+
+
+def read_later(outcome: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """`outcome` in host memory, and what to wait for before it is read; None when it is there already."""
+    if outcome.device.type != "cuda":
+        return outcome, None
+    copied = torch.empty(outcome.shape, dtype=outcome.dtype, pin_memory=True).copy_(outcome, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return copied, arrived
+
+
 @dataclass(frozen=True, eq=False)
 class Pending:
     """An iteration that was begun and whose outcome the host may not know yet.
@@ -230,11 +261,7 @@ class Loop:
             (own.sum() / config.trajectories).backward()
             self.over_trajectories.sum_(*(leaf.grad for _, _, leaf, _, _ in learned))
         outcome = self._update(state, loss.double(), learned)
-        arrived = None
-        if self.device.type == "cuda":
-            outcome = torch.empty(outcome.shape, dtype=outcome.dtype, pin_memory=True).copy_(outcome, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
+        outcome, arrived = read_later(outcome)
         state.iteration += 1
         names = tuple(name for name, *_ in learned)
         return Pending(iteration, drawn.experts[0], drawn.start_epochs[0], names, outcome, arrived, layers)
@@ -335,8 +362,7 @@ class Loop:
         if config.layer_loss_every == 0 or iteration % config.layer_loss_every:
             return {}
         expert, epoch = drawn.experts[0], drawn.start_epochs[0]
-        epochs = (epoch, epoch + config.expert_epochs)
-        start, target = (self.snapshots.get(expert, each).to(images.dtype) for each in epochs)
+        start = self.snapshots.get(expert, epoch).to(images.dtype)
         end = student_end(
             self.network,
             start,
@@ -348,6 +374,7 @@ class Loop:
             backend=config.backend,
             precision=config.precision,
         )
+        target = self.snapshots.get(expert, epoch + config.expert_epochs).to(images.dtype)
         return {LAYER_LOSS + name: value for name, value in layer_distances(self.network, end, start, target).items()}
 
     def _update(
@@ -402,17 +429,20 @@ def make_mask(config: Config) -> ParameterMask:
 
 
 def run(
-    loop: Loop,
+    loop: Iterations,
     state: State,
     *,
     folder: Path,
     key: str,
     history: list[dict[str, float]],
     progress: Progress,
+    observe: Callable[[Mapping[str, float]], None] | None = None,
+    checkpointed: Callable[[State], None] | None = None,
 ) -> None:
     """Iterate to the end, appending `metrics.jsonl` and writing checkpoints into `folder`.
 
-    Of several ranks, the main one alone has files.
+    Of several ranks, the main one alone has files. `observe` is called with every new row, `checkpointed` with the
+    state at every checkpoint.
 
     Raises:
         DistillationStopped: see :meth:`Loop.iterate`, or the first iterations were all skipped; a checkpoint of the
@@ -432,7 +462,7 @@ def run(
         done=state.iteration,
         detail=lambda: _detail(history, state),
     )
-    begun: deque[Pending] = deque()
+    begun: deque[Any] = deque()
     with MetricsLog(folder / "metrics.jsonl" if group.main else None, history) as log:
 
         def save() -> None:
@@ -443,6 +473,8 @@ def run(
         def settle(left: int) -> None:
             while len(begun) > left:
                 log.append(loop.settle(state, begun.popleft()))
+                if observe is not None:
+                    observe(history[-1])
                 _require_progress(state, config, history)
 
         try:
@@ -454,6 +486,8 @@ def run(
                 if saves:
                     state.require_same()
                     save()
+                    if checkpointed is not None:
+                        checkpointed(state)
             settle(0)
             state.require_same()
         except DistillationStopped as error:
@@ -484,7 +518,8 @@ def _detail(history: Sequence[Mapping[str, float]], state: State) -> str:
         return ""
     recent = history[-20:]
     loss = sum(row["loss"] for row in recent) / len(recent)
-    return f"loss {loss:.4f}, lr {history[-1]['lr']:.4g}" + (f", skipped {state.skipped}" if state.skipped else "")
+    rate = f", lr {history[-1]['lr']:.4g}" if "lr" in history[-1] else ""
+    return f"loss {loss:.4g}{rate}" + (f", skipped {state.skipped}" if state.skipped else "")
 
 
 class MetricsLog:

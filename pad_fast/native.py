@@ -225,19 +225,6 @@ def class_order(scores: Tensor, labels: Tensor, classes: int, *, threads: int | 
     return list(order.split(offsets.diff().tolist()))
 
 
-def read_memory(tensor: Tensor, *, threads: int | None = None) -> int:
-    """Read a tensor's memory on the CPU and keep only a checksum: what scoring it cannot be faster than.
-
-    Raises:
-        InputError: the tensor is not contiguous or not on the CPU.
-        BackendError: the extension is not loaded.
-    """
-    extension = _extension()
-    _check_tensor("tensor", tensor, (tensor.dtype,), dims=tensor.dim(), device=torch.device("cpu"))
-    size = tensor.numel() * tensor.element_size()
-    return int(extension.read_memory(address=tensor.data_ptr(), bytes=size, threads=_check_threads(threads)))
-
-
 def plan(
     *,
     channels: int,

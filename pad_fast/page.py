@@ -169,8 +169,8 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin-top: .9rem; font-s
 .notes { padding-left: 1.2rem; }
 .hidden { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
 .scroll { overflow-x: auto; }
-.state { display: flex; align-items: center; gap: .7rem; }
-.state progress { flex: 1; max-width: 16rem; height: .55rem; accent-color: var(--accent); }
+.state { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem .7rem; }
+.state progress { flex: 1 1 8rem; max-width: 16rem; height: .55rem; accent-color: var(--accent); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1.2rem 0 0; }
 .tiles div { display: flex; flex-direction: column; background: var(--card); border-radius: 8px; padding: .7rem .8rem; }
 .tiles dt { color: var(--soft); font-size: .82rem; overflow-wrap: anywhere; }
@@ -206,7 +206,7 @@ tbody th { font-weight: 500; }
 .cell { display: block; cursor: help; border-radius: 3px; }
 .cell img { width: 100%; } .side img { width: var(--cell); }
 .cell img, .side img { display: block; height: auto; image-rendering: pixelated; border-radius: 3px;
-  background: var(--card); }
+  background: var(--card); box-shadow: 0 0 0 1px var(--still); }
 .cell .card { position: absolute; left: 0; right: 0; z-index: 2; margin-top: 4px; padding: .6rem .8rem; display: none;
   background: var(--paper); border: 1px solid var(--rule); border-radius: 6px; box-shadow: 0 4px 14px #0004;
   font-size: .85rem; cursor: default; pointer-events: none; }
@@ -225,16 +225,17 @@ tbody th { font-weight: 500; }
 .side tbody th { white-space: nowrap; max-width: 10rem; overflow: hidden; text-overflow: ellipsis; }
 .chart { margin: 0; font-size: .8rem; color: var(--soft); }
 .plot { position: relative; height: 240px; margin: .3rem .8rem 1.5rem 3.4rem; }
-.plot svg { position: absolute; inset: 0; width: 100%; height: 100%; border-bottom: 1px solid var(--soft); }
+.plot svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible;
+  border-bottom: 1px solid var(--soft); }
 .plot path { fill: none; vector-effect: non-scaling-stroke; stroke-linejoin: round; stroke-linecap: round; }
 path.grid { stroke: var(--rule); stroke-width: 1; }
 path.raw { stroke: var(--pale); stroke-width: 1; }
 path.main { stroke: var(--accent); stroke-width: 2.2; }
-path.dot { stroke-width: 8; }
 path.limit { stroke: var(--soft); stroke-width: 1.2; stroke-dasharray: 5 4; }
 path.mark { stroke: var(--warn); stroke-width: 1.5; }
 path.series { stroke: var(--c); stroke-width: 2; }
 path.c4, path.c5, path.c6, path.c7 { stroke-dasharray: 7 4; }
+.plot path.dot { stroke-width: 8; stroke-dasharray: none; }
 path.spread { stroke: var(--ink); stroke-width: 1.5; }
 .plot path.area { fill: var(--pale); stroke: none; }
 rect.part { fill: var(--c); }

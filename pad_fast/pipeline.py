@@ -5,8 +5,11 @@ RUN/
   cache/scores-<key>.safetensors difficulty, keyed by everything it depends on
   cache/experts-<key>/           expert store, likewise
   preview.safetensors            what the report shows of the real data
+  cache/iterates-<key>/          iterates to choose from, when a part of the training set is held out for that
+  cache/evaluation/              one file per evaluated network
   checkpoint, metrics.jsonl      the loop
   distilled.safetensors          the result; images_best.pt labels_best.pt lr_best.pt for the reference's scripts
+  last/                          the last iterate, where validation chose another one; validation.json says which
   evaluation.json images.png report.html
   timing.json                    time and memory per stage; two equal runs differ in it, and in the page that shows it
 """
@@ -17,32 +20,38 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import distributed, files
+from .batch_matching import BatchLoop, RealImages, initial_images, loops_of, make_criterion, require_alone
 from .config import Config, to_yaml
-from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
+from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset, stratified_split
 from .device import cache_bytes, resolve_device
-from .distillation import Loop, State, read_history, require_possible, run
+from .distillation import Iterations, Loop, State, read_history, require_possible, run
 from .distilled import FILE, DistilledDataset, load
 from .engines import Task, select
 from .errors import ConfigError, DatasetError
-from .evaluation import AccuracyRow, EvaluationReport, evaluate
+from .evaluation import AccuracyRow, EvaluationReport, RobustScore, evaluate
 from .experts import ExpertStore, curriculum_of, prune, train_experts
-from .initialization import Teachers, initial_set
+from .initialization import InitialSet, Teachers, initial_set
 from .keep import format_keep
 from .presentation import present
 from .presets import make_settings
 from .preview import write_preview
 from .progress import Progress
+from .rng import derive_seed
 from .scoring import Difficulty, score
 from .stages import StageLog
+from .trackers import Tracker, open_trackers, require_trackers
 from .training import NetworkSpec
+
+LAST = "last"
 
 
 def distill(
@@ -54,11 +63,13 @@ def distill(
     preset: str | None = None,
     out: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
     device: str = "auto",
     backend: str = "auto",
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
+    log: str | Sequence[str] = (),
     progress: Progress | None = None,
     **overrides: Any,
 ) -> DistilledDataset:
@@ -71,17 +82,19 @@ def distill(
         dataset: a name ("digits" needs no download), "imagefolder:PATH", tensors, or torch data sets; see
             :func:`pad_fast.load_dataset`.
         ipc: synthetic images per class.
-        method: "pad", "datm", "ftd", "mtt" or "tesla": settings of one loop.
+        method: "pad", "datm", "ftd", "mtt" or "tesla": settings of trajectory matching; "dc" or "dsa" (gradient
+            matching) or "dm" (distribution matching).
         config: a YAML file (ours or the reference's), a mapping, or a ready :class:`Config`, which then decides
             everything that is not given in `overrides`.
         preset: published settings by name, e.g. "cifar10-ipc10".
         out: folder of the run; default `runs/<dataset>-ipc<ipc>-<method>`.
-        data_dir: where downloaded data sets are.
+        data_dir: where downloaded data sets are; `download` fetches a data set that is not there yet.
         device: "auto", "cpu", "cuda" or "cuda:N".
         backend: engine, see `pad_fast.engines.backends()`.
         seed: of everything random.
         resume: continue from the checkpoint in `out`; ends with the result of an undisturbed run.
         overwrite: allow `out` to hold a run with other settings, whose results are replaced.
+        log: "tensorboard" or "wandb", or both: send the numbers there as well, through their own packages.
         **overrides: any field of :class:`Config`, or a key of the reference's YAML files.
 
     Returns:
@@ -101,6 +114,8 @@ def distill(
         torch.Size([10, 1, 8, 8])
     """
     progress = progress or Progress()
+    trackers = (log,) if isinstance(log, str) else tuple(log)
+    require_trackers(trackers)
     named = dataset if isinstance(dataset, str) else None
     written: dict[str, Any] = {}
     if isinstance(config, Config):
@@ -125,8 +140,9 @@ def distill(
     if out is None:
         label = "".join(c if c.isalnum() else "-" for c in run_config.dataset.rpartition("/")[2].lower())
         out = Path("runs") / f"{label}-ipc{run_config.ipc}-{run_config.method}"
-    pipeline = Pipeline(run_config, Path(out), where, progress, resume=resume, overwrite=overwrite)
-    return pipeline.run(run_config.dataset if named is not None else dataset, data_dir or settings.data_dir)
+    pipeline = Pipeline(run_config, Path(out), where, progress, resume=resume, overwrite=overwrite, log=trackers)
+    where_from = data_dir or settings.data_dir
+    return pipeline.run(run_config.dataset if named is not None else dataset, where_from, download=download)
 
 
 class Pipeline:
@@ -141,45 +157,81 @@ class Pipeline:
         *,
         resume: bool,
         overwrite: bool,
+        log: Sequence[str] = (),
+        cache: Path | None = None,
     ) -> None:
         self.config, self.out, self.device, self.progress = config, out, device, progress
         self.resume, self.overwrite = resume, overwrite
-        self.log = StageLog(out, device)
+        self.log, self.stages = tuple(log), StageLog(out, device)
+        # Stages that several runs share, perhaps in several processes at a time.
+        self.shared = cache is not None
+        self.cache = out / "cache" if cache is None else cache
 
-    def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None) -> DistilledDataset:
+    def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None, *, download: bool = False) -> DistilledDataset:
         """All stages; returns the evaluated result."""
         config = self.config
-        with self.log.stage("data"):
-            data = load_dataset(dataset, data_dir=data_dir, resolution=config.resolution)
-            self._require_usable(data)
+        with self.stages.stage("data"):
+            data, validation = configured_data(config, dataset, data_dir, download=download)
+            self.require_usable(data)
             distributed.group().require_shared(files.require_writable(self.out))
             self._claim(data)
-            normalization = fit_normalization(data, "zca" if config.zca else "mean-std")
+            kind = "zca" if config.zca else "mean-std"
+            normalization = fit_normalization(data, kind, caches=normalization_caches(self.out))
         difficulty: Difficulty | None = None
         if config.buffer_path is None:
-            with self.log.stage("scores"):
+            with self.stages.stage("scores"), self._alone("scores"):
                 difficulty = self._difficulty(data)
                 if difficulty is None and needs_order(config):
                     difficulty = self._score(data, normalization)
                 self._preview(data, normalization, difficulty)
-            with self.log.stage("experts"):
-                store = self._experts(data, normalization, difficulty)
-        else:
+        store: ExpertStore | None = None
+        if config.buffer_path is not None:
             store = self._given_experts(data)
             self._preview(data, normalization, None)
-        with self.log.stage("distill"):
-            distilled = self._distill(data, normalization, store)
-        with self.log.stage("evaluate"):
-            report = self._evaluate(distilled, data)
+        elif config.uses_experts:
+            with self.stages.stage("experts"), self._alone("experts"):
+                store = self._experts(data, normalization, difficulty)
+        with self.stages.stage("distill"):
+            distilled = self._distill(data, validation, normalization, store, difficulty)
+        with self.stages.stage("evaluate"):
+            report = self._evaluate(distilled, data, difficulty)
         distilled = DistilledDataset(**{**vars(distilled), "evaluation": report.rows})
-        self.log.finish()
+        self.stages.finish()
         if distributed.group().main:
             present(self.out)
+        if self.log:
+            with self._tracked(config.iterations) as trackers:
+                for tracker in trackers:
+                    tracker.result(report.rows, self.out / "images.png", config.iterations)
         return distilled
+
+    @contextmanager
+    def _tracked(self, begun: int) -> Iterator[Sequence[Tracker]]:
+        """Trackers that are closed in the end; of several ranks, the main one alone has any."""
+        names = self.log if distributed.group().main else ()
+        trackers = open_trackers(names, self.out, self.config.describe(), begun=begun)
+        try:
+            yield trackers
+        finally:
+            for tracker in trackers:
+                tracker.close()
+
+    @contextmanager
+    def _alone(self, stage: str) -> Iterator[None]:
+        """Held while a stage that other runs share is looked up or made; rank 0 holds it for all ranks."""
+        group = distributed.group()
+        with files.locked(self.cache / f"{stage}.lock") if self.shared and group.main else nullcontext():
+            group.wait("rank 0 to have the cache to itself")
+            yield
 
     # -- checks before any work ------------------------------------------------------------------------------------
 
-    def _require_usable(self, data: ImageDataset) -> None:
+    def require_usable(self, data: ImageDataset) -> None:
+        """Prove that the settings fit each other and the data.
+
+        Raises:
+            InputError: they do not. BackendError: the backend asked for cannot serve this.
+        """
         config = self.config
         sizes = [len(data.images_of_class(label)) for label in range(data.classes)]
         if config.pix_init != "noise" and min(sizes) < config.ipc:
@@ -190,19 +242,29 @@ class Pipeline:
             )
         network = self._spec(data).build(config.seed, "probe")
         DSA(config.dsa, mode=config.dsa_mode)
-        require_possible(config, network)
         cache_bytes(config.cache, self.device)
-        select(config.backend, Task(network, self.device, torch.float32, config.gradient, config.precision))
+        if config.uses_experts:
+            require_possible(config, network)
+            select(config.backend, Task(network, self.device, torch.float32, config.gradient, config.precision))
+        else:
+            require_alone(config)
+            make_criterion(config, network, self.device)
         if config.order_file is not None and needs_order(config):
             self._difficulty(data)
         if config.buffer_path is not None:
             self._given_experts(data)
-        else:
+            return
+        if config.uses_experts:
             config.require_snapshots(config.train_epochs, "experts are trained for train_epochs")
             self._require_kept()
-            labels = [data.images_of_class(label) for label in range(data.classes)]
-            pruned = [len(indices) for indices in prune(labels, config.prune)]
-            curriculum_of(config).require_images(config.train_epochs, pruned)
+        labels = [data.images_of_class(label) for label in range(data.classes)]
+        pruned = [len(indices) for indices in prune(labels, config.prune)]
+        curriculum_of(config).require_images(config.train_epochs, pruned)
+        if not config.uses_experts and config.pix_init != "noise" and min(pruned) < config.ipc:
+            raise DatasetError(
+                f"prune {config.prune!r} leaves {min(pruned)} images of a class, fewer than ipc {config.ipc}; "
+                "drop fewer, lower ipc or use pix_init noise"
+            )
 
     def _require_kept(self) -> None:
         """Before experts are trained whose snapshots would then be missing."""
@@ -223,8 +285,8 @@ class Pipeline:
         if begun and not self.overwrite:
             theirs = files.read_json(path, "run description")
             skip = set(self.config.describe("run", "evaluate"))
-            if self.resume:
-                skip.add("iterations")  # a finished run may be continued for longer
+            if self.resume and may_go_on(self.config):
+                skip.add("iterations")
             different = [k for k in mine if k not in skip and mine[k] != theirs.get(k)]
             if different:
                 key = different[0]
@@ -255,16 +317,16 @@ class Pipeline:
             difficulty = Difficulty.load(config.order_file)
             difficulty.require(data)
             return difficulty
-        path = _scores_path(self.out, data.fingerprint, config)
+        path = _scores_path(self.cache, data.fingerprint, config)
         if path.exists():
             self.progress.say(f"scores: reusing {path} (same settings)")
-            self.log.reused()
+            self.stages.reused()
             return Difficulty.load(path)
         return None
 
     def _score(self, data: ImageDataset, normalization: Normalization) -> Difficulty:
         """Scores from scratch, or from the networks that a killed run has left."""
-        path = _scores_path(self.out, data.fingerprint, self.config)
+        path = _scores_path(self.cache, data.fingerprint, self.config)
         kept = path.with_suffix(".networks")
         difficulty = score_as_configured(
             self.config, data, normalization, self.device, self.progress, networks_dir=kept
@@ -278,10 +340,10 @@ class Pipeline:
         # A store that lacks snapshots must not be taken for another one.
         described["keep"] = format_keep(config.kept_snapshots)
         described["threads"] = "one" if config.workers else "all"
-        folder = self.out / "cache" / f"experts-{_key(data.fingerprint, described)}"
+        folder = self.cache / f"experts-{_key(data.fingerprint, described)}"
         if folder.exists() and len(ExpertStore.open(folder)) >= config.num_experts:
             self.progress.say(f"experts: reusing {folder} (same settings)")
-            self.log.reused()
+            self.stages.reused()
         # Before any of them begins: a store in the making has gaps, which are an error to whoever only reads it.
         distributed.group().wait("the other ranks to look for experts")
         store = train_as_configured(config, data, normalization, difficulty, folder, self.device, self.progress)
@@ -304,20 +366,33 @@ class Pipeline:
         store.require_snapshots([*config.reached_snapshots, -1])
         return store
 
-    def _distill(self, data: ImageDataset, normalization: Normalization, store: ExpertStore) -> DistilledDataset:
+    def _distill(
+        self,
+        data: ImageDataset,
+        validation: ImageDataset | None,
+        normalization: Normalization,
+        store: ExpertStore | None,
+        difficulty: Difficulty | None,
+    ) -> DistilledDataset:
         config = self.config
         described = config.describe("data", "scores", "experts", "distill")
-        described.pop("iterations")
+        if may_go_on(config):
+            described.pop("iterations")
         key = _key(data.fingerprint, described, torch.__version__)
         done = self.out / FILE
         checkpoint = self.out / "checkpoint"
-        network = self._spec(data).build(config.seed, "student")
         if checkpoint.exists() and done.exists() and not self.overwrite:
             state = State.load(checkpoint, key, self.device)
             if state.iteration == config.iterations:
                 self.progress.say(f"distill: reusing {done} (same settings)")
-                self.log.reused()
+                self.stages.reused()
                 return load(done)
+        source: ExpertStore | RealImages
+        if store is None:
+            shown = prune(order_of(data, difficulty), config.prune)
+            source = RealImages(normalization.apply(data.train_images), shown, curriculum_of(config))
+        else:
+            source = store
         history: list[dict[str, float]] = []
         if self.resume and checkpoint.exists():
             state = State.load(checkpoint, key, self.device)
@@ -328,75 +403,190 @@ class Pipeline:
                 )
             history = read_history(self.out / "metrics.jsonl", state.iteration)
             self.progress.say(f"distill: resuming after iteration {state.iteration}")
-            self.log.resumed()
+            self.stages.resumed()
         else:
             if self.resume:
                 self.progress.say(f"distill: no checkpoint in {self.out} yet, starting at iteration 0")
-            task = Task(network, self.device, torch.float32)
-            teachers = Teachers(store, select(config.backend, task), task)
-            initial = initial_set(
-                config.pix_init,
-                config.ipc,
-                normalization.apply(data.train_images),
-                data,
-                teachers,
-                seed=config.seed,
-            )
+            initial = self._initial(data, normalization, source)
             for note in initial.notes:
                 self.progress.say(f"init: {note}")
             state = State.start(initial.images, initial.label_logits, initial.labels, config, self.device)
-        loop = Loop(network, store, config, self.device)
-        run(loop, state, folder=self.out, key=key, history=history, progress=self.progress)
-        images = state.images if state.average is None else state.average
-        distilled = DistilledDataset(
-            images=images.cpu(),
-            label_logits=state.label_logits.cpu() if config.soft_labels else None,
-            labels=state.labels.cpu(),
-            lr=float(state.lr),
-            whitening=normalization,
-            config=config.describe(),
-            history=history,
-            class_names=data.class_names,
-        )
-        distributed.group().on_main("the distilled set to be written", lambda: distilled.save(self.out))
+        loop = self._loop(data, source)
+
+        def result() -> DistilledDataset:
+            images = state.images if state.average is None else state.average
+            return DistilledDataset(
+                images=images.cpu(),
+                label_logits=state.label_logits.cpu() if config.soft_labels else None,
+                labels=state.labels.cpu(),
+                lr=float(state.lr),
+                whitening=normalization,
+                config=config.describe(),
+                history=list(history),
+                class_names=data.class_names,
+            )
+
+        iterates = self.cache / f"iterates-{key}"
+
+        def keep(state: State) -> None:
+            if state.iteration % config.validation_every == 0 and distributed.group().main:
+                result().save(iterates / f"{state.iteration:08}")
+
+        with self._tracked(state.iteration) as trackers:
+
+            def observe(row: Mapping[str, float]) -> None:
+                for tracker in trackers:
+                    tracker.row(row)
+
+            run(
+                loop,
+                state,
+                folder=self.out,
+                key=key,
+                history=history,
+                progress=self.progress,
+                observe=observe,
+                checkpointed=None if validation is None else keep,
+            )
+        distilled = result()
+        group = distributed.group()
+        if validation is not None:
+            last = distilled
+            distilled = self._best(iterates, last, validation)
+            group.on_main("the last iterate to be written", lambda: last.save(self.out / LAST))
+        group.on_main("the distilled set to be written", lambda: distilled.save(self.out))
         return distilled
 
-    def _evaluate(self, distilled: DistilledDataset, data: ImageDataset) -> EvaluationReport:
+    def _initial(
+        self, data: ImageDataset, normalization: Normalization, source: ExpertStore | RealImages
+    ) -> InitialSet:
+        config = self.config
+        if isinstance(source, RealImages):
+            return initial_images(config, source)
+        task = Task(self._spec(data).build(config.seed, "student"), self.device, torch.float32)
+        teachers = Teachers(source, select(config.backend, task), task)
+        images = normalization.apply(data.train_images)
+        return initial_set(config.pix_init, config.ipc, images, data, teachers, seed=config.seed)
+
+    def _loop(self, data: ImageDataset, source: ExpertStore | RealImages) -> Iterations:
+        """The iterations of the method's criterion."""
+        config, spec = self.config, self._spec(data)
+        if not isinstance(source, RealImages):
+            return Loop(spec.build(config.seed, "student"), source, config, self.device)
+        note = loops_of(config)[-1]
+        if note is not None:
+            self.progress.say(note)
+        return BatchLoop(spec, source, config, self.device)
+
+    def _best(self, iterates: Path, last: DistilledDataset, validation: ImageDataset) -> DistilledDataset:
+        """The iterate whose networks are best on the validation images, which nothing else has seen."""
+        config = self.config
+        candidates = {
+            int(folder.name): load(folder)
+            for folder in sorted(iterates.glob("*"))
+            if int(folder.name) < config.iterations
+        }
+        candidates[config.iterations] = last
+        report = evaluate(
+            {str(iteration): each for iteration, each in candidates.items()},
+            validation,
+            models=(config.model,),
+            repeats=config.validation_networks,
+            baselines=False,
+            # Other networks than those of the final table.
+            seed=derive_seed(config.seed, "validation"),
+            **self._evaluation_settings(),
+        )
+        best = max(candidates, key=lambda iteration: report.row(str(iteration)).mean)
+        self.progress.say(f"validation: the iterate after {best} of {config.iterations} iterations is best")
+        if distributed.group().main:
+            accuracies = {row.name: row.accuracies for row in report.rows}
+            files.write_json(self.out / "validation.json", {"best": best, "accuracies": accuracies})
+        return candidates[best]
+
+    def _evaluation_settings(self) -> dict[str, Any]:
+        """What every evaluation of this run has in common."""
+        config = self.config
+        return {
+            "epochs": config.eval_epochs,
+            "full_epochs": config.eval_full_epochs,
+            "batch": config.eval_batch,
+            "momentum": config.eval_momentum,
+            "weight_decay": config.eval_weight_decay,
+            "dsa_mode": config.dsa_mode,
+            "cache_dir": self.cache / "evaluation",
+            "device": str(self.device),
+            "backend": config.backend,
+            "progress": self.progress,
+        }
+
+    def _evaluate(
+        self, distilled: DistilledDataset, data: ImageDataset, difficulty: Difficulty | None
+    ) -> EvaluationReport:
         config = self.config
         path = self.out / "evaluation.json"
-        digest = hashlib.sha256((self.out / FILE).read_bytes()).hexdigest()
-        key = _key(data.fingerprint, config.describe("evaluate"), digest)
+        sets = {config.method.upper(): distilled}
+        written = [self.out / FILE]
+        if config.validation_fraction:
+            name = config.method.upper()
+            sets = {f"{name}, best": distilled, f"{name}, last": load(self.out / LAST)}
+            written.append(self.out / LAST / FILE)
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in written]
+        key = _key(data.fingerprint, config.describe("evaluate"), *digests)
         if path.exists():
             stored = files.read_json(path, "evaluation")
             if stored.get("key") == key:
                 self.progress.say(f"evaluate: reusing {path} (same settings)")
-                self.log.reused()
-                return EvaluationReport(_rows(stored))
+                self.stages.reused()
+                return _stored_report(stored)
         report = evaluate(
-            distilled,
+            sets,
             data,
             models=(config.model,),
             repeats=config.eval_networks,
-            epochs=config.eval_epochs,
-            full_epochs=config.eval_full_epochs,
-            batch=config.eval_batch,
-            momentum=config.eval_momentum,
-            weight_decay=config.eval_weight_decay,
-            dsa_mode=config.dsa_mode,
             baselines=config.eval_baselines,
+            robust=config.eval_robust,
+            difficulty=difficulty if difficulty is not None and difficulty.method == "el2n" else None,
             seed=config.seed,
-            device=str(self.device),
-            backend=config.backend,
-            progress=self.progress,
+            **self._evaluation_settings(),
         )
         if distributed.group().main:
-            files.write_json(path, {"key": key, "rows": [asdict(row) for row in report.rows]})
+            files.write_json(path, {"key": key, **asdict(report)})
         return report
+
+
+def configured_data(
+    config: Config, dataset: Any, data_dir: str | os.PathLike[str] | None, *, download: bool = False
+) -> tuple[ImageDataset, ImageDataset | None]:
+    """The data of a run without the part it holds out, and the data with that part in place of the test set."""
+    data = load_dataset(dataset, data_dir=data_dir, resolution=config.resolution, download=download)
+    if not config.validation_fraction:
+        return data, None
+    kept, held_out = stratified_split(data.train_labels, fraction=config.validation_fraction, seed=config.seed)
+    rest = replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
+    return rest, replace(rest, test_images=data.train_images[held_out], test_labels=data.train_labels[held_out])
+
+
+def normalization_caches(out: Path) -> list[Path]:
+    """Where a fitted ZCA is kept for what is written to `out`, and looked for: a run's folder serves those in it."""
+    return [out / "cache", out.parent / "cache"]
 
 
 def needs_order(config: Config) -> bool:
     """Whether anything in the run depends on how hard images are."""
     return config.curriculum or config.prune != "none"
+
+
+def may_go_on(config: Config) -> bool:
+    """Whether a finished run may be continued for longer: not where a curriculum was stretched over its iterations."""
+    return config.uses_experts or not config.curriculum
+
+
+def order_of(data: ImageDataset, difficulty: Difficulty | None) -> list[torch.Tensor]:
+    """Dataset indices per class, easy to hard where that is known."""
+    if difficulty is not None:
+        return difficulty.order
+    return [data.images_of_class(label) for label in range(data.classes)]
 
 
 def score_as_configured(
@@ -474,12 +664,14 @@ def train_as_configured(
     )
 
 
-def _rows(stored: Mapping[str, Any]) -> tuple[AccuracyRow, ...]:
-    return tuple(AccuracyRow(r["name"], r["model"], tuple(r["accuracies"])) for r in stored["rows"])
+def _stored_report(stored: Mapping[str, Any]) -> EvaluationReport:
+    rows = tuple(AccuracyRow(r["name"], r["model"], tuple(r["accuracies"])) for r in stored["rows"])
+    scores = (RobustScore(**{**score, "values": tuple(score["values"])}) for score in stored["scores"])
+    return EvaluationReport(rows, tuple(scores))
 
 
-def _scores_path(out: Path, fingerprint: str, config: Config) -> Path:
-    return out / "cache" / f"scores-{_key(fingerprint, config.describe('data', 'scores'))}.safetensors"
+def _scores_path(cache: Path, fingerprint: str, config: Config) -> Path:
+    return cache / f"scores-{_key(fingerprint, config.describe('data', 'scores'))}.safetensors"
 
 
 def _key(*parts: Any) -> str:

@@ -32,7 +32,15 @@ _PICTURES = 400  # at most on one page
 _CLASSES = 100
 _COLUMNS = 10
 _LABELS = 5  # of a soft label
-_FILES = ("run.json", "metrics.jsonl", "checkpoint", "distilled.safetensors", "evaluation.json", TIMING)
+_FILES = (
+    "run.json",
+    "metrics.jsonl",
+    "checkpoint",
+    "distilled.safetensors",
+    "validation.json",
+    "evaluation.json",
+    TIMING,
+)
 
 
 def present(folder: Path) -> Path:
@@ -50,35 +58,39 @@ def watch(
     folder: Path,
     *,
     every: float = 2.0,
-    wait: Callable[[float], None] = time.sleep,
+    wait: Callable[[float], None] | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> Path:
     """Write the page whenever the run has written something, until the run has finished.
 
-    Meanwhile the page loads itself again every few seconds; the last one does not.
+    Meanwhile the page loads itself again every few seconds; the last one, which Ctrl-C brings as well, does not.
 
     Args:
         folder: of the run, which must have begun.
         every: seconds between looks.
-        wait: waits that long.
+        wait: waits that long; `time.sleep` when None.
         say: is told what happens.
 
     Raises:
         StoreError: the folder holds no run.
     """
     seen: tuple[Any, ...] | None = None
-    while True:
-        now = _signature(folder)
-        if now != seen:
-            run = read_run(folder)
-            path = _present(run, refresh=None if run.finished else REFRESH)
-            if seen is None:
-                say(f"watching {folder}: {path}")
-            seen = now
-            if run.finished:
-                say("the run has finished")
-                return path
-        wait(every)
+    try:
+        while True:
+            now = _signature(folder)
+            if now != seen:
+                run = read_run(folder)
+                path = _present(run, refresh=None if run.finished else REFRESH)
+                if seen is None:
+                    say(f"watching {folder}: {path}")
+                seen = now
+                if run.finished:
+                    say("the run has finished")
+                    return path
+            (wait or time.sleep)(every)
+    except KeyboardInterrupt:
+        say("stopped watching")
+        return present(folder)
 
 
 def report_data(run: RunFolder) -> ReportData:
@@ -98,6 +110,9 @@ def report_data(run: RunFolder) -> ReportData:
         settings=settings,
         environment=flat(run.environment),
         accuracy=run.accuracy,
+        robust=run.robust,
+        accuracy_history=run.validation,
+        chosen=run.chosen,
         history=run.history,
         images=images,
         image_note=note,

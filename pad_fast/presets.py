@@ -18,6 +18,22 @@ from .config import (
 )
 from .errors import ConfigError, nearest
 
+# What gradient and distribution matching have in common. The ratio is the one of PAD's tables, for a mask without one.
+_BATCH: dict[str, Any] = {
+    "curriculum": False,
+    "mask": "none",
+    "mask_ratio": 0.25,
+    "soft_labels": False,
+    "pix_init": "real",
+    "sequential_generation": False,
+    "threshold": None,
+    "zca": False,
+    "batch_syn": None,
+    "lr_init": 0.01,
+    "momentum_img": 0.5,
+    "batch_real": 256,
+}
+
 # What distinguishes the methods. PAD is the loop's default; the others switch parts of it off.
 _METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "pad": {},
@@ -52,6 +68,9 @@ _METHOD_SETTINGS: dict[str, dict[str, Any]] = {
         "threshold": None,
         "gradient": "tesla",
     },
+    "dc": {**_BATCH, "iterations": 1000, "lr_img": 0.1, "match_dsa": False},
+    "dsa": {**_BATCH, "iterations": 1000, "lr_img": 0.1, "match_dsa": True},
+    "dm": {**_BATCH, "iterations": 20_000, "lr_img": 1.0, "match_dsa": True},
 }
 
 
@@ -152,6 +171,12 @@ _DIGITS_IPC: dict[int, dict[str, Any]] = {
         "mask_ratio": 0.25,
     },
 }
+# The same for the methods that match batches; three networks each on seed 0.
+_DIGITS_BATCH: dict[str, dict[int, dict[str, Any]]] = {
+    "dc": {1: {"lr_img": 1.0, "iterations": 400}, 10: {"lr_img": 1.0, "iterations": 30}},
+    "dsa": {1: {"lr_img": 1.0, "iterations": 400}, 10: {"lr_img": 1.0, "iterations": 30}},
+    "dm": {1: {"lr_img": 10.0, "iterations": 400}, 10: {"lr_img": 10.0, "iterations": 400}},
+}
 
 
 def preset_names() -> list[str]:
@@ -209,9 +234,15 @@ def make_settings(
         if isinstance(ipc, bool) or not isinstance(ipc, int) or ipc < 1:
             raise ConfigError(f"ipc is {ipc!r}; it must be a whole number >= 1")
         base = {**_defaults_for(dataset, ipc), "dataset": dataset, "ipc": ipc}
-    values = {**base, **silent, **_METHOD_SETTINGS[method], "method": method, **chosen}
+    own = _METHOD_SETTINGS[method] | _digits_batch(method, str(base.get("dataset")), int(base["ipc"]))
+    values = {**base, **silent, **own, "method": method, **chosen}
     data_dir, device = values.pop("data_dir", None), values.pop("device", "auto")
     return Settings(override(Config(), values), data_dir, device)
+
+
+def _digits_batch(method: str, dataset: str, ipc: int) -> dict[str, Any]:
+    cells = _DIGITS_BATCH.get(method, {}) if plain_name(dataset) == "digits" else {}
+    return cells[max(known for known in cells if known <= ipc)] if cells else {}
 
 
 def _defaults_for(dataset: str, ipc: int) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from statistics import median
 from .charts import Line, line_chart, moving_median, smoothing_window
 from .difficulty_section import DifficultyView, difficulty_section
 from .distillation import LAYER_LOSS
-from .evaluation import AccuracyRow
+from .evaluation import AccuracyRow, RobustScore
+from .evaluation.sets import FULL, RANDOM
 from .gallery import PictureRow, gallery
 from .page import details, empty, hint, page, section, shown, table, text
 from .stages import StageCost
@@ -58,7 +59,9 @@ class ReportData:
         history: one mapping per iteration with `iteration`, `loss`, `lr` (the student's learned rate) and
             `skipped` (0 or 1), and now and then `layer_loss.<layer>`; other keys are ignored, and a method without `lr`
             or `skipped` leaves them out.
-        accuracy_history: iteration, and accuracies in percent that networks trained on the images of then reached.
+        robust: label- and augmentation-robust scores.
+        accuracy_history: iteration, and accuracies in percent that networks trained on the images of then reached on
+            validation images; `chosen` is the iteration whose images are the result.
         images: the synthetic images, one row per class; `image_note` goes under them.
         difficulty: scores and curriculum.
         stages: what each stage cost.
@@ -72,7 +75,9 @@ class ReportData:
     environment: Mapping[str, str] = field(default_factory=dict)
     accuracy: Sequence[AccuracyRow] = ()
     history: History = ()
+    robust: Sequence[RobustScore] = ()
     accuracy_history: Sequence[tuple[int, tuple[float, ...]]] = ()
+    chosen: int | None = None
     images: Sequence[PictureRow] = ()
     image_note: str = ""
     difficulty: DifficultyView | None = None
@@ -100,8 +105,9 @@ def render_report(data: ReportData, *, refresh: int | None = None) -> str:
 
 def _sections(data: ReportData) -> list[str]:
     return [
-        accuracy_section(data.accuracy),
+        accuracy_section([row for row in data.accuracy if row.model == data.accuracy[0].model]),
         _cross_architecture(data.accuracy),
+        _robust(data.robust),
         _images(data),
         _loss(data.history, data.settings),
         _accuracy_over_time(data),
@@ -138,13 +144,12 @@ def _status(status: Status) -> str:
 
 def _tiles(data: ReportData) -> str:
     tiles: list[tuple[str, str, str]] = []
-    method = str(data.settings.get("method", "")).upper()
     rows = {(row.name, row.model): row for row in reversed(data.accuracy) if math.isfinite(row.mean)}
-    own = next((row for row in data.accuracy if row.name == method and math.isfinite(row.mean)), None)
+    own = next((row for row in own_rows(data.accuracy, data.settings) if math.isfinite(row.mean)), None)
     if own is not None:
         spread = f" ± {own.std:.1f}" if own.networks > 1 else ""
         tiles.append((f"test accuracy, {own.model}", f"{own.mean:.1f}{spread}", "%"))
-        full, drawn = rows.get(("full data", own.model)), rows.get(("random real", own.model))
+        full, drawn = rows.get((FULL, own.model)), rows.get((RANDOM, own.model))
         if full is not None and full.mean > 0:
             tiles.append(("of the full data's accuracy", f"{100 * own.mean / full.mean:.1f}", "%"))
         if drawn is not None:
@@ -219,7 +224,10 @@ def _cross_architecture(rows: Sequence[AccuracyRow]) -> str:
     if len(models) < 2:
         return section(
             "Other networks",
-            empty(f"Evaluated on {models[0]} only. `pad-fast evaluate RUN --model MLP --model LeNet` tries others."),
+            empty(
+                f"Evaluated on {models[0]} only. `pad-fast evaluate RUN --model MLP --out RUN/evaluation-mlp.json` "
+                "adds another to the next report."
+            ),
             name="networks",
         )
     found = {(row.name, row.model): row for row in reversed(rows)}
@@ -228,6 +236,18 @@ def _cross_architecture(rows: Sequence[AccuracyRow]) -> str:
     return section(
         "Across networks", body + hint("Test accuracy in % by network and by what it was trained on."), name="networks"
     )
+
+
+def _robust(scores: Sequence[RobustScore]) -> str:
+    if not scores:
+        return ""
+    rows = [
+        [text(score.name), text(score.trained_on), text(score.model), f"{score.mean:.3f} ± {score.std:.3f}"]
+        for score in scores
+    ]
+    words = "Of DD-Ranking, computed from our networks: label-robust (LRS) and augmentation-robust (ARS), at most 1."
+    body = table(["Score", "Trained on", "Network", "Value"], rows, numbers=(3,))
+    return section("Robust scores", body + hint(words), name="robust")
 
 
 def _images(data: ReportData) -> str:
@@ -269,7 +289,10 @@ def _accuracy_over_time(data: ReportData) -> str:
     points = [(i, [a for a in accuracies if math.isfinite(a)]) for i, accuracies in data.accuracy_history]
     rows = [AccuracyRow("validation", "", tuple(accuracies)) for _, accuracies in points if accuracies]
     if not rows:
-        words = "Not recorded: networks are tested once, on the result." if data.history else "Nothing recorded."
+        words = "Nothing recorded."
+        if data.history:
+            words = "Not recorded: networks are tested once, on the result. With validation_fraction above 0, images "
+            words += "held out of the training set tell how good the iterates are."
         return section("Accuracy over the iterations", empty(words), name="accuracy-over-time")
     chart = line_chart(
         [
@@ -282,11 +305,12 @@ def _accuracy_over_time(data: ReportData) -> str:
             )
         ],
         x_label="iteration",
-        y_label="accuracy, %",
-        description="Accuracy of networks trained on the images, over iterations",
+        y_label="validation accuracy, %",
+        description="Validation accuracy of networks trained on the images, over iterations",
     )
-    best = max(range(len(rows)), key=lambda i: rows[i].mean)
-    words = f"Last {rows[-1].mean:.1f} %, best {rows[best].mean:.1f} % after iteration {points[best][0]:,}."
+    words = "On images that were held out of the training set and seen by nothing else."
+    if data.chosen is not None:
+        words += f" The result is the images after iteration {data.chosen:,}."
     return section("Accuracy over the iterations", chart + hint(words), name="accuracy-over-time")
 
 
@@ -366,6 +390,12 @@ def _cost(stages: Mapping[str, StageCost], environment: Mapping[str, str]) -> st
     return section(
         "Time and memory", table(header, rows, numbers=(1, 2, 3) if gpu else (1, 2)) + hint(words), name="cost"
     )
+
+
+def own_rows(rows: Sequence[AccuracyRow], settings: Mapping[str, object]) -> list[AccuracyRow]:
+    """The rows of a run's own images: all called after its method, "PAD" or "PAD, best" and "PAD, last"."""
+    method = str(settings.get("method", "")).upper()
+    return [row for row in rows if row.name == method or row.name.startswith(f"{method}, ")]
 
 
 def loss_label(settings: Mapping[str, object]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 from . import files
 from .distilled import FILE, DistilledDataset, load
 from .errors import StoreError
-from .evaluation import AccuracyRow
+from .evaluation import AccuracyRow, RobustScore
 from .preview import Preview, read_preview
 from .stages import FILE as TIMING
 from .stages import StageCost, read_timing
@@ -31,7 +32,9 @@ class RunFolder:
         settings: the run's configuration.
         environment: versions and machine it ran with; empty where it did not say.
         history: rows of metrics.jsonl.
-        accuracy: rows of evaluation.json, and of files named evaluation-*.json beside it.
+        accuracy, robust: rows and scores of evaluation.json, and of files named evaluation-*.json beside it.
+        validation: iteration and accuracies of the iterates that were tried, from validation.json; `chosen` is the one
+            that became the result.
         distilled: the result, or what the last checkpoint holds; None before the first one.
         stages: what each stage cost.
         finished: the run got to its end.
@@ -44,6 +47,9 @@ class RunFolder:
     environment: Mapping[str, Any]
     history: tuple[Mapping[str, float], ...]
     accuracy: tuple[AccuracyRow, ...]
+    robust: tuple[RobustScore, ...]
+    validation: tuple[tuple[int, tuple[float, ...]], ...]
+    chosen: int | None
     distilled: DistilledDataset | None
     stages: Mapping[str, StageCost]
     finished: bool
@@ -62,11 +68,15 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The folders of runs right below `folder`, by name."""
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and is_run(path))
-    except OSError:
-        return []
+    """The folders of runs right below `folder`, or below its `runs` (a sweep's), by name."""
+    for place in (folder, folder / "runs"):
+        try:
+            found = sorted(path for path in place.iterdir() if path.is_dir() and is_run(path))
+        except OSError:
+            continue
+        if found:
+            return found
+    return []
 
 
 def read_run(folder: Path) -> RunFolder:
@@ -89,7 +99,7 @@ def read_run(folder: Path) -> RunFolder:
             timing = read_timing(folder)
             stages, environment, finished = timing.stages, timing.environment, timing.finished
         except StoreError as error:
-            notes.append(str(error))
+            notes.append(str(error).replace(f"{folder}{os.sep}", ""))
     preview = _optional(folder / "preview.safetensors", lambda: read_preview(folder), notes)
     history = read_metrics(folder / METRICS, notes)
     # A run that replaces another finds its results in the folder; until its own stages are over they are not its.
@@ -103,11 +113,30 @@ def read_run(folder: Path) -> RunFolder:
         path = folder / "checkpoint"
         distilled = _optional(path, lambda: _so_far(path, described, preview, len(history)), notes)
     accuracy: tuple[AccuracyRow, ...] = ()
+    robust: tuple[RobustScore, ...] = ()
+    tried: Mapping[int, tuple[float, ...]] = {}
+    chosen = None
+    if _over("distill", stages, finished):
+        path = folder / "validation.json"
+        tried, chosen = _optional(path, partial(_validation, path), notes) or ({}, None)
     if _over("evaluate", stages, finished):
-        for path in sorted(folder.glob("evaluation*.json")):
-            accuracy += _optional(path, partial(_rows, path), notes) or ()
+        for path in [folder / "evaluation.json", *sorted(folder.glob("evaluation-*.json"))]:
+            rows, scores = _optional(path, partial(_evaluation, path), notes) or ((), ())
+            accuracy, robust = accuracy + rows, robust + scores
     return RunFolder(
-        folder, described, environment, history, accuracy, distilled, stages, finished, preview, tuple(notes)
+        path=folder,
+        settings=described,
+        environment=environment,
+        history=history,
+        accuracy=accuracy,
+        robust=robust,
+        validation=tuple(sorted(tried.items())),
+        chosen=chosen,
+        distilled=distilled,
+        stages=stages,
+        finished=finished,
+        preview=preview,
+        notes=tuple(notes),
     )
 
 
@@ -121,7 +150,7 @@ def read_metrics(path: Path, notes: list[str]) -> tuple[Mapping[str, float], ...
     except FileNotFoundError:
         return ()
     except OSError as error:
-        notes.append(f"cannot read {path}: {error.strerror or error}")
+        notes.append(f"cannot read {path.name}: {error.strerror or error}")
         return ()
     rows: list[Mapping[str, float]] = []
     for number, line in enumerate(lines[:-1], 1):
@@ -174,17 +203,39 @@ def _so_far(path: Path, settings: Mapping[str, Any], preview: Preview | None, ro
         raise StoreError(f"{path} is not a checkpoint of pad_fast, or is truncated ({error})") from error
 
 
-def _rows(path: Path) -> tuple[AccuracyRow, ...]:
+def _evaluation(path: Path) -> tuple[tuple[AccuracyRow, ...], tuple[RobustScore, ...]]:
     stored = files.read_json(path, "evaluation")
+    stored = {"rows": stored} if isinstance(stored, list) else stored
     try:
-        rows = stored["rows"] if isinstance(stored, dict) else stored
-        return tuple(
-            AccuracyRow(str(row["name"]), str(row["model"]), tuple(float(value) for value in row["accuracies"]))
-            for row in rows
-            if row["accuracies"]
+        rows = tuple(AccuracyRow(str(r["name"]), str(r["model"]), _numbers(r["accuracies"])) for r in stored["rows"])
+        scores = tuple(
+            RobustScore(str(s["name"]), str(s["trained_on"]), str(s["model"]), _numbers(s["values"]))
+            for s in stored.get("scores", ())
         )
-    except (KeyError, TypeError, ValueError) as error:
+        return rows, scores
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path} does not hold rows of an evaluation ({error})") from error
+
+
+def _validation(path: Path) -> tuple[dict[int, tuple[float, ...]], int]:
+    stored = files.read_json(path, "validation")
+    try:
+        tried = {int(iteration): _numbers(values) for iteration, values in stored["accuracies"].items()}
+        return tried, int(stored["best"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"{path} does not hold accuracies of iterates ({error})") from error
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """At least one number.
+
+    Raises:
+        TypeError, ValueError: something else.
+    """
+    numbers = tuple(float(value) for value in values)
+    if not numbers:
+        raise ValueError("no values")
+    return numbers
 
 
 def _optional(path: Path, read: Any, notes: list[str]) -> Any:
@@ -194,5 +245,6 @@ def _optional(path: Path, read: Any, notes: list[str]) -> Any:
     try:
         return read()
     except StoreError as error:
-        notes.append(str(error))
+        # Where the folder lies is nobody's business whom the page is sent to.
+        notes.append(str(error).replace(f"{path.parent}{os.sep}", ""))
         return None

@@ -1,7 +1,10 @@
-"""A data set and settings small enough for tests that train."""
+"""Small inputs that several tests share: a data set to train on, pixels, and networks that are awkward to compute."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 
 from pad_fast import ImageDataset, Progress, load_dataset
@@ -9,6 +12,25 @@ from pad_fast import ImageDataset, Progress, load_dataset
 QUIET = Progress(quiet=True)
 MODEL = "ConvNetD1W8"
 SIZES = (13, 9, 16)
+
+# Arguments of ConvNet. Every engine has to come to the same numbers on all of them.
+NETS: dict[str, dict[str, Any]] = {
+    "cifar": {"channels": 3, "resolution": 32, "depth": 3, "width": 128, "classes": 10},
+    "digits": {"channels": 1, "resolution": 8, "depth": 2, "width": 32, "classes": 10},
+    "gray28": {"channels": 1, "resolution": 28, "depth": 3, "width": 17, "classes": 10},
+    "odd33": {"channels": 3, "resolution": 33, "depth": 3, "width": 8, "classes": 2},
+    "channels17": {"channels": 17, "resolution": 9, "depth": 2, "width": 17, "classes": 10},
+    "classes200": {"channels": 2, "resolution": 16, "depth": 2, "width": 3, "classes": 200},
+    "deep5": {"channels": 3, "resolution": 64, "depth": 5, "width": 8, "classes": 10},
+    "depth1": {"channels": 3, "resolution": 16, "depth": 1, "width": 17, "classes": 7},
+    "one_pixel": {"channels": 3, "resolution": 8, "depth": 3, "width": 8, "classes": 2},
+    "wide": {"channels": 2, "resolution": 11, "depth": 2, "width": 40, "classes": 5},
+}
+
+
+def noise(*shape: int, seed: int) -> np.ndarray:
+    """Pixels from 0 to 255."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def small_data(*, noise: float = 0.35, seed: int = 0) -> ImageDataset:

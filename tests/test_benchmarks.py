@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import experts as experts_suite
 from benchmarks import harness, rivals
+from benchmarks import matching as matching_suite
 from benchmarks import scoring as scoring_suite
 from benchmarks import training as training_suite
 from benchmarks import unroll as unroll_suite
@@ -69,6 +71,26 @@ def test_both_sides_of_the_training_suite_end_alike():
     assert relative_error(job.plain_gsam(True) - job.start, plain) < training_suite.TOLERANCE
 
 
+@pytest.mark.parametrize("part", [part for parts in matching_suite.PARTS.values() for part in parts])
+def test_both_sides_of_the_matching_suite_end_alike(part):
+    require_native()
+    case = matching_suite.Case(part, 2, batch_real=5, model="ConvNetD2W16", lr_init=0.3)
+    plain = matching_suite.RIVALS["loop over classes"](case, part)
+    for name in ("ours", "loop over classes, tuned"):
+        assert relative_error(matching_suite.RIVALS[name](case, part), plain) < 1e-3, name
+
+
+def test_an_iteration_is_put_together_from_its_parts():
+    parts = {"dm update": 2.0, "dsa update": 3.0, "dsa epoch": 0.5}
+    rows = [
+        {"part": part, "rival": rival, "seconds": {"median": seconds}}
+        for part, seconds in parts.items()
+        for rival in matching_suite.RIVALS
+    ]
+    assert {row["seconds"] for row in matching_suite.whole("dm", rows, 10)} == {2.0}
+    assert {row["seconds"] for row in matching_suite.whole("dsa", rows, 10)} == {10 * 3.0 + 9 * 50 * 0.5}
+
+
 @pytest.mark.slow
 def test_the_unroll_suite_runs_and_writes_its_evidence(tmp_path, monkeypatch, capsys):
     require_native()
@@ -97,7 +119,7 @@ def test_the_scoring_rivals_compute_the_same_scores(part, golden):
     require_native()
     case = scoring_suite.Case(300, 7, features=part == "grand")
     for name, run in scoring_suite.RIVALS[part].items():
-        if name != "plain read":
+        if scoring_suite.scores(name):
             assert relative_error(run(case), case.truth()) < 1e-6, name
     known = {name: torch.from_numpy(array) for name, array in golden("scores.npz").items()}
     inputs = known["logits"], known["labels"]
@@ -124,8 +146,8 @@ def test_the_scoring_suite_runs_piece_by_piece(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["scoring", "--rounds", "1", "--json", str(path), *piece])
         scoring_suite.main()
     rows = json.loads(path.read_text())["rows"]
-    # Two parts of four rivals, the memory of six, and two ways through the images; nothing twice.
-    assert len(rows) == 8 + 6 + 2
+    # Two parts of six rivals, the memory of three each, and two ways through the images; nothing twice.
+    assert len(rows) == 12 + 6 + 2
     assert str(tmp_path) not in path.read_text(), "a path of this machine in the result"
     assert "images/s" in capsys.readouterr().out
 
@@ -173,3 +195,20 @@ def test_workers_take_turns_and_report_their_death():
     dead = harness.Worker("benchmarks.unroll", "no such rival", "1", "1")
     with pytest.raises(RuntimeError, match="ended with status"):
         dead.ask("time")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts bytes with /proc")
+def test_distilling_reads_a_fiftieth_of_what_replay_buffers_cost():
+    whole, *ours = experts_suite.count_bytes(parameters=2000)
+    assert whole["bytes"] > 100 * 10 * 101 * 2000 * 4
+    assert [row["scheme"] for row in ours] == ["float32", "float16", "bfloat16-delta"]
+    assert min(row["times_fewer"] for row in ours) > 50 and ours[1]["times_fewer"] > 95
+
+
+def test_both_sides_of_an_expert_epoch_end_alike():
+    images, labels = training_suite.load_images(None, 24)
+    job = experts_suite.PublishedJob(images, labels, 8)
+    ends = {name: run(job) - job.start for name, run in experts_suite.RIVALS.items()}
+    assert float(ends["ours"].norm()) > 1e-3
+    for name in ("plain torch, tuned", "ours"):
+        assert harness.relative_error(ends[name], ends["plain torch"]) < 5e-2, name

@@ -43,7 +43,7 @@ def test_distill_evaluate_and_report(tmp_path, capsys):
     rows = tmp_path / "rows.json"
     arguments = ["--eval-networks", "1", "--eval-epochs", "2", "--no-eval-baselines", "--quiet"]
     assert main(["evaluate", out, *arguments, "--model", "MLP", "--model", "ConvNet", "--out", str(rows)]) == 0
-    assert [row["model"] for row in json.loads(rows.read_text())] == ["MLP", SMALL["model"]]
+    assert [row["model"] for row in json.loads(rows.read_text())["rows"]] == ["MLP", SMALL["model"]]
     assert "MLP" in capsys.readouterr().out
     assert main(["report", out]) == 0
     assert capsys.readouterr().out.strip().endswith("report.html")
@@ -69,6 +69,31 @@ def test_score_and_experts(tmp_path, capsys):
     assert "3 experts" in capsys.readouterr().out
     assert main(["experts", "--out", out, *training]) == 2
     assert "were made with order" in capsys.readouterr().err
+
+
+def test_looking_into_experts_checking_and_converting_them(tmp_path, capsys):
+    store, replay = tmp_path / "experts", tmp_path / "replay"
+    settings = {**TRAINING, "keep": "0:3,-1", "test_every": 2}
+    assert main(["experts", "--out", str(store), *flags(settings), "--quiet", "--no-curriculum"]) == 0
+    capsys.readouterr()
+    assert main(["experts", "info", str(store)]) == 0
+    text = capsys.readouterr().out
+    assert "experts      2" in text and "snapshots    0:3,4 of 4 epochs" in text and "model        ConvNetD2W8" in text
+    assert "% on average" in text and "in the last epoch" in text
+    assert main(["experts", "verify", str(store)]) == 0
+    assert capsys.readouterr().out == "2 experts, all as they were written\n"
+    assert main(["experts", "convert", str(store), str(replay), "--replay", "--quiet"]) == 2
+    assert "snapshot 3 was not kept" in capsys.readouterr().err
+    assert main(["experts", "convert", str(store), str(tmp_path / "less"), "--keep", "0,-1", "--quiet"]) == 0
+    assert "2 experts x 2 snapshots" in capsys.readouterr().out
+    path = store / "expert_00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert main(["experts", "verify", str(store)]) == 2
+    told = capsys.readouterr()
+    assert "expert_00001.safetensors is damaged: the bytes of snapshot 4 have changed" in told.out
+    assert "1 of 2 experts" in told.err
 
 
 def test_a_killed_score_command_continues(tmp_path):

@@ -215,6 +215,10 @@ def changed_everywhere() -> Config:
         "keep": "0:22,-1",
         "expert_storage": "float16",
         "split": "batch",
+        "validation_fraction": 0.1,
+        "validation_every": 206,
+        "outer_loop": 3,
+        "inner_loop": 7,
         "lr_lr": 1e-7,
     }
     values = {}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pad_fast import ParameterMask, native, trajectory_matching_loss
-from pad_fast.engines import record_backends
+from pad_fast.engines import Task, record_backends, select
 from pad_fast.errors import BackendError, InputError
 from pad_fast.models import ConvNet, ConvNetConfig, FlatNetwork
 
@@ -356,3 +356,12 @@ def test_a_class_beyond_the_network_is_an_error():
     given = {**problem(), "labels": torch.tensor([0, 1, 2, 3, 4])}
     with pytest.raises(IndexError, match="label 4 of image 4 is not a class of a network of 4 classes"):
         trajectory_matching_loss(net_of(), **given, backend="cpu")
+
+
+@pytest.mark.skipif(NATIVE != "cpu", reason="the compiled extension is missing")
+@pytest.mark.parametrize("theta", [torch.zeros(7, dtype=torch.float64), torch.zeros(568)], ids=["count", "dtype"])
+def test_parameters_are_checked_before_a_pointer_crosses(theta):
+    network = FlatNetwork(net_of(), image_shape=SHAPE)
+    task = Task(network, torch.device("cpu"), torch.float64)
+    with pytest.raises(InputError, match=rf"parameters are {theta.dtype} \[{len(theta)}\].*the network has 568"):
+        select("cpu", task).forward(task, theta, normal(2, *SHAPE))

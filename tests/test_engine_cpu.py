@@ -21,20 +21,9 @@ from pad_fast.models import FlatNetwork
 
 from .compare import describe_difference, relative_error
 from .conftest import require_native
+from .small import NETS
 
 CPU = torch.device("cpu")
-NETS: dict[str, dict[str, Any]] = {
-    "cifar": {"channels": 3, "resolution": 32, "depth": 3, "width": 128, "classes": 10},
-    "digits": {"channels": 1, "resolution": 8, "depth": 2, "width": 32, "classes": 10},
-    "gray28": {"channels": 1, "resolution": 28, "depth": 3, "width": 17, "classes": 10},
-    "odd33": {"channels": 3, "resolution": 33, "depth": 3, "width": 8, "classes": 2},
-    "channels17": {"channels": 17, "resolution": 9, "depth": 2, "width": 17, "classes": 10},
-    "classes200": {"channels": 2, "resolution": 16, "depth": 2, "width": 3, "classes": 200},
-    "deep5": {"channels": 3, "resolution": 64, "depth": 5, "width": 8, "classes": 10},
-    "depth1": {"channels": 3, "resolution": 16, "depth": 1, "width": 17, "classes": 7},
-    "one_pixel": {"channels": 3, "resolution": 8, "depth": 3, "width": 8, "classes": 2},
-    "wide": {"channels": 2, "resolution": 11, "depth": 2, "width": 40, "classes": 5},
-}
 STEP = 1e-9  # relative L2 in float64; worst seen 4e-13
 EXACT = 1e-12
 FLOATS = 1e-5  # in float32

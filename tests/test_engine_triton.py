@@ -27,21 +27,12 @@ from pad_fast.optimizers import GSAM, SGD
 from pad_fast.training import Trainer
 
 from .compare import describe_difference, relative_error
+from .small import NETS
 from .test_matching_golden import CASES, arguments_of, network_of, served_natively
 
 pytest.importorskip("triton", reason="the kernels' modules import Triton")
 
 CPU = torch.device("cpu")
-NETS: dict[str, dict[str, Any]] = {
-    "digits": {"channels": 1, "resolution": 8, "depth": 2, "width": 8, "classes": 10},
-    "gray28": {"channels": 1, "resolution": 28, "depth": 3, "width": 5, "classes": 10},
-    "odd33": {"channels": 3, "resolution": 33, "depth": 3, "width": 8, "classes": 2},
-    "channels17": {"channels": 17, "resolution": 9, "depth": 2, "width": 17, "classes": 10},
-    "classes200": {"channels": 2, "resolution": 16, "depth": 2, "width": 3, "classes": 200},
-    "deep5": {"channels": 3, "resolution": 64, "depth": 5, "width": 4, "classes": 10},
-    "depth1": {"channels": 3, "resolution": 16, "depth": 1, "width": 17, "classes": 7},
-    "one_pixel": {"channels": 3, "resolution": 8, "depth": 3, "width": 8, "classes": 2},
-}
 STEP = 1e-9  # relative L2 in float64; worst seen 6e-14
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+import time
+from functools import partial
 
 import pytest
 import torch
@@ -44,6 +46,11 @@ def real_images(data, *, ipc: int = 2, soft: bool = True, **changed) -> Distille
         "config": {"method": "datm", "model": MODEL, "dsa": "color_crop", "score_networks": 1, "score_epochs": 2},
     }
     return DistilledDataset(**{**values, **changed})
+
+
+def finish(work):
+    """The result of something that yields on its way."""
+    return next(side_by_side(lambda _: work, [None], workers=1))
 
 
 @pytest.fixture
@@ -92,7 +99,7 @@ def test_training_is_the_recipe_by_torch(soft):
     recipe = Recipe(lr=0.1, epochs=4, batch=4, momentum=0.8, weight_decay=1e-2, dsa="none")
     test = distilled.whitening.apply(data.test_images), data.test_labels
     network = Network(NetworkSpec(MODEL, 1, 3, 8), 5, "y", 0)
-    trained = network.train(distilled.images, distilled.targets, recipe, device=CPU, backend="autograd")
+    trained = finish(network.train(distilled.images, distilled.targets, recipe, device=CPU, backend="autograd"))
     found = trained.accuracy(*test)
     module = network.spec.build(5, "evaluation", MODEL, "y", 0).module
     draws = generator(5, "evaluation", MODEL, "y", 0, "draws")
@@ -266,7 +273,7 @@ def test_robust_scores_come_from_the_rows(trained_on, soft):
         assert len(trained_on["full data"]) == 2
         teacher = Network(NetworkSpec(MODEL, 1, 3, 8), 0, "full data", 0)
         images, labels, recipe = trained_on["full data"][0]
-        logits = teacher.train(images, labels, recipe, device=CPU, backend="auto").logits(images)
+        logits = finish(teacher.train(images, labels, recipe, device=CPU, backend="auto")).logits(images)
         seen = [(x, y) for x, y, _ in trained_on["random real"] if y.is_floating_point()]
         assert len(seen) == 4
         for x, y in seen:
@@ -375,13 +382,13 @@ def test_networks_side_by_side_are_the_networks_one_by_one(backend, monkeypatch)
     distilled = real_images(data)
     settings = {**SETTINGS, "backend": backend, "repeats": 3, "epochs": 20}
     one_by_one = evaluate(distilled, data, baselines=["random", "full"], progress=QUIET, **settings)
-    threads, original = set(), Network.train
+    threads, original = set(), Trainer.epoch
 
     def record(self, *a, **named):
         threads.add(threading.get_ident())
         return original(self, *a, **named)
 
-    monkeypatch.setattr(Network, "train", record)
+    monkeypatch.setattr(Trainer, "epoch", record)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -395,35 +402,50 @@ def test_networks_side_by_side_are_the_networks_one_by_one(backend, monkeypatch)
     assert together == one_by_one
 
 
-def test_side_by_side_tells_the_others_when_one_fails():
-    stops = []
+def counting(item, *, epochs=6):
+    """Something long: it yields, and then is squared."""
+    for _ in range(epochs):
+        time.sleep(0.03)
+        yield
+    return item * item
 
-    def run(item, stopped):
-        if item == 1:
-            raise InputError("diverged")
-        while not stopped():
-            pass
-        stops.append(item)
+
+def test_side_by_side_gives_every_result_once():
+    assert sorted(side_by_side(partial(counting, epochs=3), range(7), workers=2)) == [i * i for i in range(7)]
+    assert list(side_by_side(partial(counting, epochs=0), range(3), workers=1)) == [0, 1, 4]
+    assert list(side_by_side(counting, [], workers=4)) == []
+
+
+def test_three_networks_share_two_workers_evenly():
+    threads = {item: set() for item in range(3)}
+
+    def run(item):
+        for _ in range(10):
+            threads[item].add(threading.get_ident())
+            time.sleep(0.03)
+            yield
+        return item, 9
+
+    assert sorted(side_by_side(run, range(3), workers=2)) == [(item, 9) for item in range(3)]
+    assert len(set.union(*threads.values())) == 2
+    assert any(len(seen) == 2 for seen in threads.values()), "none was handed on from one worker to the other"
+
+
+def test_side_by_side_stops_where_one_fails():
+    turns = []
+
+    def run(item):
+        for _ in range(1000):
+            turns.append(item)
+            if item == 1 and len(turns) > 6:
+                raise InputError("diverged")
+            time.sleep(0.01)
+            yield
         return item
 
     with pytest.raises(InputError, match="diverged"):
-        list(side_by_side(run, range(5), workers=3))
-    assert set(stops) >= {0, 2} and 4 not in stops
-    assert sorted(side_by_side(lambda item, stopped: item * item, range(7), workers=2)) == [i * i for i in range(7)]
-    assert list(side_by_side(lambda item, stopped: -item, range(3), workers=1)) == [0, -1, -2]
-
-
-def test_a_network_can_be_stopped():
-    data = small_data()
-    distilled = real_images(data)
-    network = Network(NetworkSpec(MODEL, 1, 3, 8), 0, "y", 0)
-    asked = iter([False, False, True])
-    with pytest.raises(evaluated_network.Stopped):
-        network.train(
-            distilled.images, distilled.targets, Recipe(0.1, epochs=9), device=CPU, backend="auto",
-            stopped=lambda: next(asked),
-        )  # fmt: skip
-    assert next(asked, None) is None
+        list(side_by_side(run, range(5), workers=2))
+    assert len(turns) < 100 and set(turns) <= {0, 1, 2}, "at most three are under way"
 
 
 def test_same_seed_same_numbers_whatever_else_is_evaluated():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -80,29 +81,84 @@ def test_the_check_writes_its_results_although_parts_fail(monkeypatch, tmp_path,
     monkeypatch.setattr(gpu_check, "TREE", tmp_path / "tree")
     monkeypatch.setattr(gpu_check, "LIMITS", dict.fromkeys(gpu_check.LIMITS, 2.0))
     have = gpu_check.importable
-    monkeypatch.setattr(gpu_check, "importable", lambda names: {**have(names), "pybind11": False, "xdist": False})
+    monkeypatch.setattr(gpu_check, "importable", lambda names: {**have(names), "pybind11": False})
     monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path / "out"), "--device", "cpu"])
     assert gpu_check.main() == 1
     report = json.loads((tmp_path / "out" / "gpu-check.json").read_text())
     states = {part["name"]: part["state"] for part in report["parts"]}
     assert states["modules"] == "ok" and states["extension"] == "skipped"
-    assert {states["benchmarks"], states["engine tests"]} <= {"timed out", "failed"}
+    assert {states["benchmarks"], states["tests"]} <= {"timed out", "failed"}
     summary = (tmp_path / "out" / "summary.txt").read_text()
     assert all(name in summary for name in states) and summary in capsys.readouterr().out
     assert (tmp_path / "tree" / "pad_fast" / "kernels" / "launch.py").is_file()
 
 
-def test_results_of_tests_are_read_from_their_file(tmp_path):
-    file = tmp_path / "tests.xml"
-    assert gpu_check.read_tests(file) == {}
-    file.write_text(
-        '<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1"><testcase name="good"/>'
-        '<testcase name="bad"><failure message="assert 1 == 2&#10;more"/></testcase>'
-        '<testcase name="left"><skipped/></testcase></testsuite></testsuites>'
+TESTS = """
+import os, time
+def test_good(): pass
+def test_bad(): assert 1 == 2
+def test_last(): pass
+def test_that_dies(): os._exit(3)
+def test_slow(): time.sleep(60)
+"""
+
+
+def test_tests_are_dealt_out_and_what_ran_is_reported(monkeypatch, tmp_path):
+    """One test takes its process down, one does not end; the others' results are there."""
+    monkeypatch.setattr(gpu_check, "TREE", tmp_path)
+    monkeypatch.setattr(gpu_check, "WORKERS", 3)
+    (tmp_path / "test_some.py").write_text(TESTS)
+    names = [f"test_some.py::test_{name}" for name in ("good", "bad", "last", "slow", "that_dies")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    part = gpu_check.run_tests("tests", names, tmp_path, seconds=10, environment=environment)
+    assert part.state == "timed out" and part.seconds < 30
+    assert part.found["asked for"] == 5 and part.found["tests"] == 3
+    assert [line.partition(":")[0] for line in part.found["failed"]] == ["test_bad"]
+    part = gpu_check.run_tests("tests", names[:3], tmp_path, seconds=60, environment=environment)
+    assert (part.state, part.found["tests"], part.found["failures"]) == ("failed", 3, 1)
+    assert part.found["failed"] == ["test_bad: assert 1 == 2"]
+    part = gpu_check.run_tests("tests", [names[0], names[4]], tmp_path, seconds=60, environment=environment)
+    assert part.state == "failed" and part.found["tests"] == 1
+    text = gpu_check.summarise([part], tmp_path)
+    assert "1 tests, 0 failures, 0 errors, 0 skipped (2 asked for)" in text
+
+
+def test_every_gpu_test_is_found(monkeypatch):
+    monkeypatch.setattr(gpu_check, "TREE", gpu_check.ROOT)
+    names = gpu_check.collect(["tests/test_gpu.py"], environment=dict(os.environ), seconds=120)
+    assert len(names) > 70 and any("compute_sanitizer" in name for name in names)
+
+
+def test_measured_is_set_against_what_was_asked():
+    rows = [
+        {"case": "CIFAR-10 IPC 1", "rival": "ours", "status": "ok", "times_faster": 16.0, "peak_mib": 70, "steps": 80},
+        {"case": "CIFAR-10 IPC 10", "rival": "ours", "status": "ok", "times_faster": 7.0, "peak_mib": 300, "steps": 80},
+        {
+            "case": "CIFAR-10 IPC 500",
+            "rival": "ours",
+            "status": "ok",
+            "times_faster": 6.0,
+            "peak_mib": 3000,
+            "steps": 40,
+        },
+        {
+            "case": "CIFAR-10 IPC 1000",
+            "rival": "ours",
+            "status": "ok",
+            "times_faster": 6.0,
+            "peak_mib": 3100,
+            "steps": 100,
+        },
+    ]
+    text = gpu.verdict(rows)
+    assert "CIFAR-10 IPC 1: 16.0 times faster, 15 asked for: met" in text
+    assert "CIFAR-10 IPC 10: 7.0 times faster, 8 asked for: missed" in text
+    assert "batch 500: not measured" in text
+    assert "batch 1000: 3000 MiB at T=40, 3100 MiB at T=100, at most 6144 and flat asked for: met" in text
+    rows[3]["peak_mib"] = 5000
+    assert text != gpu.verdict(rows) and "5000 MiB at T=100, at most 6144 and flat asked for: missed" in gpu.verdict(
+        rows
     )
-    found = gpu_check.read_tests(file)
-    assert (found["tests"], found["failures"], found["skipped"]) == (3, 1, 1)
-    assert found["failed"] == ["bad: ['assert 1 == 2']"]
 
 
 @pytest.fixture

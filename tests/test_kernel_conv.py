@@ -19,8 +19,8 @@ pytest.importorskip("triton", reason="Triton is not installed, so there are no k
 
 from pad_fast.errors import InputError
 from pad_fast.kernels import conv
-from pad_fast.kernels.conv import Layer, Weights
 from pad_fast.kernels.launch import counting, dry_run
+from pad_fast.kernels.layer import Layer, Weights
 
 from .compare import describe_difference, relative_error
 
@@ -322,7 +322,7 @@ def test_layers_unevenly_apart_or_out_of_order(kernel_device):
             assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
-# ---------------------------------------------------------------- cuDNN's route, and the choice
+# ---------------------------------------------------------------- cuDNN's route
 
 
 @pytest.mark.parametrize("op", OPERATIONS)
@@ -337,87 +337,6 @@ def test_cudnn_route_equals_the_twin(numbers, shape, op, kernel_device, monkeypa
         assert_twins(problem, op, tolerance)
     assert count.launches and all(name.startswith("cudnn") for name, _ in count.launches)
     assert before == (settings.conv.fp32_precision, settings.benchmark, settings.deterministic)
-
-
-LAYER = Layer(1, 2, 4, 4, 3, 5)
-
-
-def test_choice_is_forced_by_the_environment(monkeypatch):
-    for route in ("triton", "cudnn"):
-        monkeypatch.setenv("PAD_FAST_CONV", route)
-        assert conv.choose("forward", LAYER) == route
-    assert conv.choose("forward", Layer(1, 2, 4, 4, 3, 5, "bf16")) == "triton"
-    monkeypatch.setenv("PAD_FAST_CONV", "winograd")
-    with pytest.raises(InputError, match="triton, cudnn or unset; got 'winograd'"):
-        conv.choose("forward", LAYER)
-
-
-def test_without_a_gpu_nothing_is_measured(monkeypatch):
-    monkeypatch.setattr(conv, "_measure", lambda *_: pytest.fail("measured"))
-    assert conv.choose("forward", LAYER) == "triton"
-
-
-def test_a_choice_is_measured_once_and_not_while_capturing(monkeypatch):
-    layer = Layer(1, 2, 4, 4, 3, 5, device=torch.device("cuda"))
-    capturing, calls = [True], []
-
-    def measure(op: str, layer: Layer) -> conv.Choice:
-        calls.append(op)
-        return conv._decide(op, layer, {"triton": 2.0, "cudnn": 1.0}, 1e-4)
-
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
-    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-    monkeypatch.setattr(conv, "_measure", measure)
-    monkeypatch.setattr(conv, "_choices", {})
-    assert conv.choose("forward", layer) == "triton" and not calls
-    capturing[0] = False
-    assert [conv.choose("forward", layer) for _ in range(3)] == ["cudnn"] * 3 and calls == ["forward"]
-    capturing[0] = True
-    assert conv.choose("forward", layer) == "cudnn"
-    assert conv.choices() == {("forward", layer): conv.Choice("cudnn", 2.0, 1.0, 1e-4)}
-
-
-def test_without_memory_to_measure_the_kernel_is_used(monkeypatch):
-    def measure(op: str, layer: Layer) -> conv.Choice:
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-    monkeypatch.setattr(conv, "_measure", measure)
-    monkeypatch.setattr(conv, "_choices", {})
-    assert conv.choose("forward", Layer(1, 2, 4, 4, 3, 5, device=torch.device("cuda"))) == "triton"
-
-
-def test_differences():
-    a, b = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])
-    assert conv._difference((a, b), (a, a)) == pytest.approx(0.1)
-    assert math.isnan(conv._difference((a, b * math.nan), (a, a)))
-
-
-def test_the_faster_one_is_used_unless_it_is_wrong():
-    fast, slow, close = ({"triton": time, "cudnn": 2.0} for time in (1.0, 4.0, 2.1))
-    assert [conv._decide("forward", LAYER, times, 1e-3).route for times in (fast, slow, close)] == [
-        "triton",
-        "cudnn",
-        "triton",
-    ]
-    for difference in (0.5, math.nan):
-        with pytest.warns(RuntimeWarning, match="differs from cuDNN"):
-            assert conv._decide("forward", LAYER, fast, difference).route == "cudnn"
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("op", [*OPERATIONS, "tangent_only"])
-def test_measuring(op, monkeypatch):
-    monkeypatch.setattr(conv, "_choices", {})
-    layer = Layer(2, 10, 8, 8, 128, 128, device=torch.device("cuda"))
-    state = torch.cuda.get_rng_state()
-    route = conv.choose(op, layer)
-    (choice,) = conv.choices().values()
-    assert choice.route == route and choice.difference < 5e-3
-    assert 0 < choice.triton_ms < 10 and 0 < choice.cudnn_ms < 10
-    assert torch.equal(state, torch.cuda.get_rng_state())
 
 
 # ---------------------------------------------------------------- what is compiled

@@ -1,9 +1,8 @@
-"""Classifier and cross entropy (on a GPU or in Triton's interpreter) against their twins and autograd."""
+"""Cross entropy (on a GPU or in Triton's interpreter) against their twins and autograd."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to run")
 
-from pad_fast.engines.base import cross_entropy
 from pad_fast.errors import InputError
 from pad_fast.kernels import head
 from pad_fast.kernels.launch import counting, dry_run
@@ -79,127 +77,17 @@ def test_loss_and_adjoint(shape: tuple[int, int, int], kind: str, dtype: torch.d
         assert_close(actual, expected)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A classifier somewhere in a flat vector, features and their tangent."""
-
-    theta: Tensor
-    v: Tensor
-    f: Tensor
-    fd: Tensor
-    classes: int
-    offset: int
-
-    @classmethod
-    def make(cls, trajectories: int, images: int, shape: tuple[int, int, int], classes: int) -> Problem:
-        height, width, channels = shape
-        length = 11 + classes * (height * width * channels + 1) + 5
-        features = (trajectories, images, *shape)
-        return cls(
-            drawn(1, trajectories, length),
-            drawn(2, trajectories, length),
-            drawn(3, *features),
-            drawn(4, *features),
-            classes,
-            11,
-        )
-
-    def to(self, dtype: torch.dtype) -> Problem:
-        theta, v, f, fd = (x.to(dtype) for x in (self.theta, self.v, self.f, self.fd))
-        return Problem(theta, v, f, fd, self.classes, self.offset)
-
-    def reference(self, theta: Tensor, f: Tensor) -> Tensor:
-        """Logits as torch defines them, from features in channels-first order."""
-        flat = f.permute(0, 1, 4, 2, 3).flatten(2)
-        end = self.offset + self.classes * flat.shape[2]
-        w = theta[:, self.offset : end].unflatten(1, (self.classes, -1))
-        return torch.einsum("kbf,kof->kbo", flat, w) + theta[:, None, end : end + self.classes]
-
-
-FEATURES = [(1, 5, (1, 1, 6), 3), (3, 5, (2, 3, 7), 4), (1, 3, (4, 4, 128), 10), (2, 130, (3, 3, 17), 5)]
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
-@pytest.mark.parametrize("sizes", FEATURES, ids=str)
-def test_products(sizes: tuple[int, int, tuple[int, int, int], int], dtype: torch.dtype) -> None:
-    problem = Problem.make(*sizes).to(dtype)
-    theta, v, f, fd = problem.theta, problem.v, problem.f, problem.fd
-    gu, gud = drawn(5, *f.shape[:2], problem.classes).to(dtype), drawn(6, *f.shape[:2], problem.classes).to(dtype)
-    w, bias = head.pack(theta, problem.offset, problem.classes, f.shape)
-    wv, bias_v = head.pack(v, problem.offset, problem.classes, f.shape)
-    w_twin, bias_twin = head.naive_pack(theta, problem.offset, problem.classes, f.shape)
-    assert torch.equal(w, w_twin) and torch.equal(bias, bias_twin)
-    assert_close(head.logits(f, w, bias), head.naive_logits(f, w, bias))
-    pairs = [
-        (head.tangent_logits(f, fd, w, bias, wv, bias_v), head.naive_tangent_logits(f, fd, w, bias, wv, bias_v)),
-        (head.pull_dual(gu, gud, w, wv, f.shape), head.naive_pull_dual(gu, gud, w, wv, f.shape)),
-        ((head.pull(gud, w, f.shape),), (head.naive_pull(gud, w, f.shape),)),
-    ]
-    for mine, twin in pairs:
-        for actual, expected in zip(mine, twin, strict=True):
-            assert actual.is_contiguous()
+@pytest.mark.parametrize("kind", ["hard", "soft", "soft per row"])
+def test_logits_in_parts_are_added_up(kind: str, dtype: torch.dtype) -> None:
+    u, ud = drawn(1, 3, 2, 7, 10).to(dtype), drawn(2, 3, 2, 7, 10).to(dtype)
+    labels = cast(labels_of(kind, 2, 7, 10), dtype)
+    for actual, expected in zip(head.loss(u, labels, 9), head.naive_loss(u.sum(0), labels, 9), strict=True):
+        assert_close(actual, expected)
+    twin = head.naive_adjoint(u.sum(0), ud.sum(0), labels, 9)
+    for results in (head.adjoint(u, ud, labels, 9), head.naive_adjoint(u, ud, labels, 9)):
+        for actual, expected in zip(results, twin, strict=True):
             assert_close(actual, expected)
-
-    written = slice(problem.offset, problem.offset + problem.classes * (f[0, 0].numel() + 1))
-    for accumulate in (False, True):
-        for dual in (False, True):
-            before = theta.clone() if accumulate else torch.full_like(theta, torch.nan)
-            mine, twin = before.clone(), before.clone()
-            if dual:
-                head.weight_grad_dual(gu, gud, f, fd, mine, problem.offset, accumulate=accumulate)
-                head.naive_weight_grad_dual(gu, gud, f, fd, twin, problem.offset, accumulate=accumulate)
-            else:
-                head.weight_grad(gud, f, mine, problem.offset, accumulate=accumulate)
-                head.naive_weight_grad(gud, f, twin, problem.offset, accumulate=accumulate)
-            assert_close(mine[:, written], twin[:, written])
-            mine[:, written] = before[:, written]
-            assert torch.equal(mine.nan_to_num(7), before.nan_to_num(7))  # nothing else was touched
-
-
-@pytest.mark.parametrize("kernels", [False, True], ids=["twins", "kernels"])
-@pytest.mark.parametrize("kind", LABELS)
-@pytest.mark.parametrize("sizes", FEATURES[:3], ids=str)
-def test_a_whole_head_against_autograd(
-    sizes: tuple[int, int, tuple[int, int, int], int], kind: str, kernels: bool
-) -> None:
-    problem = Problem.make(*sizes)
-    op = {
-        name: getattr(head, name if kernels else f"naive_{name}")
-        for name in dir(head)
-        if hasattr(head, f"naive_{name}")
-    }
-    theta, v, f, fd = problem.theta, problem.v, problem.f, problem.fd
-    trajectories, images = f.shape[:2]
-    labels = labels_of(kind, trajectories, images, problem.classes)
-
-    leaves = [x.clone().requires_grad_() for x in (theta, f, fd)]
-    y = labels.clone().requires_grad_(labels.is_floating_point())
-    u = problem.reference(leaves[0], leaves[1])
-    rows = y if "per row" in kind else [y] * trajectories
-    losses = torch.stack([cross_entropy(logits, row) for logits, row in zip(u, rows, strict=True)])
-    g_theta, g_f = torch.autograd.grad(losses.sum(), leaves[:2], create_graph=True)
-    phis = (g_theta * v).sum(1) + (g_f * leaves[2]).sum((1, 2, 3, 4))
-    wanted = torch.autograd.grad(phis.sum(), leaves + [y] * y.requires_grad)
-
-    w, bias = op["pack"](theta, problem.offset, problem.classes, f.shape)
-    wv, bias_v = op["pack"](v, problem.offset, problem.classes, f.shape)
-    mine_losses, gud = op["loss"](op["logits"](f, w, bias), labels, images)
-    plain = torch.zeros_like(theta)
-    op["weight_grad"](gud, f, plain, problem.offset)
-    assert relative_error(mine_losses, losses) < 1e-12
-    assert relative_error(plain, g_theta) < 1e-12
-    assert relative_error(op["pull"](gud, w, f.shape), g_f) < 1e-12
-
-    u, ud = op["tangent_logits"](f, fd, w, bias, wv, bias_v)
-    phi, gu, gud, gy = op["adjoint"](u, ud, labels, images)
-    gf, gfd = op["pull_dual"](gu, gud, w, wv, f.shape)
-    dual = torch.zeros_like(theta)
-    op["weight_grad_dual"](gu, gud, f, fd, dual, problem.offset)
-    for actual, expected in zip((phi, dual, gf, gfd), (phis, *wanted[:3]), strict=True):
-        assert relative_error(actual, expected) < 1e-12
-    assert (gy is None) == ("hard" in kind)
-    if gy is not None:
-        assert relative_error(gy, wanted[3]) < 1e-12
 
 
 def test_large_logits_do_not_overflow() -> None:
@@ -278,12 +166,6 @@ def test_launches() -> None:
     with counting() as count:
         head.loss(u.repeat(1, 2, 1), labels.repeat(2, 1), 200)
     assert [name for name, _ in count.launches] == ["_loss_kernel", "_finish_kernel"]
-    f, w = torch.ones(2, 100, 4, 4, 8), torch.ones(2, 10, 128)
-    with counting() as count:
-        head.logits(f, w, torch.ones(2, 10))
-        head.weight_grad(u, f, torch.empty(2, 1400), 20)
-    assert [name for name, _ in count.launches] == ["cublas", "cublas", "_transpose_kernel"]
-    assert count.flops == 2 * 2 * (2 * 100 * 10 * 128)
 
 
 def test_labels_that_do_not_fit_are_refused() -> None:

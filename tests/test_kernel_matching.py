@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,24 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     assert relative_error(actual, expected) < TOLERANCE[expected.dtype], describe_difference(actual, expected)
 
 
+class ByKernels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kwargs: dict[str, int], *vectors: Tensor) -> Tensor:
+        ctx.kwargs = kwargs
+        ctx.save_for_backward(*vectors)
+        return matching.distance(*vectors, **kwargs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        wants = ctx.needs_input_grad[1:]
+        return None, *matching.distance_gradients(*ctx.saved_tensors, grad, **ctx.kwargs, wants=wants)
+
+
+def by_kernels(*vectors: Tensor, **kwargs: int) -> Tensor:
+    """Differentiable, for vectors of any shapes that expand to each other's."""
+    return ByKernels.apply(kwargs, *torch.broadcast_tensors(*vectors))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -81,7 +100,7 @@ def test_twin_and_kernels_against_autograd(shape: tuple[int, ...], mask: tuple[f
     kwargs = counts(mask, shape[-1])
     expected_loss = normalized_distance(end, start, target, **kwargs)
     expected = torch.autograd.grad(expected_loss, leaves, grad)
-    loss = matching.normalized_distance(end, start, target, **kwargs)
+    loss = by_kernels(end, start, target, **kwargs)
     assert loss.shape == expected_loss.shape and relative_error(loss, expected_loss) < 1e-14
     twin = matching.naive_distance_gradients(end.detach(), start.detach(), target.detach(), grad, **kwargs)
     for actual, again, wanted in zip(torch.autograd.grad(loss, leaves, grad), twin, expected, strict=True):
@@ -136,8 +155,8 @@ def test_only_what_is_wanted_is_computed() -> None:
     end, start, target = vectors((2, 300), torch.float32)
     leaf = end.clone().requires_grad_()
     with counting() as count:
-        matching.normalized_distance(leaf, start, target, first_kept=100).sum().backward()
-    assert [name for name, _ in count.launches] == ["_sums_kernel", "_ratio_kernel", "_gradients_kernel"]
+        by_kernels(leaf, start, target, first_kept=100).sum().backward()
+    assert [name for name, _ in count.launches] == ["_sums_kernel", "_ratio_kernel"] * 2 + ["_gradients_kernel"]
     assert count.launches[-1][1].bytes == 3 * 2 * 200 * 4 + end.nbytes
     assert leaf.grad is not None
     assert_close(leaf.grad, matching.naive_distance_gradients(end, start, target, torch.ones(2), first_kept=100)[0])
@@ -170,12 +189,12 @@ def test_shared_and_strided_rows() -> None:
     shared, columns = target[1], start.T.contiguous().T
     expected = normalized_distance(end, start, shared, dropped=100)
     for actual in (
-        matching.normalized_distance(wide[:, 0], start, shared, dropped=100),
-        matching.normalized_distance(end, columns, shared.expand(3, 300), dropped=100),
+        by_kernels(wide[:, 0], start, shared, dropped=100),
+        by_kernels(end, columns, shared.expand(3, 300), dropped=100),
     ):
         assert relative_error(actual, expected) < 1e-14
     leaf = shared.clone().requires_grad_()
-    matching.normalized_distance(end, start, leaf, dropped=100).sum().backward()
+    by_kernels(end, start, leaf, dropped=100).sum().backward()
     again = shared.clone().requires_grad_()
     normalized_distance(end, start, again, dropped=100).sum().backward()
     assert leaf.grad is not None and again.grad is not None and relative_error(leaf.grad, again.grad) < 1e-14
@@ -187,7 +206,7 @@ def test_equal_start_and_target_give_infinity_as_the_formula_does() -> None:
     start[1, 7] += 1
     for kwargs in ({}, {"first_kept": 8}, {"dropped": 50}):
         assert torch.equal(
-            matching.normalized_distance(end, start, target, **kwargs).isinf(),
+            by_kernels(end, start, target, **kwargs).isinf(),
             normalized_distance(end, start, target, **kwargs).isinf(),
         )
     d_end, _, _ = matching.distance_gradients(end, start, target, torch.ones(2), first_kept=8)
@@ -200,7 +219,7 @@ def test_equal_start_and_target_give_infinity_as_the_formula_does() -> None:
 def test_a_mask_that_leaves_nothing_gives_nan(kwargs: dict[str, int]) -> None:
     end, start, target = vectors((2, 300), torch.float32)
     assert bool(normalized_distance(end, start, target, **kwargs).isnan().all())
-    assert bool(matching.normalized_distance(end, start, target, **kwargs).isnan().all())
+    assert bool(by_kernels(end, start, target, **kwargs).isnan().all())
 
 
 def test_a_bad_number_shows_in_its_row() -> None:
@@ -209,7 +228,7 @@ def test_a_bad_number_shows_in_its_row() -> None:
     end[2, 3] = torch.inf
     for kwargs in ({}, {"first_kept": 100}, {"dropped": 150}):
         expected = normalized_distance(end, start, target, **kwargs)
-        actual = matching.normalized_distance(end, start, target, **kwargs)
+        actual = by_kernels(end, start, target, **kwargs)
         assert torch.allclose(actual, expected, equal_nan=True, rtol=1e-6)
         assert bool(actual[1].isnan()) and bool(actual[0].isfinite())
 

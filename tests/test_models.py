@@ -15,26 +15,13 @@ from torch.func import functional_call
 from pad_fast.errors import InputError
 from pad_fast.models import ConvNet, network, network_names
 from pad_fast.models.convnet import default_depth
+from pad_fast.optimizers import SGD
+from pad_fast.training import NetworkSpec, Trainer
+
+from .test_matching_golden import CASES, network_of
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 
-UNROLLS = [
-    "plain",
-    "depth_mask",
-    "loss_mask",
-    "ragged_batches",
-    "gray_28px",
-    "depth4_64px",
-    "width128",
-    "variant_batchnorm_relu_avgpooling",
-    "variant_groupnorm_relu_avgpooling",
-    "variant_layernorm_relu_avgpooling",
-    "variant_none_relu_avgpooling",
-    "variant_instancenorm_leakyrelu_avgpooling",
-    "variant_instancenorm_sigmoid_avgpooling",
-    "variant_instancenorm_relu_maxpooling",
-    "variant_instancenorm_relu_none",
-]
 RESOLUTIONS = (8, 16, 28, 32, 64, 128)
 ONE_PER_FAMILY = ("ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18")
 WIDE = {"ConvNetW512", "ConvNetW1024"}
@@ -49,12 +36,6 @@ def convnet(name: str, **arguments: Any) -> ConvNet:
     net = network(name, **arguments)
     assert isinstance(net, ConvNet)
     return net
-
-
-def golden_network(case: dict[str, np.ndarray]) -> ConvNet:
-    sizes = {key: int(case[key]) for key in ("channels", "classes", "width", "depth", "resolution")}
-    names = {key: str(case[key]) for key in ("norm", "activation", "pooling")}
-    return ConvNet(**sizes, **names).double()  # type: ignore[arg-type]
 
 
 def smallest_resolution(name: str) -> int:
@@ -88,19 +69,19 @@ def test_published_sizes(name: str, arguments: dict[str, int], count: int) -> No
     assert parameter_count(network(name, **arguments)) == count
 
 
-@pytest.mark.parametrize("case_name", UNROLLS)
+@pytest.mark.parametrize("case_name", CASES)
 def test_parameter_names_and_shapes_match_the_reference(golden: Golden, case_name: str) -> None:
     case = golden(f"unroll_{case_name}.npz")
-    named = list(golden_network(case).named_parameters())
+    named = list(network_of(case).named_parameters())
     assert [name for name, _ in named] == case["param_names"].tolist()
     assert [",".join(map(str, p.shape)) for _, p in named] == case["param_shapes"].tolist()
 
 
-@pytest.mark.parametrize("case_name", UNROLLS)
+@pytest.mark.parametrize("case_name", CASES)
 def test_student_training_matches_the_reference(golden: Golden, case_name: str) -> None:
     """Plain SGD on soft labels in float64 ends where the reference ended: the forward pass is the same."""
     case = golden(f"unroll_{case_name}.npz")
-    net = golden_network(case).train()
+    net = network_of(case).train()
     names = [name for name, _ in net.named_parameters()]
     shapes = [parameter.shape for parameter in net.parameters()]
     theta = torch.from_numpy(case["theta_start"])
@@ -326,3 +307,22 @@ def test_numpy_sizes_become_plain_integers() -> None:
     net = ConvNet(classes=np.int64(4), width=np.int32(8))  # type: ignore[arg-type]
     assert type(net.config.classes) is int
     assert type(net.config.width) is int
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution"),
+    [("ConvNetD2W16BN", 8), ("MLP", 8), ("LeNet", 16), ("AlexNet", 8), ("VGG11", 8), ("VGG11BN", 8)]
+    + [("ResNet18", 8), ("ResNet18BN", 8), ("ConvNetW16", 64), ("LeNet", 64)],
+)
+def test_networks_train(name: str, resolution: int) -> None:
+    """A few steps on noise with labels: the loss falls by a tenth at least, and testing uses the trained weights."""
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randn(8, 3, resolution, resolution, generator=draws)
+    labels = torch.arange(8) % 4
+    trainer = Trainer(NetworkSpec(name, 3, 4, resolution).build(0, "t"), device=torch.device("cpu"), backend="auto")
+    optimizer = SGD(0.02, momentum=0.9)
+    losses = [trainer.epoch(images, labels, [torch.arange(8)], optimizer) for _ in range(12)]
+    assert all(np.isfinite(losses)) and losses[-1] < 0.9 * losses[0]
+    before = trainer.logits(images)
+    trainer.theta = trainer.theta * 0.5
+    assert float((trainer.logits(images) - before).norm() / before.norm()) > 1e-3

@@ -19,8 +19,11 @@ from pad_fast.data import (
     fit_zca,
     load_dataset,
     normalization_from_state,
+    normalize,
 )
 from pad_fast.errors import ConfigError, InputError, StoreError
+
+from .small import small_data
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 
@@ -195,3 +198,27 @@ def test_damaged_state(change: Callable[[dict[str, Tensor]], object]) -> None:
     change(state)
     with pytest.raises(StoreError, match="stored normalisation"):
         normalization_from_state(state)
+
+
+def test_a_fitted_zca_is_kept_and_found_again(tmp_path, monkeypatch):
+    data = small_data()
+    own, shared = tmp_path / "run" / "experts" / "cache", tmp_path / "run" / "cache"
+    fitted = fit_normalization(data, "zca", caches=[shared])
+    fits = []
+    original = normalize.fit_zca
+    monkeypatch.setattr(normalize, "fit_zca", lambda *a, **k: fits.append(1) or original(*a, **k))
+    found = fit_normalization(data, "zca", caches=[own, shared])
+    assert not fits and not own.exists()
+    for name, values in fitted.state().items():
+        assert torch.equal(found.state()[name], values)
+    fit_normalization(small_data(seed=3), "zca", caches=[own, shared])
+    assert len(fits) == 1 and len(list(own.iterdir())) == 1, "of another data set"
+    (path,) = shared.iterdir()
+    sound = path.read_bytes()
+    for damage in (sound[:-5], sound[:-9] + bytes([sound[-9] ^ 1]) + sound[-8:], b"", b"words" * 9):
+        path.write_bytes(damage)
+        again = fit_normalization(data, "zca", caches=[shared])
+        assert torch.equal(again.transform, fitted.transform) and path.read_bytes() == sound
+    assert len(fits) == 5
+    fit_normalization(data, "mean-std", caches=[tmp_path / "none"])
+    assert not (tmp_path / "none").exists()

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import pad_fast
-from pad_fast import DistilledDataset, ExpertStore, Progress
+from pad_fast import Config, DistilledDataset, ExpertStore, Progress, pipeline
 from pad_fast.errors import ConfigError, DatasetError, DistillationStopped, InputError, StoreError
 from pad_fast.presentation import present, report_data
 from pad_fast.report import render_report
@@ -81,7 +81,7 @@ def test_outputs(finished):
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20
     page = (finished / "report.html").read_text()
     rows = json.loads((finished / "evaluation.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["random real", "PAD", "full data"]
+    assert [row["name"] for row in rows] == ["random real", "easiest real", "k-means centres", "PAD", "full data"]
     for row in rows:
         mean = sum(row["accuracies"]) / len(row["accuracies"])
         assert f"{mean:.1f}" in page and row["name"] in page
@@ -109,7 +109,13 @@ def test_a_finished_run_is_reused_and_says_so(finished, capfd):
     for stage in ("scores", "experts", "distill", "evaluate"):
         assert f"{stage}: reusing" in said
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
-    assert [row.name for row in result.evaluation] == ["random real", "PAD", "full data"]
+    assert [row.name for row in result.evaluation] == [
+        "random real",
+        "easiest real",
+        "k-means centres",
+        "PAD",
+        "full data",
+    ]
 
 
 def test_changed_settings_are_not_silently_reused(tmp_path, capfd):
@@ -139,6 +145,37 @@ def test_more_experts_extend_the_store(tmp_path):
     assert {row["expert"] for row in fewer.history} == {0}
 
 
+def test_experts_may_keep_what_the_plan_reaches(tmp_path, finished):
+    changes = {"min_start_epoch": 1, "keep": "plan"}
+    sparse = distill(tmp_path / "sparse", **changes)
+    (folder,) = (tmp_path / "sparse" / "cache").glob("experts-*")
+    assert ExpertStore.open(folder).kept == (1, 3, 4)
+    full = distill(tmp_path / "full", **{**changes, "keep": "all"})
+    assert torch.equal(sparse.images, full.images) and sparse.history == full.history
+    with pytest.raises(StoreError, match=r"snapshot 0 was not kept: .* keeps 1,3:5"):
+        distill(tmp_path / "other", buffer_path=str(folder))
+    with pytest.raises(ConfigError, match="keep is '0:3', but these settings reach snapshots 3:5 as well"):
+        distill(tmp_path / "other", keep="0:3")
+    # Another plan needs other experts: the folder of the first is not taken for theirs.
+    distill(tmp_path / "sparse", keep="plan", overwrite=True)
+    assert len(list((tmp_path / "sparse" / "cache").glob("experts-*"))) == 2
+
+
+def test_whitening_is_fitted_once_in_a_run(tmp_path, monkeypatch):
+    from pad_fast.cli import main
+    from pad_fast.data import normalize
+
+    fits = []
+    original = normalize.fit_zca
+    monkeypatch.setattr(normalize, "fit_zca", lambda *a, **k: fits.append(1) or original(*a, **k))
+    distill(tmp_path / "run", zca=True)
+    distill(tmp_path / "run", zca=True, lr_img=11.0, overwrite=True)
+    chosen = flags({name: SMALL[name] for name in ("model", "num_experts", "train_epochs")})
+    arguments = ["--out", str(tmp_path / "run" / "experts"), "--zca", "--no-curriculum", "--quiet"]
+    assert main(["experts", *arguments, *chosen]) == 0
+    assert len(fits) == 1
+
+
 @pytest.mark.parametrize("method", ["datm", "ftd", "mtt", "tesla"])
 def test_other_methods_are_settings_of_the_same_loop(tmp_path, method):
     result = distill(tmp_path / method, method=method)
@@ -148,7 +185,13 @@ def test_other_methods_are_settings_of_the_same_loop(tmp_path, method):
     assert result.config["gradient"] == ("tesla" if method == "tesla" else "exact")
     assert result.config["expert_optimizer"] == ("gsam" if method in ("datm", "ftd") else "sgd")
     assert (result.config["ema_decay"] is not None) == (method == "ftd")
-    assert [row.name for row in result.evaluation] == ["random real", method.upper(), "full data"]
+    assert [row.name for row in result.evaluation] == [
+        "random real",
+        "easiest real",
+        "k-means centres",
+        method.upper(),
+        "full data",
+    ]
     page = (tmp_path / method / "report.html").read_text()
     assert method.upper() in page
     # The trio alone, as the reference would read it, is the same set.
@@ -195,7 +238,8 @@ def test_a_finished_run_may_be_continued_for_longer(tmp_path, finished):
     with pytest.raises(ConfigError, match="iterations: 8, now 12"):
         distill(tmp_path / "run")
     distill(tmp_path / "run", resume=True)
-    assert contents(tmp_path / "run") == contents(finished)
+    # What the shorter run's networks reached is kept as well.
+    assert contents(finished).items() <= contents(tmp_path / "run").items()
     with pytest.raises(ConfigError, match="already at iteration 12"):
         distill(tmp_path / "run", iterations=5, resume=True)
 
@@ -359,3 +403,44 @@ def test_a_damaged_run_is_named(tmp_path):
     (out / "checkpoint").write_bytes(b"something else")
     with pytest.raises(StoreError, match="not a pad_fast checkpoint"):
         distill(out, resume=True)
+
+
+def test_a_held_out_part_chooses_the_iterate(tmp_path):
+    """Best and last are both in the table; the choice is the one validation.json shows, and a repeat keeps it."""
+    settings = {"validation_fraction": 0.25, "validation_every": 4, "validation_networks": 1, "eval_baselines": False}
+    out = tmp_path / "run"
+    result = distill(out, **settings)
+    assert [row.name for row in result.evaluation] == ["PAD, best", "PAD, last"]
+    chosen = json.loads((out / "validation.json").read_text())
+    means = {int(name): sum(values) for name, values in chosen["accuracies"].items()}
+    assert sorted(means) == [4, 8, 12] and chosen["best"] == max(means, key=lambda each: means[each])
+    saved = {int(folder.name): pad_fast.load(folder) for folder in (out / "cache").glob("iterates-*/*")}
+    assert sorted(saved) == [4, 8, 12]
+    assert torch.equal(result.images, saved[chosen["best"]].images)
+    last = pad_fast.load(out / "last")
+    assert torch.equal(last.images, saved[12].images) and not torch.equal(saved[4].images, last.images)
+    # Nothing else sees the part: whitening and experts are fitted to the rest.
+    whole = pad_fast.load_dataset("digits")
+    assert len(pad_fast.Difficulty.load(next((out / "cache").glob("scores-*"))).scores) == 1437 - 360
+    assert not torch.equal(result.whitening.state()["mean"], torch.tensor(whole.mean))
+    again = distill(out, **settings)
+    assert torch.equal(again.images, result.images) and again.evaluation == result.evaluation
+
+
+def test_iterates_are_kept_at_checkpoints():
+    with pytest.raises(ConfigError, match="validation_every is 5, .* every 4 iterations; make it a multiple"):
+        Config(validation_fraction=0.1, validation_every=5, checkpoint_every=4)
+
+
+def test_download_is_passed_on(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(dataset, **named):
+        asked.append((dataset, named["download"]))
+        raise DatasetError("not there")
+
+    monkeypatch.setattr(pipeline, "load_dataset", refuse)
+    for download in (False, True):
+        with pytest.raises(DatasetError, match="not there"):
+            pad_fast.distill("cifar10", ipc=1, out=tmp_path / "run", download=download)
+    assert asked == [("cifar10", False), ("cifar10", True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pad_fast import Config
-from pad_fast.config import METHODS, to_yaml
+from pad_fast.config import BATCH_METHODS, TRAJECTORY_METHODS, to_yaml
 from pad_fast.errors import ConfigError
 from pad_fast.presets import make_settings, preset, preset_names
 
@@ -83,7 +83,24 @@ def test_digits_cells():
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BATCH_METHODS)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_gradient_and_distribution_matching_have_their_published_settings(name, method):
+    config = make_settings(preset_name=name, method=method).config
+    assert (config.method, config.uses_experts, config.zca, config.curriculum) == (method, False, False, False)
+    assert (config.mask, config.pix_init, config.soft_labels, config.threshold) == ("none", "real", False, None)
+    assert (config.batch_real, config.momentum_img, config.lr_init, config.batch_syn) == (256, 0.5, 0.01, None)
+    assert (config.lr_img, config.iterations) == ((1.0, 20_000) if method == "dm" else (0.1, 1000))
+    assert config.match_dsa == (method != "dc") and config.dsa == "color_crop_cutout_flip_scale_rotate"
+    assert config.model == make_settings(preset_name=name).config.model
+    digits = make_settings(method=method, ipc=12).config
+    assert digits.lr_img == (10.0 if method == "dm" else 1.0) and digits.iterations == (400 if method == "dm" else 30)
+    assert digits.match_dsa == config.match_dsa and digits.dsa == "color_crop_scale_rotate"
+    asked = make_settings(preset_name=name, method=method, overrides={"mask": "depth"}).config
+    assert (asked.mask, asked.mask_ratio) == ("depth", 0.25)
+
+
+@pytest.mark.parametrize("method", TRAJECTORY_METHODS)
 @pytest.mark.parametrize("name", [*PUBLISHED, "digits-ipc1", "digits-ipc10"])
 def test_every_method_has_usable_settings_everywhere(name, method):
     config = make_settings(preset_name=name, method=method).config

@@ -67,10 +67,6 @@ bool labels_fit(const std::string& label_dtype, std::uintptr_t labels, int64_t r
              : pad_fast::scoring::labels_fit(pointer<const int32_t>(labels), rows, classes);
 }
 
-uint64_t read_memory(std::uintptr_t address, int64_t bytes, int threads) {
-  return pad_fast::scoring::read_memory(pointer<void>(address), bytes, threads);
-}
-
 #ifdef PAD_FAST_CUDA
 const char* score_cuda(const std::string& dtype, const std::string& label_dtype, std::uintptr_t logits,
                        std::uintptr_t features, std::uintptr_t labels, int64_t rows, int64_t classes, int64_t width,
@@ -94,7 +90,6 @@ void bind_scoring(py::module_& m) {
         py::arg("classes"), py::arg("threads"));
   m.def("labels_fit", &labels_fit, no_gil, py::kw_only(), py::arg("label_dtype"), py::arg("labels"), py::arg("rows"),
         py::arg("classes"));
-  m.def("read_memory", &read_memory, no_gil, py::kw_only(), py::arg("address"), py::arg("bytes"), py::arg("threads"));
 #ifdef PAD_FAST_CUDA
   m.def("score_cuda", &score_cuda, no_gil, py::kw_only(), py::arg("dtype"), py::arg("label_dtype"),
         py::arg("logits"), py::arg("features"), py::arg("labels"), py::arg("rows"), py::arg("classes"),

@@ -122,7 +122,8 @@ PAD_INLINE void store_doubles(double* p, VecFloat v) {
 }
 PAD_INLINE void store_doubles(double* p, VecDouble v) { store(p, v); }
 
-// Asks for memory that comes next: processors look ahead by themselves, but not across the ends of pages.
+// Asks for memory that comes next: processors look ahead by themselves, but not across the ends of pages. To be called
+// for a few lines at a time, between other work: a processor that has too many requests open stops.
 template <class T> PAD_INLINE void prefetch(const T* p, int64_t count) {
   const char* bytes = reinterpret_cast<const char*>(p);
   for (int64_t at = 0; at < count * int64_t(sizeof(T)); at += 64) __builtin_prefetch(bytes + at);
@@ -193,7 +194,8 @@ PAD_INLINE void narrow_rows(const F* z, Ints<F> labels, int64_t classes, Sums& s
   for (int64_t k = 0; k < classes; k += square) {
     Vec<F> x[square];
     for (int j = 0; j < square; ++j) x[j] = strided<F>(z + j * classes + k, square * classes);
-    // Now part q of x[j] holds the columns k ... of row q * square + j. Transposed within each part, x[j] is column k + j.
+    // Now part q of x[j] holds the columns k ... of row q * square + j. Transposed within each part, x[j] is column
+    // k + j.
     exchange_rows<F, 1>(x);
     if constexpr (square == 4) exchange_rows<F, 2>(x);
     for (int j = 0; j < square; ++j) {
@@ -240,11 +242,13 @@ PAD_INLINE void copy_row(const BFloat16* z, float* row, int64_t classes) {
 template <class F> PAD_INLINE const F* in_place(const F* z) { return z; }
 PAD_INLINE const float* in_place(const BFloat16*) { return nullptr; }
 
-// Wide rows: the vectors run along a row. A group of rows goes through each phase together, because what one row has to
-// wait for (the largest logit before the first exponential, then the sums) the processor fills with the next row's work.
-// `work` holds the group's rows, each padded with minus infinity to a whole vector.
+// Wide rows: the vectors run along a row. A group of rows goes through each phase together, because what one row has
+// to wait for (the largest logit before the first exponential, then the sums) the processor fills with the next row's
+// work. `work` holds the group's rows, each padded with minus infinity to a whole vector; `after` rows of `z`
+// follow them.
 template <class T, class F, class Label>
-PAD_INLINE void wide_rows(const T* z, const Label* labels, int count, int64_t classes, F* work, Sums& sums, int at) {
+PAD_INLINE void wide_rows(const T* z, const Label* labels, int count, int64_t after, int64_t classes, F* work,
+                          Sums& sums, int at) {
   constexpr int L = lanes<F>;
   const int64_t stop = (classes + L - 1) / L * L;
   for (int i = 0; i < count; ++i) {
@@ -273,6 +277,7 @@ PAD_INLINE void wide_rows(const T* z, const Label* labels, int count, int64_t cl
   }
   for (int i = 0; i < count; ++i) {
     const F* row = work + i * stop;
+    if (i < after) prefetch(z + (count + i) * classes, classes);
     VecDouble others = {}, squares = {};
     for (int64_t k = 0; k < stop;) {
       const int64_t end = stop - k > kRun * L ? k + kRun * L : stop;
@@ -337,14 +342,11 @@ PAD_INLINE void score_rows(const Request& request, int64_t begin, int64_t end, v
     for (int i = 0; i < kBlock; ++i) sums.others[i] = sums.squares[i] = sums.own[i] = sums.top[i] = 0;
     if (classes > kNarrow) {
       for (int i = 0; i < count; i += group) {
-        const int64_t left = request.rows - first - i - group;
-        if (left > 0) prefetch(z + (i + group) * classes, (left < group ? left : group) * classes);
-        wide_rows(z + i * classes, labels + first + i, count - i < group ? count - i : group, classes, own_scratch,
-                  sums, i);
+        const int grouped = count - i < group ? count - i : group;
+        const int64_t after = request.rows - first - i - grouped;
+        wide_rows(z + i * classes, labels + first + i, grouped, after, classes, own_scratch, sums, i);
       }
     } else {
-      const int64_t left = request.rows - first - kBlock;
-      if (left > 0) prefetch(z + kBlock * classes, (left < kBlock ? left : kBlock) * classes);
       typename Kinds<F>::Int label[kBlock] = {};
       for (int i = 0; i < count; ++i) label[i] = static_cast<typename Kinds<F>::Int>(labels[first + i]);
       // The last rows of all, and those that need converting, are worked on in a copy.
@@ -354,8 +356,10 @@ PAD_INLINE void score_rows(const Request& request, int64_t begin, int64_t end, v
         for (int64_t k = count * classes; k < kBlock * classes + spare; ++k) own_scratch[k] = F(0);
         rows = own_scratch;
       }
-      for (int i = 0; i < count; i += L)
+      for (int i = 0; i < count; i += L) {
+        if (request.rows - first >= kBlock + i + L) prefetch(z + (kBlock + i) * classes, L * classes);
         narrow_rows<F>(rows + i * classes, load<Ints<F>>(label + i), classes, sums, i);
+      }
     }
     for (int i = 0; i < kBlock; ++i)
       scores[i] = el2n_from_sums(sums.others[i], sums.squares[i], sums.own[i], sums.top[i]);

@@ -48,8 +48,8 @@ const Isa& chosen() {
 // Rows are handed out in blocks of this many, the size of rows.h's own.
 constexpr int64_t kBlock = 64;
 
-// Elements below which starting a thread costs more than it saves.
-constexpr int64_t kGrain = 1 << 16;
+// Elements of a piece: tens of microseconds, enough to be worth waking a thread, and a short wait for the last one.
+constexpr int64_t kGrain = 1 << 15;
 
 // Either a block of narrow rows, or a group of wide ones: one row, or as many as fit into 16 KB, with their padding.
 int64_t scratch_bytes(int64_t classes) {
@@ -66,8 +66,8 @@ void score(const Request& request, int threads) {
   const int64_t work = kBlock * (request.classes + (request.features != nullptr ? request.width / 8 : 0));
   const int64_t bytes = (scratch_bytes(request.classes) + 63) / 64 * 64;
   char* scratch = static_cast<char*>(::operator new(static_cast<size_t>(bytes * threads), line));
-  parallel_for(blocks, kGrain / work, threads, [&](int64_t piece, int64_t begin, int64_t end) {
-    run(request, begin * kBlock, std::min(end * kBlock, request.rows), scratch + piece * bytes);
+  parallel_for(blocks, kGrain / work, threads, [&](int worker, int64_t begin, int64_t end) {
+    run(request, begin * kBlock, std::min(end * kBlock, request.rows), scratch + worker * bytes);
   });
   ::operator delete(scratch, line);
 }
@@ -99,7 +99,7 @@ void class_order(int64_t* order, int64_t* offsets, const T* scores, const Label*
   const auto easier = [scores](int64_t a, int64_t b) {
     return scores[a] != scores[b] ? scores[a] < scores[b] : a < b;
   };
-  parallel_for(classes, 1, threads, [&](int64_t, int64_t begin, int64_t end) {
+  parallel_for(classes, 1, threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) std::sort(order + offsets[c], order + offsets[c + 1], easier);
   });
 }
@@ -108,23 +108,6 @@ template void class_order(int64_t*, int64_t*, const float*, const int32_t*, int6
 template void class_order(int64_t*, int64_t*, const float*, const int64_t*, int64_t, int64_t, int);
 template void class_order(int64_t*, int64_t*, const double*, const int32_t*, int64_t, int64_t, int);
 template void class_order(int64_t*, int64_t*, const double*, const int64_t*, int64_t, int64_t, int);
-
-uint64_t read_memory(const void* address, int64_t bytes, int threads) {
-  constexpr int64_t chunk = 512;
-  std::vector<uint64_t> sums(static_cast<size_t>(threads));
-  parallel_for(bytes / chunk, kGrain / chunk, threads, [&](int64_t piece, int64_t begin, int64_t end) {
-    uint64_t lanes[chunk / 8] = {};
-    for (int64_t i = begin; i < end; ++i) {
-      uint64_t words[chunk / 8];
-      std::memcpy(words, static_cast<const char*>(address) + i * chunk, chunk);
-      for (int64_t j = 0; j < chunk / 8; ++j) lanes[j] ^= words[j];
-    }
-    for (const uint64_t lane : lanes) sums[static_cast<size_t>(piece)] ^= lane;
-  });
-  uint64_t sum = 0;
-  for (const uint64_t each : sums) sum ^= each;
-  return sum;
-}
 
 }  // namespace scoring
 }  // namespace pad_fast

@@ -49,8 +49,5 @@ template <class T, class Label>
 void class_order(int64_t* order, int64_t* offsets, const T* scores, const Label* labels, int64_t rows,
                  int64_t classes, int threads);
 
-// Reads memory and keeps only a checksum: what scoring the same bytes cannot be faster than.
-uint64_t read_memory(const void* address, int64_t bytes, int threads);
-
 }  // namespace scoring
 }  // namespace pad_fast

@@ -148,10 +148,7 @@ template <int parts> class PackTransposed {
 #pragma GCC unroll 16
       for (int i = 0; i < kTile; ++i) x[i] = first + i < terms_ ? load(row + i * stride_) : VecFloat{};
     }
-    exchange<float, 1>(x);
-    exchange<float, 2>(x);
-    exchange<float, 4>(x);
-    exchange<float, 8>(x);
+    transpose_rows<float>(x);
 #pragma GCC unroll 16
     for (int i = 0; i < kTile; ++i) store(to + i * kTile, x[i]);
   }
@@ -195,9 +192,10 @@ template <int parts> class PackB {
 };
 
 // --- products --------------------------------------------------------------------------------------------------------
-// Calls of the side work in a product (see tile_kernel).
+// Calls of the side work (see tile_sums) per block of terms of R x N blocks, and in a whole product.
+constexpr PAD_INLINE index_t calls_per_block(int parts) { return parts == 3 ? 6 : 3; }
 constexpr PAD_INLINE index_t side_calls(index_t rows, index_t columns, index_t depth, int parts) {
-  return ceil_div(rows, 2) * ceil_div(columns, 2) * depth * (parts == 3 ? 6 : 3);
+  return ceil_div(rows, 2) * ceil_div(columns, 2) * depth * calls_per_block(parts);
 }
 
 // Two jobs, one after the other.
@@ -231,15 +229,23 @@ template <class Job> class SideWork {
   index_t calls_, units_, due_ = 0, lines_ = 0;
 };
 
-// Sums 0..3 += A B for R x N blocks and `parts` a of A with `parts` b of B: tiles 4, 5 hold A, 6, 7 hold B.
-template <int R, int N> PAD_INLINE void load_a(const float* a, index_t step) {
-  tile_load<4>(a, 64);
-  if (R > 1) tile_load<5>(a + step, 64);
+// An operand as the tile registers take it: where its first tile stands, how far apart rows of a tile are (in bytes),
+// and how far from a tile those of its next part, terms and block are (in floats).
+struct TileGrid {
+  const float* at;
+  index_t row_bytes, part, term, block;
+};
+template <int parts> PAD_INLINE TileGrid packed_grid(const float* at, index_t depth) {
+  return {at, kTile * 4, kTileWords, parts * kTileWords, depth * parts * kTileWords};
 }
-template <int N> PAD_INLINE void load_b(const float* b, index_t step) {
-  tile_load<6>(b, 64);
-  if (N > 1) tile_load<7>(b + step, 64);
+
+// One or two blocks of an operand: its part `part` of the terms k.
+template <int tile, int blocks> PAD_INLINE void load_blocks(TileGrid from, index_t k, index_t part) {
+  const float* at = from.at + k * from.term + part * from.part;
+  tile_load<tile>(at, from.row_bytes);
+  if (blocks > 1) tile_load<tile + 1>(at + from.block, from.row_bytes);
 }
+// Sums 0..3 += A B of the tiles 4, 5 (A) and 6, 7 (B).
 template <int R, int N> PAD_INLINE void multiply_loaded() {
   tile_multiply<0, 4, 6>();
   if (N > 1) tile_multiply<1, 4, 7>();
@@ -247,63 +253,45 @@ template <int R, int N> PAD_INLINE void multiply_loaded() {
   if (R > 1 && N > 1) tile_multiply<3, 5, 7>();
 }
 
-// C[R blocks of 16][N blocks of 16] (+)= A B over `depth` blocks of 32 terms. `side` is called once per set of tile
-// products (R x N of them, 16 cycles each): a few dozen instructions there are hidden behind the products.
+// Tiles 0..3 = A B, of R x N blocks, over `depth` blocks of 32 terms. `side` is called once per set of tile products
+// (R x N of them, 16 cycles each): a few dozen instructions there are hidden behind the products.
 template <int parts, int R, int N, class Side>
-static PAD_INLINE void tile_kernel(index_t depth, const float* a, const float* b, float* c, index_t ldc,
-                                   bool accumulate, Side& side) {
-  constexpr index_t block = parts * kTileWords;
-  const index_t step = depth * block;
+static PAD_INLINE void tile_sums(index_t depth, TileGrid a, TileGrid b, Side& side) {
+  enum { hi, mid, lo };
+  const auto multiply = [&]() __attribute__((always_inline)) { multiply_loaded<R, N>(), side(); };
   asm volatile("" ::: "memory");
   tile_zero<0>();
   if (N > 1) tile_zero<1>();
   if (R > 1) tile_zero<2>();
   if (R > 1 && N > 1) tile_zero<3>();
   for (index_t k = 0; k < depth; ++k) {
-    const float *ak = a + k * block, *bk = b + k * block;
-    load_a<R, N>(ak, step);  // hi
-    if (parts == 3) {
-      load_b<N>(bk + 2 * kTileWords, step);  // hi * lo
-      multiply_loaded<R, N>();
-      side();
-    }
-    load_b<N>(bk + kTileWords, step);  // hi * mid
-    multiply_loaded<R, N>();
-    side();
-    load_a<R, N>(ak + kTileWords, step);
-    if (parts == 3) {
-      multiply_loaded<R, N>();  // mid * mid
-      side();
-    }
-    load_b<N>(bk, step);  // mid * hi
-    multiply_loaded<R, N>();
-    side();
-    if (parts == 3) {
-      load_a<R, N>(ak + 2 * kTileWords, step);  // lo * hi
-      multiply_loaded<R, N>();
-      side();
-    }
+    load_blocks<4, R>(a, k, hi);
+    if (parts == 3) load_blocks<6, N>(b, k, lo), multiply();
+    load_blocks<6, N>(b, k, mid), multiply();
+    load_blocks<4, R>(a, k, mid);
+    if (parts == 3) multiply();
+    load_blocks<6, N>(b, k, hi), multiply();
+    if (parts == 3) load_blocks<4, R>(a, k, lo), multiply();
   }
-  for (index_t k = 0; k < depth; ++k) {
-    load_a<R, N>(a + k * block, step);
-    load_b<N>(b + k * block, step);
-    multiply_loaded<R, N>();
-    side();
-  }
-  if (!accumulate) {
-    tile_store<0>(c, ldc * 4);
-    if (N > 1) tile_store<1>(c + kTile, ldc * 4);
-    if (R > 1) tile_store<2>(c + kTile * ldc, ldc * 4);
-    if (R > 1 && N > 1) tile_store<3>(c + kTile * ldc + kTile, ldc * 4);
-    return;
-  }
+  for (index_t k = 0; k < depth; ++k) load_blocks<4, R>(a, k, hi), load_blocks<6, N>(b, k, hi), multiply();
+}
+// C = the sums of tile_sums().
+template <int R, int N> PAD_INLINE void store_sums(float* c, index_t ldc) {
+  tile_store<0>(c, ldc * 4);
+  if constexpr (N > 1) tile_store<1>(c + kTile, ldc * 4);
+  if constexpr (R > 1) tile_store<2>(c + kTile * ldc, ldc * 4);
+  if constexpr (R > 1 && N > 1) tile_store<3>(c + kTile * ldc + kTile, ldc * 4);
+}
+
+// C[R blocks of 16][N blocks of 16] (+)= A B.
+template <int parts, int R, int N, class Side>
+static PAD_INLINE void tile_kernel(index_t depth, TileGrid a, TileGrid b, float* c, index_t ldc, bool accumulate,
+                                   Side& side) {
+  tile_sums<parts, R, N>(depth, a, b, side);
+  if (!accumulate) return store_sums<R, N>(c, ldc);
   // Sums start from zero and are added to C once: starting from C would round to C's precision at every product.
   alignas(64) float sum[R * kTile][N * kTile];
-  constexpr index_t row_bytes = N * kTile * 4;
-  tile_store<0>(sum[0], row_bytes);
-  if (N > 1) tile_store<1>(sum[0] + kTile, row_bytes);
-  if (R > 1) tile_store<2>(sum[R > 1 ? kTile : 0], row_bytes);
-  if (R > 1 && N > 1) tile_store<3>(sum[R > 1 ? kTile : 0] + kTile, row_bytes);
+  store_sums<R, N>(sum[0], N * kTile);
 #pragma GCC unroll 4
   for (int r = 0; r < R * kTile; ++r)
 #pragma GCC unroll 2
@@ -318,23 +306,23 @@ static PAD_INLINE void tile_kernel(index_t depth, const float* a, const float* b
 template <int parts, class Side>
 static inline void tile_product(index_t rows, index_t columns, index_t depth, const float* a, const float* b, float* c,
                                 index_t ldc, index_t c_step, bool accumulate, Side& side) {
-  const index_t step = depth * parts * kTileWords;
-  for (index_t n = 0; n < columns; n += 2) {
-    const float* bn = b + n * step;
-    float* cn = c + n * c_step;
+  TileGrid bn = packed_grid<parts>(b, depth);
+  for (index_t n = 0; n < columns; n += 2, bn.at += 2 * bn.block) {
+    TileGrid ar = packed_grid<parts>(a, depth);
+    float* to = c + n * c_step;
     const bool wide = n + 1 < columns;
     index_t r = 0;
-    for (; r + 1 < rows; r += 2) {
+    for (; r + 1 < rows; r += 2, ar.at += 2 * ar.block, to += 2 * kTile * ldc) {
       if (wide)
-        tile_kernel<parts, 2, 2>(depth, a + r * step, bn, cn + r * kTile * ldc, ldc, accumulate, side);
+        tile_kernel<parts, 2, 2>(depth, ar, bn, to, ldc, accumulate, side);
       else
-        tile_kernel<parts, 2, 1>(depth, a + r * step, bn, cn + r * kTile * ldc, ldc, accumulate, side);
+        tile_kernel<parts, 2, 1>(depth, ar, bn, to, ldc, accumulate, side);
     }
     if (r < rows) {
       if (wide)
-        tile_kernel<parts, 1, 2>(depth, a + r * step, bn, cn + r * kTile * ldc, ldc, accumulate, side);
+        tile_kernel<parts, 1, 2>(depth, ar, bn, to, ldc, accumulate, side);
       else
-        tile_kernel<parts, 1, 1>(depth, a + r * step, bn, cn + r * kTile * ldc, ldc, accumulate, side);
+        tile_kernel<parts, 1, 1>(depth, ar, bn, to, ldc, accumulate, side);
     }
   }
 }

@@ -116,7 +116,8 @@ class Plan {
     if (((height + extra) >> depth) < 1 || ((width + extra) >> depth) < 1)
       throw std::invalid_argument("an image of " + std::to_string(height) + "x" + std::to_string(width) +
                                   " is too small for depth " + std::to_string(depth) + ": nothing is left to classify");
-    if (dtype != "f32" && dtype != "f64") throw std::invalid_argument("dtype must be 'f32' or 'f64', got '" + dtype + "'");
+    if (dtype != "f32" && dtype != "f64")
+      throw std::invalid_argument("dtype must be 'f32' or 'f64', got '" + dtype + "'");
     const Isa& chosen = find_isa(isa);
     isa_ = chosen.name;
     const Scheme scheme = scheme_of(precision, chosen);
@@ -125,7 +126,8 @@ class Plan {
     options.threads = threads;
     if (chunk_tiles > 0) options.chunk_tiles = chunk_tiles;
     if (group_bytes > 0) options.group_bytes = group_bytes;
-    engine_.reset(chosen.make({channels, height, width, pad_first, depth, net_width, classes}, options, dtype == "f64"));
+    const Network network = {channels, height, width, pad_first, depth, net_width, classes};
+    engine_.reset(chosen.make(network, options, dtype == "f64"));
   }
 
   const std::string& isa() const { return isa_; }
@@ -134,11 +136,12 @@ class Plan {
   std::ptrdiff_t cache_bytes(std::ptrdiff_t batch) const { return engine_->cache_bytes(batch); }
   std::unique_ptr<Cache> make_cache() const { return std::unique_ptr<Cache>(engine_->make_cache()); }
 
-  void forward(std::uintptr_t theta, std::uintptr_t x, std::ptrdiff_t batch, std::uintptr_t logits) {
+  void forward(std::uintptr_t theta, std::uintptr_t x, std::ptrdiff_t batch, std::uintptr_t logits,
+               std::uintptr_t features) {
     check(batch);
     py::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(mutex_);
-    engine_->forward(pointer(theta), pointer(x), batch, pointer(logits));
+    engine_->forward(pointer(theta), pointer(x), batch, pointer(logits), pointer(features));
   }
   double loss_and_grad(std::uintptr_t theta, std::uintptr_t x, std::ptrdiff_t batch, std::uintptr_t labels,
                        const std::string& kind, std::uintptr_t grad, std::uintptr_t logits, Cache* cache) {
@@ -198,8 +201,8 @@ void bind_unroll(py::module_& m) {
       .def("workspace_bytes", &Plan::workspace_bytes, "Bytes held now; grows with the largest batch seen, then stays.")
       .def("cache_bytes", &Plan::cache_bytes, py::arg("batch"), "Bytes a Cache takes for a batch of this size.")
       .def("make_cache", &Plan::make_cache, py::keep_alive<0, 1>())
-      .def("forward", &Plan::forward, py::arg("theta"), py::arg("x"), py::arg("batch"), py::arg("logits"),
-           "logits[B, K] <- network(theta, x); overwrites.")
+      .def("forward", &Plan::forward, py::arg("theta"), py::arg("x"), py::arg("batch"), py::arg("logits") = 0,
+           py::arg("features") = 0, "Overwrites, unless 0, logits[B, K] and the classifier's inputs features[B, F].")
       .def("loss_and_grad", &Plan::loss_and_grad, py::arg("theta"), py::arg("x"), py::arg("batch"), py::arg("labels"),
            py::arg("kind"), py::arg("grad"), py::arg("logits") = 0, py::arg("cache") = nullptr,
            "Mean cross entropy; overwrites grad[P] and, unless 0, logits[B, K]; fills the cache if given.")

@@ -36,7 +36,7 @@ class Engine {
   virtual std::ptrdiff_t workspace_bytes() const = 0;
   virtual std::ptrdiff_t cache_bytes(std::ptrdiff_t batch) const = 0;
   virtual Cache* make_cache() const = 0;
-  virtual void forward(const void* theta, const void* x, std::ptrdiff_t batch, void* logits) = 0;
+  virtual void forward(const void* theta, const void* x, std::ptrdiff_t batch, void* logits, void* features) = 0;
   virtual double loss_and_grad(const void* theta, const void* x, std::ptrdiff_t batch, const void* labels,
                                LabelKind kind, void* grad, void* logits, Cache* cache) = 0;
   virtual double adjoint(const void* theta, const void* v, const void* x, std::ptrdiff_t batch, const void* labels,

@@ -71,7 +71,7 @@ template <class T> struct FirstBlock {
       tiles.set_up({channels, taps, row, plane, pooled_h, pooled_w, vectors, stride});
   }
 
-  // --- memory -------------------------------------------------------------------------------------------------------
+  // --- memory ------------------------------------------------------------------------------------------------------
   // Filters: transposed [taps][stride] for the kernels and, in double, for the quadratic forms; by row for d/dx.
   struct Weights {
     T* columns;
@@ -171,7 +171,7 @@ template <class T> struct FirstBlock {
     return c.used;
   }
 
-  // --- once per call --------------------------------------------------------------------------------------------------
+  // --- once per call -----------------------------------------------------------------------------------------------
   void prepare(const T* w, T* memory) const {
     const Weights to = weights(memory);
     for (index_t n = 0; n < outputs; ++n)
@@ -190,7 +190,7 @@ template <class T> struct FirstBlock {
       }
   }
 
-  // --- once per image -------------------------------------------------------------------------------------------------
+  // --- once per image ----------------------------------------------------------------------------------------------
   // The padded image, shifted by each channel's mean (border included): instance norm ignores the shift, and the
   // moments lose their cancellation.
   void load_image(const T* x, T* to) const {
@@ -315,7 +315,7 @@ template <class T> struct FirstBlock {
     for (index_t n = 0; n < outputs_padded; ++n) to.c2[n] = T(0.25 * double(np.bd[n]) - c2[n]);
   }
 
-  // --- kernels --------------------------------------------------------------------------------------------------------
+  // --- kernels -----------------------------------------------------------------------------------------------------
   // Two streams of linear maps of the patches of P pooled pixels (2 x 2P pixels): sum[pixel][stream].
   template <int P>
   PAD_INLINE void respond(const T* x, const T* wa, const T* wb, index_t ldw, V ca, V cb, V (&sum)[4 * P][2]) const {
@@ -388,7 +388,7 @@ template <class T> struct FirstBlock {
     }
   }
 
-  // --- backward -------------------------------------------------------------------------------------------------------
+  // --- backward ----------------------------------------------------------------------------------------------------
   // Plain step: dW += sum zd' p (eq. 33).
   void backward_plain(Image im, Saved from, Weights w, NormParameters<T> np, View<const T> god, Scratch s,
                       T* dw, NormGradients<T> out) const {
@@ -474,8 +474,8 @@ template <class T> struct FirstBlock {
     if (dx) image_gradient(im, from, w, v, go, god, s, dx);
   }
 
-  // The transpose of taking patches, of dp = A w1 + Ad w2 + Q p + q0 for every pixel (eq. 35, 36). The first two terms go
-  // window by window in the transformed domain, the others pixel by pixel.
+  // The transpose of taking patches, of dp = A w1 + Ad w2 + Q p + q0 for every pixel (eq. 35, 36). The first two terms
+  // go window by window in the transformed domain, the others pixel by pixel.
   void image_gradient(Image im, Saved from, Weights w, Weights v, View<const T> go, View<const T> god, Scratch s,
                       T* dx) const {
     const T *total_a = s.k, *total_d = s.k + stride;
@@ -517,8 +517,8 @@ template <class T> struct FirstBlock {
         for (index_t x = 0; x < in_width; ++x) to[x] = from_row[x] + from_row[part + x] + from_row[2 * part + x];
       }
   }
-  // The pull of Q p + q0 from X vectors of pixels. Each column of taps has an image of its own, since a store just ahead
-  // of a load that overlaps it would hold that up.
+  // The pull of Q p + q0 from X vectors of pixels. Each column of taps has an image of its own, since a store just
+  // ahead of a load that overlaps it would hold that up.
   template <int X> PAD_INLINE void moments_part(const T* image, Scratch s, index_t y, index_t x) const {
     const T* from = image + y * row + x;
     for (index_t c = 0; c < channels; ++c) {

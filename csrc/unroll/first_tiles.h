@@ -12,48 +12,6 @@ namespace PAD_ISA {
 
 constexpr index_t kMostTaps9 = 64;  // taps and the constant
 
-// A packed operand: where its tiles stand, in floats, and the distance of their rows in bytes.
-struct TileGrid {
-  const float* at;
-  index_t row_bytes, part, term, block;
-};
-
-// C[R blocks][N blocks] = A B over `depth` blocks of terms, as tile_kernel() of amx.h but with operands of any layout; rows of
-// C are 32 floats apart.
-template <int parts, int R, int N, class Side>
-static PAD_INLINE void grid_kernel(index_t depth, TileGrid a, TileGrid b, float* c, Side& side) {
-  const auto load_a = [&](index_t k, int part) __attribute__((always_inline)) {
-    const float* from = a.at + k * a.term + part * a.part;
-    tile_load<4>(from, a.row_bytes);
-    if (R > 1) tile_load<5>(from + a.block, a.row_bytes);
-  };
-  const auto load_b = [&](index_t k, int part) __attribute__((always_inline)) {
-    const float* from = b.at + k * b.term + part * b.part;
-    tile_load<6>(from, b.row_bytes);
-    if (N > 1) tile_load<7>(from + b.block, b.row_bytes);
-  };
-  asm volatile("" ::: "memory");
-  tile_zero<0>();
-  if (N > 1) tile_zero<1>();
-  if (R > 1) tile_zero<2>();
-  if (R > 1 && N > 1) tile_zero<3>();
-  for (index_t k = 0; k < depth; ++k) {
-    load_a(k, 0);
-    if (parts == 3) load_b(k, 2), multiply_loaded<R, N>(), side();  // hi * lo
-    load_b(k, 1), multiply_loaded<R, N>(), side();                  // hi * mid
-    load_a(k, 1);
-    if (parts == 3) multiply_loaded<R, N>(), side();                // mid * mid
-    load_b(k, 0), multiply_loaded<R, N>(), side();                  // mid * hi
-    if (parts == 3) load_a(k, 2), multiply_loaded<R, N>(), side();  // lo * hi
-  }
-  for (index_t k = 0; k < depth; ++k) load_a(k, 0), load_b(k, 0), multiply_loaded<R, N>(), side();
-  tile_store<0>(c, 128);
-  if (N > 1) tile_store<1>(c + kTile, 128);
-  if (R > 1) tile_store<2>(c + kTile * 32, 128);
-  if (R > 1 && N > 1) tile_store<3>(c + kTile * 32 + kTile, 128);
-}
-template <int parts> constexpr index_t calls_per_block = parts == 3 ? 6 : 3;  // of the side work
-
 // Side work of a product, spread over `calls` calls: first(0), second(0), first(1), ..
 template <class First, class Second> struct Interleaved {
   const First& first;
@@ -69,7 +27,7 @@ template <class First, class Second> struct Interleaved {
     }
   }
 };
-constexpr int kResults = 3;  // results are used two products later: loads that follow tile stores too closely wait for them
+constexpr int kResults = 3;  // results are used two products later: loads too close behind tile stores wait for them
 
 struct FirstTiles {
   using V = VecFloat;
@@ -122,10 +80,7 @@ struct FirstTiles {
 #pragma GCC unroll 16
         for (index_t i = 0; i < kTile; ++i)
           part[half][i] = k0 + i < taps ? load_unaligned(x + offset[k0 + i]) : splat(k0 + i == taps ? 1.0f : 0.0f);
-        exchange<float, 1>(part[half]);
-        exchange<float, 2>(part[half]);
-        exchange<float, 4>(part[half]);
-        exchange<float, 8>(part[half]);
+        transpose_rows<float>(part[half]);
       }
 #pragma GCC unroll 16
       for (index_t i = 0; i < kTile; ++i) split_to<parts>(part[0][i], part[1][i], to + i * kTile);
@@ -203,9 +158,10 @@ struct FirstTiles {
           const int next = turn + 1 == kResults ? 0 : turn + 1;
           now = ring + next;  // the oldest
           float* c = s.results + turn * 4 * kTileWords;
-          Interleaved side(finish, now->windows, nothing, 0, depth * calls_per_block<parts>);
-          grid_kernel<parts, 2, 2>(depth, {a + 2 * at * block, 64, kTileWords, parts * kTileWords, block},
-                                   {f, 64, kTileWords, parts * kTileWords, apart}, c, side);
+          Interleaved side(finish, now->windows, nothing, 0, depth * calls_per_block(parts));
+          TileGrid right = packed_grid<parts>(f, depth);
+          right.block = apart;
+          tile_kernel<parts, 2, 2>(depth, packed_grid<parts>(a + 2 * at * block, depth), right, c, 32, false, side);
           const index_t window = y * pooled_w + 8 * at;
           const View<float>&to = mode == kTangentOnly ? od : o, &to_other = mode == kValues ? o : od;
           ring[turn] = {c, signs + (window * vectors + n) * 4, signs + (window * vectors + second) * 4,
@@ -260,7 +216,8 @@ struct FirstTiles {
     for (int i = 0; i < parts; ++i)
       _mm512_store_si512(to + i * kTileWords, _mm512_maskz_mov_epi16(mask, __m512i(words[i])));
   }
-  // Windows w and w + 8 of a row of windows, one vector of channels: their rows of packed B, [two rows of pixels][parts].
+  // Windows w and w + 8 of a row of windows, one vector of channels: their rows of packed B,
+  // [two rows of pixels][parts].
   template <int parts, int streams>
   PAD_INLINE void pack_windows(const float* const (&pull)[2], index_t pixel, const Mask* signs, index_t w,
                                index_t count, float* const (&to)[2]) const {
@@ -282,7 +239,8 @@ struct FirstTiles {
     }
   }
 
-  // S and total of one stream, or of two with the same signs (b not null): sums [taps][stride]. pack_lines() comes first.
+  // S and total of one stream, or of two with the same signs (b not null): sums [taps][stride]. pack_lines() comes
+  // first.
   template <int parts>
   void patch_sums(const Mask* signs, const View<const float>* a, const View<const float>* b, float* const (&sums)[2],
                   float* const (&totals)[2], Scratch s) const {
@@ -354,16 +312,17 @@ struct FirstTiles {
         for (index_t r = 0; r < bands; r += 2) {
           const int next = turn + 1 == kResults ? 0 : turn + 1;
           now = ring + next;
-          Interleaved side(pack, r == 0 && more ? kTile / 2 : 0, add, now->rows / rows_at_once, 2 * calls_per_block<parts>);
+          const index_t packs = r == 0 && more ? kTile / 2 : 0;
+          Interleaved side(pack, packs, add, now->rows / rows_at_once, 2 * calls_per_block(parts));
           const TileGrid left{s.lines + (2 * y * lines() + r * kTile) * pitch() + x * kTile, pitch() * 4, line_part(),
                               lines() * pitch(), kTile * pitch()};
           const TileGrid right{s.pulls + buffer * 2 * tiles, 64, kTileWords, parts * kTileWords, tiles};
           float* c = s.results + turn * 4 * kTileWords;
           const bool two = r + 1 < bands;
           if (two)
-            grid_kernel<parts, 2, 2>(2, left, right, c, side);
+            tile_kernel<parts, 2, 2>(2, left, right, c, 32, false, side);
           else
-            grid_kernel<parts, 1, 2>(2, left, right, c, side);
+            tile_kernel<parts, 1, 2>(2, left, right, c, 32, false, side);
           ring[turn] = {c, s.sums + r * kTile * 32, two ? 2 * kTile : kTile};
           ring[next].rows = 0;
           turn = next;
@@ -374,7 +333,6 @@ struct FirstTiles {
       for (index_t i = 0; i < job.rows / rows_at_once; ++i) add(i);
     }
   }
-
 };
 
 }  // namespace PAD_ISA

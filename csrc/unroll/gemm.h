@@ -77,8 +77,8 @@ template <class T> PAD_INLINE index_t panel_width(index_t columns, index_t start
 
 // All rows of one block of B, which stays in L1 meanwhile.
 template <class T, int N, bool transposed, Packed packed>
-static PAD_INLINE void rows_of_block(index_t rows, index_t depth, const T* a, index_t lda, const T* b, index_t ldb, T* c,
-                                     index_t ldc, bool accumulate, const char*& ahead, index_t step,
+static PAD_INLINE void rows_of_block(index_t rows, index_t depth, const T* a, index_t lda, const T* b, index_t ldb,
+                                     T* c, index_t ldc, bool accumulate, const char*& ahead, index_t step,
                                      const char*& other) {
   const index_t row_step = transposed ? 1 : lda;
   constexpr index_t other_step = packed == Packed::b ? kLine / 4 : 0;

@@ -47,11 +47,11 @@ template <class T> class EngineOf final : public Engine {
   std::ptrdiff_t cache_bytes(std::ptrdiff_t batch) const override { return CacheOf<T>::bytes_for(y_, batch); }
   Cache* make_cache() const override { return new CacheOf<T>(y_); }
 
-  void forward(const void* theta, const void* x, std::ptrdiff_t batch, void* logits) override {
+  void forward(const void* theta, const void* x, std::ptrdiff_t batch, void* logits, void* features) override {
     Call call;
     call.kind_of_call = kForward;
     call.theta = static_cast<const T*>(theta), call.x = static_cast<const T*>(x), call.batch = batch;
-    call.logits = static_cast<T*>(logits);
+    call.logits = static_cast<T*>(logits), call.features = static_cast<T*>(features);
     run(call);
   }
 
@@ -85,7 +85,7 @@ template <class T> class EngineOf final : public Engine {
     index_t batch = 0;
     const void* labels = nullptr;
     LabelKind kind = kHard;
-    T *grad = nullptr, *dtheta = nullptr, *logits = nullptr, *dx = nullptr, *dy = nullptr;
+    T *grad = nullptr, *dtheta = nullptr, *logits = nullptr, *features = nullptr, *dx = nullptr, *dy = nullptr;
     CacheOf<T>* cache = nullptr;
     EngineOf* engine = nullptr;
     int threads = 1;
@@ -241,6 +241,18 @@ template <class T> class EngineOf final : public Engine {
     }
   }
 
+  void store_features(const Call& call, const T* maps, const Group& group) const {
+    const Layer<T>& y = y_.layer[y_.depth - 1];
+    const index_t channels = y_.net.net_width, pixels = y.pooled_h * y.pooled_w;
+    for (index_t i = 0; i < group.images; ++i) {
+      T* out = call.features + (group.first + i) * channels * pixels;
+      const View<const T> map = y_.output(y_.depth - 1, maps, i);
+      for (index_t r = 0; r < y.pooled_h; ++r)
+        for (index_t s = 0; s < y.pooled_w; ++s)
+          for (index_t c = 0; c < channels; ++c) out[c * pixels + r * y.pooled_w + s] = map.at(r, s)[c];
+    }
+  }
+
   void forward_first(const Call& call, Work<T>& w, const Group& group) const {
     using First = FirstBlock<T>;
     const First& f = y_.first;
@@ -308,6 +320,8 @@ template <class T> class EngineOf final : public Engine {
     }
     const Head<T> top = head();
     const T* features = s.maps[y_.depth];
+    if (call.features) store_features(call, features, group);
+    if (call.kind_of_call == kForward && !call.logits) return;
     top.logits(features, group.images, w.u);
     if (tangent) top.tangent(features, w.tangents[y_.depth], group.images, w.ud);
     if (call.logits)

@@ -29,4 +29,5 @@ __all__ = [
     "load_dataset",
     "normalization_from_state",
     "stratified_split",
+    "stratified_split",
 ]

@@ -12,14 +12,17 @@ tensors and :func:`normalization_from_state` reads it back.
 from __future__ import annotations
 
 import math
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from .. import files
 from ..errors import ConfigError, InputError, StoreError, nearest
 
 if TYPE_CHECKING:
@@ -236,17 +239,57 @@ def fit_mean_std(dataset: ImageDataset) -> MeanStd:
     return MeanStd(torch.tensor(dataset.mean), torch.tensor(dataset.std))
 
 
-def fit_normalization(dataset: ImageDataset, kind: str, *, device: torch.device | str | None = None) -> Normalization:
+def fit_normalization(
+    dataset: ImageDataset,
+    kind: str,
+    *,
+    device: torch.device | str | None = None,
+    caches: Sequence[Path] = (),
+) -> Normalization:
     """The normalisation named `kind` ("zca" or "mean-std") for a data set.
+
+    Args:
+        device: where ZCA is computed; the images' device by default.
+        caches: folders where a fitted ZCA of this data set may be; one that is computed is kept in the first.
 
     Raises:
         ConfigError: unknown kind, or images too large for ZCA.
     """
     if kind == "zca":
-        return fit_zca(dataset.train_images, device=device)
+        name = f"zca-{dataset.fingerprint}.safetensors"
+        for folder in caches:
+            found = _read_fitted(folder / name, dataset.fingerprint)
+            if found is not None:
+                return found
+        fitted = fit_zca(dataset.train_images, device=device)
+        if caches:
+            files.write_bytes(caches[0] / name, _packed(fitted, dataset.fingerprint))
+        return fitted
     if kind == "mean-std":
         return fit_mean_std(dataset)
     raise ConfigError(f"normalisation {kind!r} is unknown; use one of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
+
+
+def _packed(fitted: ZCA, fingerprint: str) -> bytes:
+    state = fitted.state()
+    return files.pack_tensors(state, files.seal({"fingerprint": fingerprint, "values": _checksums(state)}))
+
+
+def _read_fitted(path: Path, fingerprint: str) -> Normalization | None:
+    """A fitted ZCA, or None where there is none, or not that of this data set any more."""
+    from safetensors import SafetensorError
+
+    try:
+        tensors, sealed = files.unpack_tensors(path.read_bytes())
+        if files.unseal(sealed) != {"fingerprint": fingerprint, "values": _checksums(tensors)}:
+            return None
+        return normalization_from_state(tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None  # damaged: computed again and replaced
+
+
+def _checksums(state: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: zlib.crc32(files.tensor_bytes(state[name])) for name in sorted(state)}
 
 
 def normalization_from_state(state: Mapping[str, Tensor]) -> Normalization:

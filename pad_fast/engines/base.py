@@ -17,6 +17,8 @@ from ..updates import Updates
 
 GRADIENTS = ("exact", "unroll", "tesla")
 Augment = Callable[[Tensor, int], Tensor]
+Pullback = Callable[[Tensor], Tensor]
+FeaturePullback = Callable[[Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +168,17 @@ class Distance(Protocol):
         """`[K]`."""
 
     def gradients(
-        self, end: Tensor, start: Tensor, target: Tensor, grad: Tensor, *, first_kept: int, dropped: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients in `end`, `start` and `target`, given the one in the value `[K]`; new tensors."""
+        self,
+        end: Tensor,
+        start: Tensor,
+        target: Tensor,
+        grad: Tensor,
+        *,
+        first_kept: int,
+        dropped: int,
+        wants: Sequence[bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients in `end`, `start` and `target`, given the one in the value `[K]`; new tensors, None if unwanted."""
 
 
 class Engine(ABC):
@@ -265,10 +275,88 @@ class Engine(ABC):
         """:meth:`forward` of K networks: logits `[K, B, classes]`; see :meth:`stacked_loss_grad_logits`."""
         return torch.stack([self.forward(task, *one) for one in zip(theta, images, strict=True)])
 
+    def group_gradients(self, task: Task, theta: Tensor, images: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+        """Gradients `[G, P]` of the mean cross entropy of every group `[B_g, C, H, W]` at the same `theta` `[P]`."""
+        if len({x.shape for x in images}) == 1:
+            shared = theta.expand(len(images), -1)
+            return self.stacked_loss_grad_logits(task, shared, torch.stack(list(images)), torch.stack(list(labels)))[1]
+        out = theta.new_empty(len(images), len(theta))
+        for row, x, y in zip(out, images, labels, strict=True):
+            row.copy_(self.loss_and_grad(task, theta, x, y)[1])
+        return out
+
+    def group_pullback(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Pullback]:
+        """:meth:`group_gradients` of `images` `[G, B, C, H, W]`, and the way back to these.
+
+        Returns:
+            `g` `[G, P]`, and a function that turns directions `v` `[G, P]` into `d sum_g <v_g, g_g> / d images`; it
+            may be called once.
+        """
+        student = self.student(task)
+        out = theta.new_empty(len(images), len(theta))
+        for group, row in enumerate(out):
+            row.copy_(student.gradient(group, theta[None], images[group], labels[group])[0])
+
+        def pull(directions: Tensor) -> Tensor:
+            pulled = torch.empty_like(images, memory_format=torch.contiguous_format)
+            for group, v in enumerate(directions):
+                found = student.adjoint(
+                    group,
+                    theta[None],
+                    v[None],
+                    images[group],
+                    labels[group],
+                    wants_theta=False,
+                    wants_images=True,
+                    wants_labels=False,
+                )
+                if found.images is not None:
+                    pulled[group].copy_(found.images)
+            return pulled
+
+        return out, pull
+
+    def mean_features(
+        self, task: Task, theta: Tensor, images: Sequence[Tensor], blocks: Sequence[int] | None
+    ) -> list[Tensor]:
+        """Mean features of every group `[B_g, C, H, W]`: of the classifier's inputs, or behind the first d blocks.
+
+        Args:
+            blocks: d of each result; None asks for the classifier's inputs alone.
+
+        Returns:
+            `[G, F_d]` for each d, without a graph.
+        """
+        with torch.no_grad():
+            return _means(task.network.features(theta, torch.cat(list(images)), blocks), [len(x) for x in images])
+
+    def mean_features_pullback(
+        self, task: Task, theta: Tensor, images: Tensor, blocks: Sequence[int] | None
+    ) -> tuple[list[Tensor], FeaturePullback]:
+        """:meth:`mean_features` of `images` `[G, B, C, H, W]`, and the way back to these.
+
+        Returns:
+            The means, and a function that turns a `v` `[G, F_d]` for each of them into the gradient of the sum of
+            their inner products in the images; it may be called once.
+        """
+        with torch.enable_grad():
+            leaf = images.detach().requires_grad_()
+            found = _means(task.network.features(theta, leaf.flatten(0, 1), blocks), [images.shape[1]] * len(images))
+
+        def pull(directions: Sequence[Tensor]) -> Tensor:
+            return torch.autograd.grad(found, leaf, list(directions))[0]
+
+        return [means.detach() for means in found], pull
+
 
 def contiguous_data(tensor: Tensor) -> Tensor:
     """What a kernel reads from memory: no graph, rows behind each other."""
     return tensor.detach().contiguous()
+
+
+def _means(features: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """Per group of `sizes` images, the mean of each of these `[sum of sizes, F]`."""
+    return [torch.stack([piece.mean(0) for piece in each.split(list(sizes))]) for each in features]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

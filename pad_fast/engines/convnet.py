@@ -31,10 +31,11 @@ def config_of(task: Task) -> ConvNetConfig:
     return config
 
 
-def require_batch(task: Task, images: Tensor, labels: Tensor | None = None) -> None:
+def require_batch(task: Task, theta: Tensor, images: Tensor, labels: Tensor | None = None) -> None:
     """Check what a kernel would read: a caller's augmentation may return anything.
 
     Args:
+        theta: to be `[P]` or `[K, P]`.
         images: to be `[B, channels, resolution, resolution]`, or `[K, B, ...]` for networks with images of their own.
         labels: to be `[B, classes]` (floating) or `[B]`, or the same for each of the K.
 
@@ -42,6 +43,11 @@ def require_batch(task: Task, images: Tensor, labels: Tensor | None = None) -> N
         InputError: another shape, dtype or device, which is named.
     """
     config = config_of(task)
+    if theta.shape[-1] != task.network.parameter_count or theta.dtype != task.dtype or theta.device != task.device:
+        raise InputError(
+            f"parameters are {theta.dtype} {list(theta.shape)} on {theta.device}; the network has "
+            f"{task.network.parameter_count:,}, to be {task.dtype} on {task.device}"
+        )
     expected = (config.channels, config.resolution, config.resolution)
     if images.dim() not in (4, 5) or tuple(images.shape[-3:]) != expected:
         sides = ", ".join(map(str, expected))

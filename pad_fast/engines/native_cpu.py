@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from .. import native
 from ..models import ConvNetConfig
-from .base import Adjoint, Engine, Student, Task, contiguous_data
-from .convnet import config_of, refuse_network, require_batch
+from .base import Adjoint, Engine, FeaturePullback, Student, Task, contiguous_data
+from .convnet import blocks_of, config_of, refuse_network, require_batch
 
 # What they mean depends on the instruction set (csrc/unroll/bindings.cpp); the error of "high" is of torch's size.
 _PRECISIONS = {"auto": "high", "high": "high", "fast": "fast"}
@@ -82,7 +83,7 @@ class CpuEngine(Engine):
         self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One plain step, and what it computes on the way."""
-        require_batch(task, images, labels)
+        require_batch(task, theta, images, labels)
         theta, images, labels = contiguous_data(theta), contiguous_data(images), contiguous_data(labels)
         gradient = torch.empty_like(theta)
         logits = images.new_empty(len(images), config_of(task).classes)
@@ -99,7 +100,7 @@ class CpuEngine(Engine):
 
     def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]`."""
-        require_batch(task, images)
+        require_batch(task, theta, images)
         theta, images = contiguous_data(theta), contiguous_data(images)
         config = config_of(task)
         logits = images.new_empty(len(images), config.classes)
@@ -108,12 +109,72 @@ class CpuEngine(Engine):
         )
         return logits
 
-    def _plan(self, task: Task, batch: int) -> _Plan:
-        """The workspaces for this network, made once by every thread that trains it and kept while they are in use."""
+    def mean_features(
+        self, task: Task, theta: Tensor, images: Sequence[Tensor], blocks: Sequence[int] | None
+    ) -> list[Tensor]:
+        """Forward passes alone, one group at a time, of the network cut off behind each of the blocks."""
+        found = []
+        for config in _cut_off(task, blocks, len(images)):
+            parameters = _with_classifier(config, theta, None)
+            side = config.map_sizes[-1]
+            means = []
+            for x in images:
+                x = contiguous_data(x)
+                features = x.new_empty(len(x), config.width * side * side)
+                self._plan(task, len(x), config).native.forward(
+                    theta=parameters.data_ptr(), x=x.data_ptr(), batch=len(x), features=features.data_ptr()
+                )
+                means.append(features.mean(0))
+            found.append(torch.stack(means))
+        return found
+
+    def mean_features_pullback(
+        self, task: Task, theta: Tensor, images: Tensor, blocks: Sequence[int] | None
+    ) -> tuple[list[Tensor], FeaturePullback]:
+        """The way back is the adjoint of a step whose gradient is linear in the features.
+
+        The network gets a classifier of G + 1 rows of zeros, and an image of group g the "probabilities" -1 for class g
+        and +1 for the last class, which add up to 0. Then the gradient in the logits is (e_g - e_last) / GB whatever
+        the features h are, and the gradient in row g of the classifier is the sum of the group's h over GB. Along a
+        direction whose row g is G v_g and whose last row is 0, phi = sum_g <v_g, mean h of g>: its derivative in the
+        images is what is asked for, of all groups in one call.
+        """
+        groups, size = images.shape[:2]
+        x = contiguous_data(images).flatten(0, 1)
+        labels = x.new_zeros(groups, size, groups + 1)
+        labels[..., -1] = 1
+        labels[torch.arange(groups), :, torch.arange(groups)] = -1
+
+        def pull(directions: Sequence[Tensor]) -> Tensor:
+            total = torch.zeros_like(x)
+            for config, v in zip(_cut_off(task, blocks, groups), directions, strict=True):
+                parameters = _with_classifier(config, theta, None)
+                along = _with_classifier(config, torch.zeros_like(theta), groups * v)
+                pulled, unused = torch.empty_like(x), torch.empty_like(parameters)
+                self._plan(task, len(x), config).native.adjoint(
+                    theta=parameters.data_ptr(),
+                    v=along.data_ptr(),
+                    x=x.data_ptr(),
+                    batch=len(x),
+                    labels=labels.data_ptr(),
+                    kind="probabilities",
+                    dtheta=unused.data_ptr(),
+                    dx=pulled.data_ptr(),
+                )
+                total += pulled
+            return total.view(images.shape)
+
+        return self.mean_features(task, theta, list(images), blocks), pull
+
+    def _plan(self, task: Task, batch: int, config: ConvNetConfig | None = None) -> _Plan:
+        """The workspaces for the task's network, or for the one given.
+
+        Made once by every thread that trains it, and kept while they are in use.
+        """
         plans: OrderedDict[tuple[Any, ...], _Plan] | None = getattr(self._kept, "plans", None)
         if plans is None:
             plans = self._kept.plans = OrderedDict()
-        config = config_of(task)
+        config = config_of(task) if config is None else config
         threads = getattr(_outer, "threads", None) or torch.get_num_threads()
         if batch * _multiplications(config) < _SINGLE_THREAD_WORK:
             threads = 1
@@ -158,7 +219,7 @@ class _NativeStudent(Student):
         weakref.finalize(self, _give_back, self.caches)
 
     def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        require_batch(self.task, images, labels)
+        require_batch(self.task, theta, images, labels)
         images, labels = contiguous_data(images), contiguous_data(labels)
         plan = self.engine._plan(self.task, len(images))
         gradient = torch.empty_like(theta)
@@ -187,7 +248,7 @@ class _NativeStudent(Student):
         wants_images: bool,
         wants_labels: bool,
     ) -> Adjoint:
-        require_batch(self.task, images, labels)
+        require_batch(self.task, theta, images, labels)
         images, labels = contiguous_data(images), contiguous_data(labels)
         plan = self.engine._plan(self.task, len(images))
         # The pull-back to theta shares all its work with phi itself, so it is computed either way.
@@ -231,6 +292,24 @@ class _NativeStudent(Student):
 def _give_back(caches: dict[tuple[int, int], tuple[_Plan, Any]]) -> None:
     for plan, cache in caches.values():
         plan.free.append(cache)
+
+
+def _cut_off(task: Task, blocks: Sequence[int] | None, groups: int) -> list[ConvNetConfig]:
+    """The network up to each of those depths, with a classifier of `groups + 1` classes."""
+    config = config_of(task)
+    depths = (config.depth,) if blocks is None else blocks
+    return [replace(config, depth=depth, classes=groups + 1) for depth in depths]
+
+
+def _with_classifier(config: ConvNetConfig, theta: Tensor, rows: Tensor | None) -> Tensor:
+    """The blocks' parameters out of `theta` `[P]`, and a classifier of these rows above one of zeros, or of zeros."""
+    _, start = blocks_of(config)
+    features = config.width * config.map_sizes[-1] ** 2
+    vector = theta.new_zeros(start + config.classes * (features + 1))
+    vector[:start] = theta[:start]
+    if rows is not None:
+        vector[start : start + rows.numel()] = rows.reshape(-1)
+    return vector
 
 
 def _multiplications(config: ConvNetConfig) -> int:

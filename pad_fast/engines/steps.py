@@ -43,8 +43,13 @@ class Operations:
         return _Family("first", self.naive)
 
     @cached_property
+    def classifier(self) -> Any:
+        """The linear classifier."""
+        return _Family("classifier", self.naive)
+
+    @cached_property
     def head(self) -> Any:
-        """Classifier and cross entropy."""
+        """Cross entropy."""
         return _Family("head", self.naive)
 
     @cached_property
@@ -123,8 +128,7 @@ class Steps:
         for block, w in zip(self.later, self._weights(theta), strict=True):
             z = self.ops.conv.forward(h, w, precision=self.precision)
             h, _ = self.ops.block.forward(z, *_norm(theta, block))
-        w, bias = self._classifier(theta, h)
-        return self.ops.head.logits(h, w, bias)
+        return self._logits(h, theta).sum(0)
 
     def plain(
         self,
@@ -144,7 +148,7 @@ class Steps:
             keep: receives the later blocks' convolution outputs, for :meth:`adjoint`.
 
         Returns:
-            This part's share of the mean loss `[K]`, and its logits `[K, B, classes]`.
+            This part's share of the mean loss `[K]`, and its logits `[parts, K, B, classes]`, to be added up.
         """
         precision = self.precision
         h, first_stats = self.first.forward(x, theta, self.where, precision=precision)
@@ -156,11 +160,11 @@ class Steps:
             if keep is not None:
                 keep.append(z)
             h = o
-        w, bias = self._classifier(theta, h)
-        u = self.ops.head.logits(h, w, bias)
+        u = self._logits(h, theta)
         losses, gu = self.ops.head.loss(u, labels, batch)
-        self.ops.head.weight_grad(gu, h, out, self.classifier, accumulate=accumulate)
-        go = self.ops.head.pull(gu, w, h.shape)
+        go = self.ops.classifier.backward(
+            gu, h, theta, out, self.classifier, precision=precision, accumulate=accumulate
+        )
         while visits:
             block, h, w, z, stats = visits.pop()
             gz = self.ops.block.backward(
@@ -185,6 +189,7 @@ class Steps:
         kept: list[Tensor] | None,
         wants_theta: bool,
         wants_images: bool,
+        wants_labels: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The tangent pass along `v` (8)-(10) and the pass back through it (11)-(19), (24)-(27).
 
@@ -194,7 +199,7 @@ class Steps:
 
         Returns:
             This part's share of phi `[K]`, `d phi / d x` `[K, B, C, H, W]` (or None), and `d phi / d y` of the part
-            `[B, classes]` summed over K (None for hard labels).
+            `[B, classes]` summed over K (or None).
         """
         ops, precision = self.ops, self.precision
         h, hd, first_stats = self.first.tangent(x, theta, v, self.where, precision=precision)
@@ -207,13 +212,21 @@ class Steps:
             o, od, stats = ops.block.tangent(z, zd, *_norm(theta, block), *_norm(v, block))
             visits.append(_Visit(block, h, hd, w, direction, z, zd, stats))
             h, hd = o, od
-        w, bias = self._classifier(theta, h)
-        direction, bias_direction = self._classifier(v, h)
-        u, ud = ops.head.tangent_logits(h, hd, w, bias, direction, bias_direction)
-        phi, gu, gud, gy = ops.head.adjoint(u, ud, labels, batch)
-        if wants_theta:
-            ops.head.weight_grad_dual(gu, gud, h, hd, out, self.classifier, accumulate=accumulate)
-        go, god = ops.head.pull_dual(gu, gud, w, direction, h.shape)
+        classes = self.config.classes
+        u, ud = ops.classifier.tangent_logits(h, hd, theta, v, self.classifier, classes, precision=precision)
+        phi, gu, gud, gy = ops.head.adjoint(u, ud, labels, batch, wants_labels=wants_labels)
+        go, god = ops.classifier.backward_dual(
+            gu,
+            gud,
+            h,
+            hd,
+            theta,
+            v,
+            out if wants_theta else None,
+            self.classifier,
+            precision=precision,
+            accumulate=accumulate,
+        )
         while visits:
             visit = visits.pop()
             block = visit.block
@@ -273,8 +286,8 @@ class Steps:
         layers = [(block.w, block.inputs, block.outputs) for block in self.later]
         return self.ops.conv.pack_all(theta, layers, precision=self.precision)
 
-    def _classifier(self, theta: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        return self.ops.head.pack(theta, self.classifier, self.config.classes, h.shape)
+    def _logits(self, h: Tensor, theta: Tensor) -> Tensor:
+        return self.ops.classifier.logits(h, theta, self.classifier, self.config.classes, precision=self.precision)
 
 
 class _ManyChannels:

@@ -121,9 +121,10 @@ class TritonEngine(Engine):
         """One plain step of K networks in the launches of one."""
 
         def work(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-            return self._gradient(task, theta, images, labels)
+            losses, gradients, logits = self._gradient(task, theta, images, labels)
+            return losses, gradients, _joined([u.sum(0) for u in logits], 1)
 
-        require_batch(task, images, labels)
+        require_batch(task, theta, images, labels)
         inputs = (contiguous_data(theta), images.detach(), labels.detach())
         if self._records(task):
             losses, gradients, logits = self.graphs.call(("step", _kind(task)), work, inputs, task.device)
@@ -137,7 +138,7 @@ class TritonEngine(Engine):
 
     def stacked_forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[K, B, classes]` of K networks in the launches of one."""
-        require_batch(task, images)
+        require_batch(task, theta, images)
         steps, theta, images = self._steps(task), contiguous_data(theta), images.detach()
 
         def run() -> Tensor:
@@ -165,8 +166,8 @@ class TritonEngine(Engine):
         keep: Callable[[], list[Tensor] | None] = lambda: None,
         restart: Callable[[], None] = lambda: None,
         forget: Callable[[], bool] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses `[K]`, gradients `[K, P]` and logits `[K, B, classes]`.
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Losses `[K]`, gradients `[K, P]`, and the logits of every part of the batch as :meth:`Steps.plain` has them.
 
         Args:
             images: `[K, B, C, H, W]`, which may be expanded over K.
@@ -179,7 +180,7 @@ class TritonEngine(Engine):
         steps = self._steps(task)
         gradients = torch.zeros_like(theta) if out is None else out
 
-        def run() -> tuple[Tensor, Tensor, Tensor]:
+        def run() -> tuple[Tensor, Tensor, list[Tensor]]:
             restart()
             shares: list[Tensor] = []
             logits: list[Tensor] = []
@@ -190,7 +191,7 @@ class TritonEngine(Engine):
                 )
                 shares.append(share)
                 logits.append(u)
-            return _sum(shares), gradients, _joined(logits, 1)
+            return _sum(shares), gradients, logits
 
         return self._within_memory(task, run, forget)
 
@@ -274,7 +275,7 @@ class _TritonStudent(Student):
         self.pulled: Tensor | None = None
 
     def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        require_batch(self.task, images, labels)
+        require_batch(self.task, theta, images, labels)
         size = self.steps.kept_bytes(len(theta), len(images), images.element_size())
         images = _stacked(contiguous_data(images), len(theta))
 
@@ -311,7 +312,7 @@ class _TritonStudent(Student):
         wants_images: bool,
         wants_labels: bool,
     ) -> Adjoint:
-        require_batch(self.task, images, labels)
+        require_batch(self.task, theta, images, labels)
         trajectories, direction = len(theta), contiguous_data(direction)
         images = _stacked(contiguous_data(images), trajectories)
         if self.pulled is None:
@@ -336,6 +337,7 @@ class _TritonStudent(Student):
                     kept=None if kept is None else kept.parts[index],
                     wants_theta=wants_theta,
                     wants_images=wants_images,
+                    wants_labels=wants_labels,
                 )
                 phis.append(phi)
                 if gx is not None:
@@ -346,7 +348,7 @@ class _TritonStudent(Student):
                 _sum(phis),
                 out if wants_theta else None,
                 _joined(for_images, 0) if wants_images else None,
-                _joined(for_labels, 0) if wants_labels and for_labels else None,
+                _joined(for_labels, 0) if for_labels else None,
             )
 
         return self.engine._within_memory(self.task, run, self._forget)
@@ -415,12 +417,20 @@ class KernelDistance:
             return self.engine.operations.matching.distance(end, start, target, first_kept=first_kept, dropped=dropped)
 
     def gradients(
-        self, end: Tensor, start: Tensor, target: Tensor, grad: Tensor, *, first_kept: int, dropped: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        end: Tensor,
+        start: Tensor,
+        target: Tensor,
+        grad: Tensor,
+        *,
+        first_kept: int,
+        dropped: int,
+        wants: Sequence[bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients in `end`, `start` and `target`."""
         with on(end.device):
             return self.engine.operations.matching.distance_gradients(
-                end, start, target, grad, first_kept=first_kept, dropped=dropped
+                end, start, target, grad, first_kept=first_kept, dropped=dropped, wants=wants
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,10 +15,6 @@ from ..errors import InputError
 from ..optimizers import SGD
 from ..rng import generator
 from ..training import NetworkSpec, Trainer, shuffled_batches
-
-
-class Stopped(Exception):
-    """The evaluation this network belongs to has ended without it."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +73,15 @@ class Network:
         *,
         device: torch.device,
         backend: str,
-        stopped: Callable[[], bool] = bool,
-    ) -> Trainer:
-        """Train it.
+    ) -> Generator[None, None, Trainer]:
+        """Train it, epoch by epoch: yields after each, and returns the trained network.
 
         Args:
             images: normalised `[N, C, H, W]` on `device`.
             targets: label logits `[N, classes]` (soft), or classes int64 `[N]`.
-            stopped: asked once an epoch.
 
         Raises:
             InputError: training diverged.
-            Stopped: `stopped()` said so.
         """
         trainer = Trainer(self.spec.build(self.seed, *self.names), device=device, backend=backend)
         augment = DSA(recipe.dsa, mode=recipe.dsa_mode)
@@ -96,14 +89,14 @@ class Network:
         everything = torch.arange(len(images), device=device)
         optimizer = recipe.optimizer()
         for epoch in range(recipe.epochs):
-            if stopped():
-                raise Stopped
             if epoch == recipe.halfway:
                 optimizer = recipe.optimizer(0.1)
             batches = shuffled_batches(everything, recipe.batch, draws)
             loss = trainer.epoch(images, targets, batches, optimizer, partial(augment, generator=draws))
-            if not math.isfinite(loss) or not bool(trainer.theta.isfinite().all()):
+            # Parameters that are not finite show in the next epoch's loss.
+            if not math.isfinite(loss) or (epoch == recipe.epochs - 1 and not bool(trainer.theta.isfinite().all())):
                 raise InputError(
                     f"training on {self.purpose} diverged in epoch {epoch} with learning rate {recipe.lr:g}; lower lr"
                 )
+            yield
         return trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from ..errors import InputError
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1); the latter is 0 for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    """Mean and standard deviation (n - 1); the latter is 0 for a single value. Of NaN, NaN."""
+    mean = statistics.fmean(values)
+    if not math.isfinite(mean):
+        return mean, math.nan
+    return mean, statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from ..engines import Engine, Task, select
 from ..errors import ConfigError, DatasetError
 from ..progress import Progress
 from ..scoring import Difficulty, score
-from ..training import NetworkSpec
+from ..training import NetworkSpec, Trainer
 from .network import Network, Recipe
 from .results import Results, digest, key_of
 from .robustness import robust_scores
 from .rows import AccuracyRow, EvaluationReport, RobustScore
 from .sets import FULL, RANDOM, RANDOM_SOFT, RealImages, TrainingSet, baseline_names
-from .side_by_side import side_by_side
+from .side_by_side import Work, side_by_side
 
 Distilled = DistilledDataset | str | os.PathLike[str]
 
@@ -122,12 +122,12 @@ def evaluate(
     full_recipe = replace(recipe, epochs=full_epochs)
     sized = robust or any(name != "full" for name in wanted)
     counts = first.labels.bincount(minlength=data.classes).tolist() if sized else []
-    real = RealImages(data, trial.images, trial.labels, counts, trial.origin, seed)
+    real = RealImages(data, trial.normalization, trial.device, counts, seed)
     rows: list[TrainingSet] = []
     if "random" in wanted or robust:
         rows.append(real.random(recipe))
     if "easiest" in wanted:
-        rows.append(real.easiest(recipe, _difficulty(difficulty, first, own, trial, cache_dir)))
+        rows.append(real.easiest(recipe, _difficulty(difficulty, first, own, real, trial, cache_dir)))
     if "kmeans" in wanted:
         rows.append(real.kmeans(recipe))
     rows += [_own_row(name, each, recipe_of(each), trial.device) for name, each in sets.items()]
@@ -138,7 +138,7 @@ def evaluate(
         jobs += _jobs(rows, spec, repeats, seed)
         if robust:
             soft = any(each.label_logits is not None for each in sets.values())
-            teacher = trial.teacher(spec, real.full(full_recipe)) if soft else None
+            teacher = trial.teacher(spec, real.full(full_recipe), real.images) if soft else None
             extra = [*_robust_rows(real, sets, recipe_of, teacher, trial.device)]
             jobs += _jobs(extra, spec, repeats, seed)
     accuracy = trial.accuracies(jobs)
@@ -167,12 +167,10 @@ def _jobs(rows: Sequence[TrainingSet], spec: NetworkSpec, repeats: int, seed: in
 
 
 class _Trial:
-    """The real data where networks are trained, and the results so far.
+    """The real data, where networks are trained, and the results so far.
 
     Attributes:
-        images, labels: normalised training images `[N, C, H, W]` and their classes `[N]`.
-        test: the same of the test set.
-        origin: names data and normalisation.
+        test: normalised test images `[N, C, H, W]` and their classes `[N]`.
     """
 
     def __init__(
@@ -189,19 +187,16 @@ class _Trial:
         self.data, self.normalization = data, normalization
         self.seed, self.device, self.backend = seed, device, backend
         self.results, self.progress = results, progress
-        self.images = normalization.apply(data.train_images).to(device)
-        self.labels = data.train_labels.to(device)
         self.test = normalization.apply(data.test_images).to(device), data.test_labels.to(device)
-        state = normalization.state()
+        self._tested_on = digest(*self.test)
         self._engines: dict[NetworkSpec, Engine] = {}
-        self.origin = f"{data.fingerprint} {digest(*(state[name] for name in sorted(state)))}"
 
     def describe(self, job: _Job) -> dict[str, Any]:
         """Everything the result of a job depends on, besides versions."""
         network = vars(job.network) | {"spec": vars(job.network.spec)}
         return {
             "trained_on": job.trained_on.digest,
-            "tested_on": self.origin,
+            "tested_on": self._tested_on,
             "network": network,
             "recipe": vars(job.trained_on.recipe),
             "device": self.device.type,
@@ -236,38 +231,40 @@ class _Trial:
         group.sum_(values)
         return dict(zip(dealt, values.tolist(), strict=True))
 
-    def teacher(self, spec: NetworkSpec, full: TrainingSet) -> Tensor:
-        """Logits `[N, classes]` of the training images under network 0 of the full set, which soft labels come from."""
+    def teacher(self, spec: NetworkSpec, full: TrainingSet, images: Tensor) -> Tensor:
+        """Logits `[N, classes]` of all training images under network 0 of the full set: where soft labels come from."""
         job = _Job(full, Network(spec, self.seed, full.purpose, 0))
         described = self.describe(job)
         known = self.results.get({**described, "result": "training logits"})
         if known is None:
             self.progress.say(f"evaluate: training a {spec.model} on the full set, whose outputs label random images")
-            trainer = job.network.train(*full.take(0), full.recipe, device=self.device, backend=self.backend)
-            self.results.put(described, accuracy=_scalar(trainer.accuracy(*self.test)))
-            known = {"logits": trainer.logits(self.images).cpu()}
+
+            def run(_: None) -> Work[Tensor]:
+                trainer = yield from self._train(job, full.take(0))
+                self._test(job, trainer)
+                return trainer.logits(images).cpu()
+
+            known = {"logits": next(side_by_side(run, [None], workers=1))}
             self.results.put({**described, "result": "training logits"}, **known)
         return known["logits"].to(self.device)
 
     def _run(self, jobs: Sequence[_Job], places: Sequence[int], workers: int) -> Iterator[tuple[int, float]]:
         taken = ((place, jobs[place].trained_on.take(jobs[place].network.index)) for place in places)
 
-        def run(item: tuple[int, tuple[Tensor, Tensor]], stopped: Callable[[], bool]) -> tuple[int, float]:
-            place, (images, targets) = item
-            job = jobs[place]
-            trainer = job.network.train(
-                images,
-                targets,
-                job.trained_on.recipe,
-                device=self.device,
-                backend=self.backend,
-                stopped=stopped,
-            )
-            accuracy = trainer.accuracy(*self.test)
-            self.results.put(self.describe(job), accuracy=_scalar(accuracy))
-            return place, accuracy
+        def run(item: tuple[int, tuple[Tensor, Tensor]]) -> Work[tuple[int, float]]:
+            place, taken = item
+            trainer = yield from self._train(jobs[place], taken)
+            return place, self._test(jobs[place], trainer)
 
         return side_by_side(run, taken, workers=workers)
+
+    def _train(self, job: _Job, taken: tuple[Tensor, Tensor]) -> Work[Trainer]:
+        return job.network.train(*taken, job.trained_on.recipe, device=self.device, backend=self.backend)
+
+    def _test(self, job: _Job, trainer: Trainer) -> float:
+        accuracy = trainer.accuracy(*self.test)
+        self.results.put(self.describe(job), accuracy=torch.tensor(accuracy, dtype=torch.float64))
+        return accuracy
 
     def _side_by_side(self, job: _Job) -> bool:
         spec = job.network.spec
@@ -275,10 +272,6 @@ class _Trial:
             task = Task(spec.build(self.seed, "probe"), self.device, torch.float32)
             self._engines[spec] = select(self.backend, task)
         return self.device.type == "cpu" and self._engines[spec].side_by_side
-
-
-def _scalar(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 def _by_name(distilled: Distilled | Mapping[str, Distilled]) -> dict[str, DistilledDataset]:
@@ -368,6 +361,7 @@ def _difficulty(
     given: Difficulty | str | os.PathLike[str] | None,
     distilled: DistilledDataset,
     model: str,
+    real: RealImages,
     trial: _Trial,
     cache_dir: str | os.PathLike[str] | None,
 ) -> Difficulty:
@@ -378,7 +372,7 @@ def _difficulty(
         return difficulty
     named = ("score_networks", "score_epochs", "score_batch", "score_lr")
     settings = {name.removeprefix("score_"): distilled.config[name] for name in named if name in distilled.config}
-    described = {"data": trial.origin, "model": model, "seed": trial.seed, "backend": trial.backend, **settings}
+    described = {"data": real.origin, "model": model, "seed": trial.seed, "backend": trial.backend, **settings}
     return score(
         trial.data,
         model=model,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data import ImageDataset
+from ..data import ImageDataset, Normalization
 from ..errors import ConfigError, DatasetError, nearest
 from ..rng import derive_seed, generator
 from ..scoring import Difficulty
@@ -62,20 +62,23 @@ class RealImages:
     """The baselines: subsets and summaries of the training set, normalised like the distilled images.
 
     Args:
-        data: the real data.
-        images: its normalised training images `[N, C, H, W]`, and `labels` `[N]`, where networks are trained.
+        data: the real data; `normalization` of its images, which are brought to `device` when they are needed.
         counts: images per class of the distilled set.
-        origin: names data and normalisation in digests.
 
     Raises:
         DatasetError: a class has fewer images than the distilled set.
     """
 
     def __init__(
-        self, data: ImageDataset, images: Tensor, labels: Tensor, counts: Sequence[int], origin: str, seed: int
+        self,
+        data: ImageDataset,
+        normalization: Normalization,
+        device: torch.device,
+        counts: Sequence[int],
+        seed: int,
     ) -> None:
-        self.data, self.images, self.labels = data, images, labels
-        self.counts, self.origin, self.seed = tuple(counts), origin, seed
+        self.data, self.normalization, self.device = data, normalization, device
+        self.counts, self.seed = tuple(counts), seed
         for label, count in enumerate(self.counts):
             size = len(data.images_of_class(label))
             if count > size:
@@ -84,11 +87,27 @@ class RealImages:
                     f"only {size}: no real images of the same number; use baselines='full' or baselines=False"
                 )
 
+    @functools.cached_property
+    def images(self) -> Tensor:
+        """Normalised training images `[N, C, H, W]`."""
+        return self.normalization.apply(self.data.train_images).to(self.device)
+
+    @functools.cached_property
+    def labels(self) -> Tensor:
+        """Their classes `[N]`."""
+        return self.data.train_labels.to(self.device)
+
+    @functools.cached_property
+    def origin(self) -> str:
+        """Names data and normalisation."""
+        state = self.normalization.state()
+        return f"{self.data.fingerprint} {digest(*(state[name] for name in sorted(state)))}"
+
     def random(self, recipe: Recipe, *, teacher: Tensor | None = None) -> TrainingSet:
         """Another draw for each network; soft labels where a teacher's logits `[N, classes]` are given."""
 
         def take(index: int) -> tuple[Tensor, Tensor]:
-            rows = self._random_rows(index).to(self.images.device)
+            rows = self._random_rows(index).to(self.device)
             return self.images[rows], (self.labels if teacher is None else teacher)[rows]
 
         if teacher is None:
@@ -100,7 +119,7 @@ class RealImages:
         rows = torch.cat([order[:count] for order, count in zip(difficulty.order, self.counts, strict=True)])
 
         def take(index: int) -> tuple[Tensor, Tensor]:
-            here = rows.to(self.images.device)
+            here = rows.to(self.device)
             return self.images[here], self.labels[here]
 
         return self._set(EASIEST, EASIEST, recipe, take, ",".join(map(str, rows.tolist())))
@@ -116,13 +135,13 @@ class RealImages:
             found = []
             for label, count in enumerate(self.counts):
                 if count:
-                    rows = self.data.images_of_class(label).to(self.images.device)
+                    rows = self.data.images_of_class(label).to(self.device)
                     state = derive_seed(self.seed, KMEANS, label) % 2**32
                     means = KMeans(count, n_init=1, random_state=state).fit(self.images[rows].flatten(1).cpu().numpy())
                     found.append(torch.from_numpy(means.cluster_centers_))
             images = torch.cat(found).to(self.images).view(-1, *self.images.shape[1:])
             labels = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
-            return images, labels.to(self.images.device)
+            return images, labels.to(self.device)
 
         return self._set(KMEANS, KMEANS, recipe, lambda index: centres())
 

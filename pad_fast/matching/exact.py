@@ -218,22 +218,30 @@ class Recursion(Passes):
             self.draws.verify()
         unroll.reduce.sum_(sum_images, sum_labels, phis if wants.lr else None)
         return (
-            grad_start + v if wants.start else None,
-            grad_target if wants.target else None,
+            None if grad_start is None else grad_start + v,
+            grad_target,
             None if sum_images is None else sum_images.mul_(-lr),
             None if sum_labels is None else sum_labels.mul_(-lr),
             -phis.sum().to(lr.dtype).reshape(lr.shape) if wants.lr else None,
         )
 
-    def _distance_gradients(self, inputs: Inputs, grad_loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _distance_gradients(self, inputs: Inputs, grad_loss: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """By where the student landed, and where wanted by start and target."""
         first_kept, dropped = self.unroll.first_kept, self.unroll.dropped
         vectors = (self.visited[-1], inputs.theta_start, inputs.theta_target)
+        wants = (True, self.wants.start, self.wants.target)
         if self.unroll.engine.distance is not None:
-            return self.unroll.engine.distance.gradients(*vectors, grad_loss, first_kept=first_kept, dropped=dropped)
+            v, start, target = self.unroll.engine.distance.gradients(
+                *vectors, grad_loss, first_kept=first_kept, dropped=dropped, wants=wants
+            )
+            assert v is not None  # it was asked for
+            return v, start, target
         with torch.enable_grad():
-            ends = [vector.detach().requires_grad_() for vector in vectors]
+            ends = [vector.detach().requires_grad_(wanted) for vector, wanted in zip(vectors, wants, strict=True)]
             distance = normalized_distance(*ends, first_kept=first_kept, dropped=dropped)
-            v, start, target = torch.autograd.grad(distance, ends, grad_loss)
+            found = iter(torch.autograd.grad(distance, [end for end in ends if end.requires_grad], grad_loss))
+        v, start, target = (next(found) if wanted else None for wanted in wants)
+        assert v is not None  # it was asked for
         return v, start, target
 
 

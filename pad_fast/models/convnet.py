@@ -127,6 +127,20 @@ class ConvNet(ImageNetwork):
         maps: Tensor = self.features(x)
         return maps.flatten(1)
 
+    def block_maps(self, x: Tensor) -> list[Tensor]:
+        """The output of every block [N, width, side, side], first to last, of images [N, C, H, W].
+
+        Raises:
+            InputError: the images do not have the channels or the size this network was built for.
+        """
+        self.check_images(x)
+        maps: list[Tensor] = []
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):
+                maps.append(x)
+            x = layer(x)
+        return [*maps[1:], x]
+
 
 def largest_depth(channels: int, resolution: int) -> int:
     """The largest ConvNet depth whose pooling leaves at least one pixel of such an image."""

@@ -72,6 +72,18 @@ class FlatNetwork:
             return self.module(images, flat_param=theta)
         return torch.func.functional_call(self.module, self.unflatten(theta), (images,))
 
+    def features(self, theta: Tensor, images: Tensor, blocks: Sequence[int] | None = None) -> list[Tensor]:
+        """Flattened maps `[B, F_d]` behind the first d blocks of a ConvNet, for each d of `blocks`.
+
+        None asks for the classifier's inputs alone, which every network of ours offers.
+
+        Raises:
+            InputError: the module does not offer them.
+        """
+        inside = _Features(self.module, blocks)
+        parameters = {f"module.{name}": piece for name, piece in self.unflatten(theta).items()}
+        return torch.func.functional_call(inside, parameters, (images,))
+
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """Views of `theta` `[P]` under the module's parameter names."""
         pieces = theta.split(self.sizes)
@@ -124,6 +136,23 @@ class FlatNetwork:
             with torch.no_grad():
                 for buffer, value in saved:
                     buffer.copy_(value)
+
+
+class _Features(nn.Module):
+    """A network up to its features, callable with other parameters."""
+
+    def __init__(self, module: nn.Module, blocks: Sequence[int] | None) -> None:
+        super().__init__()
+        self.module, self.blocks = module, blocks
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        if self.blocks is None:
+            return [embed(self.module, images)]
+        method: Callable[[Tensor], list[Tensor]] | None = getattr(self.module, "block_maps", None)
+        if method is None:
+            raise InputError(f"{type(self.module).__name__} has no blocks to look behind; use a ConvNet")
+        maps = method(images)
+        return [maps[depth - 1].flatten(1) for depth in self.blocks]
 
 
 def embed(module: nn.Module, images: Tensor) -> Tensor:

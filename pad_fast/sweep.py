@@ -1,0 +1,295 @@
+"""A grid of runs over what is pruned (FIEx) and what is masked (FIEm), and the chart of accuracy against both ratios.
+
+OUT/
+  runs/<cell>/   one run of :func:`pad_fast.distill` each, with all its files
+  cache/         difficulty scores and experts, made once for all runs that need the same
+  sweep.json     every cell with the accuracy of every network
+  sweep.md, sweep.html
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from . import files
+from .charts import Line, line_chart
+from .config import Config, override
+from .data import load_dataset
+from .device import resolve_device
+from .errors import ConfigError, nearest
+from .page import hint, page, section, table
+from .pipeline import Pipeline
+from .presets import make_settings
+from .progress import Progress
+from .stages import FILE as TIMING
+from .stages import read_timing
+
+NONE = ("none", 0.0)
+Setting = tuple[str, float]
+"""A kind and its ratio, such as ("hardest", 0.2) or ("depth", 0.25); ("none", 0.0)."""
+
+_PRUNES = ("hardest", "easiest")
+_MASKS = ("depth", "layers", "loss")
+_COLOURS = 8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    prune: Setting
+    mask: Setting
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return f"prune-{'-'.join(_words(self.prune))}_mask-{'-'.join(_words(self.mask))}_seed-{self.seed}"
+
+    def config(self, base: Config) -> Config:
+        """`base` with this cell's settings."""
+        kind, ratio = self.prune
+        # Dropping nothing needs no scores.
+        prune = f"{kind}:{ratio:g}" if ratio else "none"
+        return override(base, {"prune": prune, "mask": self.mask[0], "mask_ratio": self.mask[1], "seed": self.seed})
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a finished grid has measured.
+
+    Attributes:
+        method, dataset, ipc: what was run.
+        accuracies: percent, one number for each network of each seed, per prune and mask setting.
+    """
+
+    method: str
+    dataset: str
+    ipc: int
+    accuracies: Mapping[tuple[Setting, Setting], tuple[float, ...]]
+
+    def table(self) -> str:
+        """Rows are what was pruned, columns what was masked: mean and standard deviation over seeds and networks."""
+        prunes, masks = self.axes()
+        lines = ["| pruned \\ masked | " + " | ".join(" ".join(_words(mask)) for mask in masks) + " |"]
+        lines.append("|---" * (len(masks) + 1) + "|")
+        for prune in prunes:
+            cells = [_mean_and_spread(self.accuracies[prune, mask]) for mask in masks]
+            texts = [f"{mean:.1f} ± {spread:.1f}" for mean, spread in cells]
+            lines.append(f"| {' '.join(_words(prune))} | " + " | ".join(texts) + " |")
+        return "\n".join(lines)
+
+    def axes(self) -> tuple[list[Setting], list[Setting]]:
+        """What was pruned, and what was masked, in the order asked for."""
+        return list(dict.fromkeys(p for p, _ in self.accuracies)), list(dict.fromkeys(m for _, m in self.accuracies))
+
+    def page(self) -> str:
+        """The charts and the table as one HTML page."""
+        prunes, masks = self.axes()
+        sections = []
+        for heading, x_label, kinds, flip in (
+            ("What pruning does (FIEx)", "fraction of every class left out", _PRUNES, False),
+            ("What masking does (FIEm)", "fraction of the depth left out", ("depth", "loss"), True),
+            ("What masking layers does (FIEm)", "layers left out", ("layers",), True),
+        ):
+            lines = self._lines(kinds, flip)
+            if any(len(line.x) > 1 for line in lines):
+                chart = line_chart(
+                    lines,
+                    x_label=x_label,
+                    y_label="test accuracy, %",
+                    description=f"{heading}: test accuracy against the {x_label}",
+                    whole=kinds == ("layers",),
+                )
+                sections.append(section(heading, chart))
+        networks = sorted({len(values) for values in self.accuracies.values()})
+        header, _, *rows = [line.strip("| ").split(" | ") for line in self.table().splitlines()]
+        note = hint(f"Mean ± standard deviation over {' or '.join(map(str, networks))} networks.")
+        sections.append(section("Every cell", table(header, rows) + note))
+        return page(f"{self.method.upper()} on {self.dataset}, {self.ipc} per class", "", sections)
+
+    def _lines(self, kinds: Sequence[str], flip: bool) -> list[Line]:
+        """A curve over the ratios of each of these kinds, for every setting on the other axis."""
+        own, others = reversed(self.axes()) if flip else self.axes()
+        lines: list[Line] = []
+        for kind, other in product([kind for kind in kinds if kind in {k for k, _ in own}], others):
+            points = sorted((ratio, (k, ratio)) for k, ratio in own if k == kind)
+            # Leaving out nothing is no mask, except to DM, whose criterion then sums over all blocks.
+            if NONE in own and points[0][0] > 0 and not (flip and self.method == "dm"):
+                points.insert(0, (0.0, NONE))
+            values = [self.accuracies[(other, at) if flip else (at, other)] for _, at in points]
+            found = [_mean_and_spread(each) for each in values]
+            label = f"{kind}, {'pruned' if flip else 'masked'}: {' '.join(_words(other))}"
+            style = f"series c{len(lines) % _COLOURS}"
+            lines.append(Line([x for x, _ in points], [m for m, _ in found], label, style, [s for _, s in found]))
+        return lines
+
+
+def parse_axis(texts: Iterable[str], kinds: Sequence[str], what: str) -> list[Setting]:
+    """Settings out of "none", "hardest:0,0.1,0.2" and the like.
+
+    Raises:
+        ConfigError: another form, an unknown kind, or the same setting twice.
+
+    Example:
+        >>> parse_axis(["none", "hardest:0.1,0.2"], ("hardest", "easiest"), "prune")
+        [('none', 0.0), ('hardest', 0.1), ('hardest', 0.2)]
+    """
+    found: list[Setting] = []
+    for text in texts:
+        if text == "none":
+            found.append(NONE)
+            continue
+        kind, _, numbers = text.partition(":")
+        if kind not in kinds:
+            raise ConfigError(
+                f"{what} {text!r} is not understood; write none, or one of {', '.join(kinds)} with ratios, such as "
+                f"{kinds[0]}:0,0.1,0.2.{nearest(kind, kinds)}"
+            )
+        try:
+            found += [(kind, float(number)) for number in numbers.split(",")]
+        except ValueError:
+            raise ConfigError(
+                f"{what} {text!r} has {numbers!r} where ratios are expected; write {kind}:0,0.1,0.2"
+            ) from None
+    twice = [setting for setting in found if found.count(setting) > 1]
+    if twice:
+        raise ConfigError(f"{what} {' '.join(_words(twice[0]))} is asked for twice; name every setting once")
+    return found
+
+
+def sweep(
+    dataset: str = "digits",
+    *,
+    out: str | os.PathLike[str],
+    prune: Sequence[str] = ("none",),
+    mask: Sequence[str] = ("none",),
+    seeds: Sequence[int] = (0,),
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    part: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> SweepResult | None:
+    """Run `distill` for every combination of what is pruned, what is masked and which seed.
+
+    Runs that are finished are reused and begun ones continued, so that repeating a killed sweep completes it. Scores
+    and experts are made once for all runs that need the same.
+
+    Args:
+        dataset: by name; see :func:`pad_fast.distill`, also for `config`, `preset`, `data_dir` and `device`.
+        out: folder of the sweep.
+        prune: "none", "hardest:0,0.1,0.2", "easiest:0.1" and the like.
+        mask: "none", "depth:0,0.25,0.5", "layers:1,2", and for trajectory matching "loss:0.5".
+        seeds: error bars are over these and the `eval_networks` of each.
+        overwrite: replace runs in `out` that have other settings.
+        part: (i, n): do every n-th part of the runs, beginning with the i-th; from RANK and WORLD_SIZE, as torchrun
+            sets them, when None. Whoever finds all runs finished writes the result.
+        **overrides: any field of :class:`Config`; the method above all.
+
+    Returns:
+        The result, or None while another process has runs to do.
+
+    Raises:
+        InputError: settings that cannot be used, before any work.
+    """
+    progress = progress or Progress()
+    out = Path(out)
+    written = dict(config) if isinstance(config, Mapping) else {}
+    file = os.fspath(config) if isinstance(config, str | os.PathLike) else None
+    # Baselines are the same in every cell, and their cost many times a cell's.
+    arguments = {"eval_baselines": False, **written, **overrides}
+    if dataset != "digits":
+        arguments["dataset"] = dataset
+    settings = make_settings(preset_name=preset, file=file, overrides=arguments)
+    prunes, masks = parse_axis(prune, _PRUNES, "prune"), parse_axis(mask, _MASKS, "mask")
+    cells = [Cell(*each) for each in product(prunes, masks, dict.fromkeys(seeds))]
+    configs = {cell: cell.config(settings.config) for cell in cells}
+    where = _own_gpu(resolve_device(device if device != "auto" else settings.device))
+    index, count = _part() if part is None else part
+    if not 0 <= index < count:
+        raise ConfigError(f"part is ({index}, {count}); the first number counts from 0 and is below the second")
+    data = load_dataset(
+        settings.config.dataset, data_dir=data_dir or settings.data_dir, resolution=settings.config.resolution
+    )
+    pipelines = {}
+    for cell in cells:
+        folder = out / "runs" / cell.name
+        pipelines[cell] = Pipeline(
+            configs[cell], folder, where, progress, resume=True, overwrite=overwrite, cache=out / "cache"
+        )
+        pipelines[cell].require_usable(data)  # every cell, before the first of them runs
+    for cell in _share(cells, settings.config.uses_experts, index, count):
+        progress.say(f"sweep: {cell.name} ({cells.index(cell) + 1} of {len(cells)})")
+        pipelines[cell].run(data, None)
+    found = _collect(out, cells, configs)
+    if found is None:
+        progress.say("sweep: other processes have runs to do; whoever comes last writes the result")
+        return None
+    result = SweepResult(settings.config.method, settings.config.dataset, settings.config.ipc, found)
+    rows = [
+        {"prune": prune, "mask": mask, "accuracies": values, "networks": len(values)}
+        for (prune, mask), values in found.items()
+    ]
+    shared = replace(settings.config, prune="none", mask="none", mask_ratio=0.0)
+    files.write_json(out / "sweep.json", {"settings": asdict(shared), "seeds": list(seeds), "cells": rows})
+    files.write_text(out / "sweep.md", result.table() + "\n")
+    files.write_text(out / "sweep.html", result.page())
+    return result
+
+
+def _share(cells: Sequence[Cell], uses_experts: bool, index: int, count: int) -> list[Cell]:
+    """The cells of one process. Those that need the same experts stay together, so that nobody waits for them."""
+    if not uses_experts:
+        return list(cells[index::count])
+    groups = list(dict.fromkeys((cell.prune, cell.seed) for cell in cells))
+    return [cell for cell in cells if groups.index((cell.prune, cell.seed)) % count == index]
+
+
+def _collect(
+    out: Path, cells: Sequence[Cell], configs: Mapping[Cell, Config]
+) -> dict[tuple[Setting, Setting], tuple[float, ...]] | None:
+    """Accuracies of the distilled sets, or None while a run is missing or was made with other settings."""
+    found: dict[tuple[Setting, Setting], tuple[float, ...]] = {}
+    for cell in cells:
+        folder = out / "runs" / cell.name
+        if not (folder / TIMING).exists() or not read_timing(folder).finished:
+            return None
+        described = files.read_json(folder / "run.json", "run description")
+        if any(described.get(name) != value for name, value in configs[cell].describe().items()):
+            return None
+        rows = files.read_json(folder / "evaluation.json", "evaluation")["rows"]
+        mine = next(row for row in rows if row["name"] == configs[cell].method.upper())
+        key = (cell.prune, cell.mask)
+        found[key] = (*found.get(key, ()), *mine["accuracies"])
+    return found
+
+
+def _part() -> tuple[int, int]:
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """Of several processes on a machine, each takes the GPU with its number, in turn."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+def _words(setting: Setting) -> tuple[str, ...]:
+    return (setting[0],) if setting == NONE else (setting[0], f"{setting[1]:g}")
+
+
+def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    return fmean(values), stdev(values) if len(values) > 1 else 0.0
