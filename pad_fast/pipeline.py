@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -216,9 +216,13 @@ class Pipeline:
             for tracker in trackers:
                 tracker.close()
 
-    def _alone(self, stage: str) -> AbstractContextManager[None]:
-        """Held while a stage that other runs share is looked up or made."""
-        return files.locked(self.cache / f"{stage}.lock") if self.shared else nullcontext()
+    @contextmanager
+    def _alone(self, stage: str) -> Iterator[None]:
+        """Held while a stage that other runs share is looked up or made; rank 0 holds it for all ranks."""
+        group = distributed.group()
+        with files.locked(self.cache / f"{stage}.lock") if self.shared and group.main else nullcontext():
+            group.wait("rank 0 to have the cache to itself")
+            yield
 
     # -- checks before any work ------------------------------------------------------------------------------------
 
@@ -340,6 +344,8 @@ class Pipeline:
         if folder.exists() and len(ExpertStore.open(folder)) >= config.num_experts:
             self.progress.say(f"experts: reusing {folder} (same settings)")
             self.stages.reused()
+        # Before any of them begins: a store in the making has gaps, which are an error to whoever only reads it.
+        distributed.group().wait("the other ranks to look for experts")
         store = train_as_configured(config, data, normalization, difficulty, folder, self.device, self.progress)
         return store.first(config.num_experts)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 # Under torchrun a kernel's module may be imported before any test's conftest.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -28,6 +29,7 @@ from pad_fast import (
     evaluate,
     native,
     score,
+    train_experts,
     trajectory_matching_loss,
 )
 from pad_fast.config import Config
@@ -38,6 +40,7 @@ from pad_fast.engines.registry import _engines
 from pad_fast.engines.steps import Operations
 from pad_fast.engines.triton import TritonEngine
 from pad_fast.errors import PadFastError, RankError
+from pad_fast.experts.train import ExpertTraining
 from pad_fast.models import FlatNetwork
 
 from .small import MODEL, QUIET, small_data
@@ -201,6 +204,21 @@ def scored(folder: Path) -> dict[str, Tensor]:
     return {"scores": difficulty.scores, "order": torch.cat(list(difficulty.order)), "accuracies": accuracies}
 
 
+def experts(folder: Path) -> dict[str, Any]:
+    """A store that the ranks fill together, file by file, and which of it this rank has trained."""
+    trained = []
+    original = ExpertTraining.train_one
+
+    def record(self: ExpertTraining, index: int) -> Any:
+        trained.append(index)
+        return original(self, index)
+
+    with mock.patch.object(ExpertTraining, "train_one", record):
+        train_experts(small_data(), out=folder, experts=5, model=MODEL, epochs=3, batch=16, lr=0.05, progress=QUIET)
+    stored = {path.name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in folder.iterdir()}
+    return {"stored": stored, "trained": trained}
+
+
 def everything(folder: Path, shared: Path) -> dict[str, Any]:
     """All of the above.
 
@@ -217,6 +235,7 @@ def everything(folder: Path, shared: Path) -> dict[str, Any]:
             for dtype in (torch.float64, torch.float32)
         },
         "scored": scored(shared / "networks"),
+        "experts": experts(shared / "experts"),
     }
 
 

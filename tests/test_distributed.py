@@ -30,7 +30,7 @@ from .settings import SMALL, flags
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch was built without gloo")
 
 DOUBLE = 1e-9  # relative L2 in float64; worst seen 2e-14
-SINGLE = 1e-5  # in float32, after eight iterations, of the change of the images; worst seen 8e-7
+SINGLE = 1e-5  # in float32, after eight iterations, of the change of the images; worst seen 3e-6
 RUN = {**SMALL, "trajectories": 2, "num_experts": 3, "iterations": 40, "checkpoint_every": 10}
 
 
@@ -102,7 +102,7 @@ def test_all_ranks_hold_the_same_bits(found):
         else:
             assert torch.equal(one, other), name
 
-    for name in found[2]:
+    for name in ("gradients", "distilled", "scored"):
         compare(found[0][name], found[1][name], name)
 
 
@@ -127,6 +127,14 @@ def test_two_ranks_distil_the_images_of_one(found, split, dtype, tolerance):
 def test_scores_and_evaluations_are_those_of_one_process(found):
     for name, expected in found[2]["scored"].items():
         assert torch.equal(found[0]["scored"][name], expected), name
+
+
+def test_ranks_fill_one_store_with_the_experts_of_one_process(found):
+    first, second, alone = (each["experts"] for each in found)
+    assert sorted(first["trained"] + second["trained"]) == alone["trained"] == list(range(5)), "trained twice or never"
+    assert len(alone["stored"]) == 6 and first["stored"].keys() == alone["stored"].keys()
+    for name, expected in alone["stored"].items():
+        assert torch.equal(first["stored"][name], expected), name
 
 
 def test_what_cannot_be_divided_is_refused(found):
@@ -280,11 +288,13 @@ def test_a_killed_rank_ends_the_run_and_it_can_be_resumed(undisturbed, tmp_path,
     assert status == 2 and f"pad-fast, rank {1 - victim}: error: rank {1 - victim} of 2 lost another rank" in messages
     assert "--resume" in messages
     iterations = int(json.loads(read_header(out / "checkpoint"))["iteration"])
-    # The main rank saves where it has come to; when it is the one that died, its last checkpoint is there.
-    assert 13 <= iterations < 40 if victim == 1 else iterations == 10
+    if victim == 0:
+        assert iterations == 10, "its last checkpoint is what the main rank leaves"
+        return
+    assert 13 <= iterations < 40, "the main rank saves where it has come to"
     for status, _, messages in finish(distill_again(undisturbed[0], out, "--resume")):
         assert status == 0, messages
-    for name in ("metrics.jsonl", "checkpoint", "distilled.safetensors", "evaluation.json", "report.html"):
+    for name in ("metrics.jsonl", "checkpoint", "distilled.safetensors", "evaluation.json", "images.png"):
         assert (out / name).read_bytes() == (undisturbed[0] / name).read_bytes(), name
 
 
