@@ -340,7 +340,7 @@ def _tiles(f: Tensor, precision: str, block: int) -> dict[str, Any]:
     return {
         "CHANNELS": f.shape[-1],
         "PIXELS": f.shape[-2] * f.shape[-3],
-        "BM": max(16, min(32, triton.next_power_of_2(f.shape[1]))),
+        "BM": 32,
         "BN": 16,
         "BR": block if precision != "ieee" else 32,
         "PRECISION": "ieee" if precision == "ieee" else "tf32x3",
@@ -507,9 +507,8 @@ def production() -> list[Production]:
             dual = (theta, f, f, gu, gu, f, f, theta, theta, offset, precision, accumulate)
             calls[f"backward{add}"] = _gradients_call(*plain)
             calls[f"backward of both{add}"] = _gradients_call(*dual)
-        name, hot = f"{classes} classes, batch {batch}", numbers == "tf32"
-        shown = "tf32x3" if hot else numbers
-        items += [call.production(f"{title}, {name}", hot=hot, precision=shown) for title, call in calls.items()]
+        name, shown = f"{classes} classes, batch {batch}", "tf32x3" if numbers == "tf32" else numbers
+        items += [call.production(f"{title}, {name}", hot=not double, precision=shown) for title, call in calls.items()]
     return items
 
 
