@@ -554,7 +554,7 @@ def test_metrics_do_not_depend_on_when_losses_are_looked_at(tmp_path, monkeypatc
         assert a == pytest.approx(b, rel=1e-4)
 
 
-SANITIZED = """
+SMALLEST = """
 import torch
 import pad_fast
 from pad_fast import DSA, ConvNet, ParameterMask, trajectory_matching_loss
@@ -575,21 +575,25 @@ print("done")
 """
 
 
+def run_smallest(*tool: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PAD_FAST_GRAPHS": "0", "PAD_FAST_CONV": "triton", "PYTHONPATH": os.getcwd()}
+    environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # otherwise accesses beyond a tensor stay inside a big block
+    command = [*tool, sys.executable, "-c", SMALLEST]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+
+
+def test_smallest_cases_by_themselves():
+    """Also compiles what the tools then only have to watch."""
+    done = run_smallest(seconds=150)
+    assert done.returncode == 0 and "done" in done.stdout, done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer(tool):
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not os.path.exists(program):
         pytest.skip("compute-sanitizer is not installed")
-    environment = {**os.environ, "PAD_FAST_GRAPHS": "0", "PAD_FAST_CONV": "triton", "PYTHONPATH": os.getcwd()}
-    environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # otherwise accesses beyond a tensor stay inside a big block
-    done = subprocess.run(
-        [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SANITIZED],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
+    done = run_smallest(program, "--tool", tool, "--error-exitcode", "9", seconds=150)
     said = (done.stdout + done.stderr)[-3000:]
     if "not supported" in said or "Unable to" in said:
         pytest.skip(f"compute-sanitizer cannot watch this device: {said.splitlines()[0]}")
