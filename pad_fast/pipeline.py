@@ -341,7 +341,7 @@ class Pipeline:
         described["keep"] = format_keep(config.kept_snapshots)
         described["threads"] = "one" if config.workers else "all"
         folder = self.cache / f"experts-{_key(data.fingerprint, described)}"
-        if folder.exists() and len(ExpertStore.open(folder)) >= config.num_experts:
+        if ExpertStore.complete(folder, config.num_experts):
             self.progress.say(f"experts: reusing {folder} (same settings)")
             self.stages.reused()
         # Before any of them begins: a store in the making has gaps, which are an error to whoever only reads it.

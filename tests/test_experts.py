@@ -457,6 +457,17 @@ def start(folder: Path, **changes):
     return process
 
 
+def test_gaps_that_killed_workers_leave(tmp_path, eight):
+    train_experts(small_data(), out=tmp_path, experts=8, workers=1, **SETTINGS)
+    for number in (1, 5):
+        (tmp_path / f"expert_0000{number}.safetensors").unlink()
+    # Enough for a smaller call, which leaves the rest to whoever wants it.
+    assert len(train_experts(small_data(), out=tmp_path, experts=3, workers=1, **SETTINGS)) == 5
+    assert not (tmp_path / "expert_00005.safetensors").exists()
+    assert len(train_experts(small_data(), out=tmp_path, experts=7, workers=2, **SETTINGS)) == 8
+    assert contents(tmp_path) == eight
+
+
 def test_two_calls_share_one_store(tmp_path, monkeypatch):
     train_experts(small_data(), out=tmp_path / "alone", experts=8, **SETTINGS)
     logged(tmp_path / "log", monkeypatch)
@@ -478,7 +489,7 @@ def test_killed_at_random_moments(tmp_path, workers):
     kills = 0
     for _ in range(10):
         process = start(out, workers=workers, epochs=3, experts=60)
-        time.sleep(moments.uniform(0.02, 0.12))
+        time.sleep(moments.uniform(0.01, 0.06))
         if process.exitcode is None:
             process.kill()
             kills += 1
@@ -492,7 +503,8 @@ def test_killed_at_random_moments(tmp_path, workers):
             assert all("is missing" in problem for problem in problems), problems
         # Of workers that outlive their parent for a moment, each may still finish one.
         have = now
-    assert kills >= 5, "the runs ended before they could be killed"
-    time.sleep(0.6 if workers else 0)
+    assert kills >= 3, "the runs ended before they could be killed"
+    time.sleep(1.0 if workers else 0)
+    (out / ".expert_00000.safetensors.part").touch()  # as a kill between two system calls leaves it
     train_experts(small_data(), out=out, workers=workers, **settings)
     assert contents(out) == whole, "the same files, and nothing left behind"

