@@ -22,7 +22,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ import torch
 from . import distributed, files
 from .batch_matching import BatchLoop, RealImages, initial_images, loops_of, make_criterion, require_alone
 from .config import Config, to_yaml
-from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset, stratified_split
+from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
 from .device import cache_bytes, resolve_device
 from .distillation import Iterations, Loop, State, read_history, require_possible, run
 from .distilled import FILE, DistilledDataset, load
@@ -562,9 +562,7 @@ def configured_data(
     data = load_dataset(dataset, data_dir=data_dir, resolution=config.resolution, download=download)
     if not config.validation_fraction:
         return data, None
-    kept, held_out = stratified_split(data.train_labels, fraction=config.validation_fraction, seed=config.seed)
-    rest = replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
-    return rest, replace(rest, test_images=data.train_images[held_out], test_labels=data.train_labels[held_out])
+    return data.hold_out(config.validation_fraction, seed=config.seed)
 
 
 def normalization_caches(out: Path) -> list[Path]:

@@ -29,5 +29,4 @@ __all__ = [
     "load_dataset",
     "normalization_from_state",
     "stratified_split",
-    "stratified_split",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError
-from .arrays import Splits, check_label_range, resize, splits_from, unit_pixels
+from .arrays import Splits, check_label_range, resize, splits_from, stratified_split, unit_pixels
 from .sources import IMAGE_FOLDER, load_named
 
 _CHUNK = 4096  # images per float64 copy while statistics are computed
@@ -108,6 +108,18 @@ class ImageDataset:
         if not 0 <= label < self.classes:
             raise DatasetError(f"class {label} does not exist; {self.name} has classes 0 to {self.classes - 1}.")
         return (self.train_labels == label).nonzero().flatten()
+
+    def hold_out(self, fraction: float, *, seed: int) -> tuple[ImageDataset, ImageDataset]:
+        """The data without `fraction` of every class's training images, and one tested on those.
+
+        A mean and a standard deviation that were measured are measured again without them.
+        """
+        kept, held_out = stratified_split(self.train_labels, fraction=fraction, seed=seed)
+        images, labels = self.train_images[kept], self.train_labels[kept]
+        measured = (self.mean, self.std) == _statistics(self.train_images)
+        mean, std = _statistics(images) if measured else (self.mean, self.std)
+        rest = replace(self, train_images=images, train_labels=labels, mean=mean, std=std)
+        return rest, replace(rest, test_images=self.train_images[held_out], test_labels=self.train_labels[held_out])
 
     def _splits(self) -> tuple[tuple[str, Tensor, Tensor], tuple[str, Tensor, Tensor]]:
         return (
