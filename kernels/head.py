@@ -267,9 +267,12 @@ def _labels(labels: Tensor, u: Tensor) -> tuple[Tensor, int]:
 
 
 def _shape(u: Tensor) -> tuple[int, dict[str, int]]:
-    """Tiles of images, and the block shape: a tile of about 2,048 logits, rows longer than that in several blocks."""
+    """Tiles of images, and the block shape: a tile of about 1,024 logits, rows longer than that in several blocks.
+
+    Twice as many would take 16 warps, whose 128 registers a thread are too few for the adjoint of logits in parts.
+    """
     _, images, classes = u.shape
-    largest = 8192 // u.dtype.itemsize
+    largest = 4096 // u.dtype.itemsize
     block = min(triton.next_power_of_2(classes), largest)
     rows = min(largest // block, triton.next_power_of_2(images))
     warps = max(1, rows * block // 128)
