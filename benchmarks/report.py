@@ -41,6 +41,9 @@ def source(content: Content, rows: Sequence[Content] = ()) -> str:
     hardware = f"{machine['cpu']} ({machine['threads']} threads, {machine['cpu_instructions']})"
     commands = dict.fromkeys(row.get("command", content["command"]) for row in rows or [content])
     typed = "; ".join(f"`{command}`" for command in commands)
+    for origin in dict.fromkeys(row["transcribed_from"] for row in rows if "transcribed_from" in row):
+        affected = dict.fromkeys(row["command"] for row in rows if row.get("transcribed_from") == origin)
+        typed += f"\n(rows of {' and '.join(f'`{command}`' for command in affected)}: from {origin})"
     return f"\n{typed}\n{hardware}, torch {machine['torch']}, commit {machine['commit']}.\n"
 
 
@@ -55,8 +58,10 @@ def ratio(row: Content, against: str) -> str:
     return f"{found['median']:.2f}" if found else ""
 
 
-def mebibytes(value: float) -> str:
-    """NaN is a process that did not survive."""
+def mebibytes(value: float | None) -> str:
+    """None was not measured; NaN is a process that did not survive."""
+    if value is None:
+        return ""
     return f"{value:.0f}" if value == value else "out of memory"
 
 
@@ -75,9 +80,9 @@ def readme() -> str:
     for row in timed:
         if row["steps"] == steps_timed and row["rival"] in names:
             cells = [f"{row['ms_per_step']['median']:.0f}"]
-            cells += [mebibytes(memory[row["rival"], 100, steps]) for steps in (5, 20)]
+            cells += [mebibytes(memory.get((row["rival"], 100, steps))) for steps in (5, 20)]
             ours = row["rival"] == "cpu high, recompute"
-            rows.append([names[row["rival"]], *(f"**{cell}**" if ours else cell for cell in cells)])
+            rows.append([names[row["rival"]], *(f"**{cell}**" if ours and cell else cell for cell in cells)])
     return markdown(["", "ms per student step", "peak memory at T = 5, MiB", "at T = 20"], rows)
 
 
@@ -85,7 +90,8 @@ def unroll_time() -> str:
     content = load("unroll-cpu")
     rows = [
         [row["rival"], str(row["batch"]), str(row["steps"]), row["mask"], spread(row["ms_per_step"])]
-        + [ratio(row, "plain loop"), ratio(row, "plain loop, tuned"), f"{row['error']:.0e}"]
+        + [ratio(row, against) for against in ("plain loop", "plain loop, tuned")]
+        + ["" if row["error"] is None else f"{row['error']:.0e}"]
         for row in content["rows"]
     ]
     header = ["rival", "batch", "T", "mask", "ms per step (min..max)", "times faster than the plain loop"]
