@@ -14,7 +14,17 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 
-MODULES = ("unroll", "augmentation", "scoring", "training", "experts", "evaluation", "matching", "end_to_end")
+MODULES = (
+    "unroll",
+    "augmentation",
+    "scoring",
+    "training",
+    "experts",
+    "evaluation",
+    "matching",
+    "end_to_end",
+    "fidelity",
+)
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,14 @@ def published() -> str:
     return markdown(*table(content["rows"])) + source(content)
 
 
+def fidelity() -> str:
+    """TESLA's gradient beside the exact one."""
+    from benchmarks.fidelity import show
+
+    content = load("fidelity-cpu")
+    return show(content["rows"]) + "\n" + source(content)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "readme": readme,
     "unroll-time": unroll_time,
@@ -189,6 +197,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "augmentation": augmentation,
     "end-to-end": end_to_end,
     "published": published,
+    "fidelity": fidelity,
 }
 
 
