@@ -10,7 +10,6 @@ constant-memory engine for any network.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import pad_fast
 from benchmarks import harness
 from benchmarks.registry import Suite
 from pad_fast.progress import Progress
+from pad_fast.stages import read_timing
 
 # Every stage once, and an accuracy that is still above chance.
 _SMALL: dict[str, Any] = {"num_experts": 2, "score_networks": 1, "iterations": 30}
@@ -45,7 +45,8 @@ def run(backend: str, ipc: int, seed: int, settings: dict[str, Any]) -> dict[str
             "digits", ipc=ipc, out=folder, backend=backend, seed=seed, progress=Progress(quiet=True), **settings
         )
         seconds = time.perf_counter() - start
-        stages = json.loads((Path(folder) / "timing.json").read_text(encoding="utf-8"))
+        costs = read_timing(Path(folder)).stages
+    stages = {name: {"seconds": cost.seconds, "peak_mib": cost.peak_mib} for name, cost in costs.items()}
     accuracy = {row.name: {"mean": row.mean, "std": row.std} for row in result.evaluation}
     if not accuracy["PAD"]["mean"] >= LEAST:
         raise SystemExit(f"{backend}: the distilled set reaches {accuracy['PAD']['mean']:.1f}%; no speed is reported")
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for backend in options.backends:
         row = run(backend, options.ipc, options.seed, _SMALL if options.small else {})
         rows.append(row)
-        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["stages"].items())
+        stages = ", ".join(f"{name} {cost['seconds']:.1f}" for name, cost in row["stages"].items())
         reached = ", ".join(f"{name} {a['mean']:.1f} +- {a['std']:.1f}" for name, a in row["accuracy"].items())
         print(f"{backend:<10} {row['seconds']:.1f} s ({stages}); accuracy in %: {reached}", flush=True)
     harness.write(options.json, "end_to_end", command, rows)

@@ -33,8 +33,8 @@ class Suite:
 
     name: str
     about: str
-    quick: tuple[str, ...]
-    """Options of the smoke test: seconds, every path once."""
+    quick: tuple[str, ...] | None
+    """Options of the smoke test: seconds, every path once. None: it has no problem small enough, and is left out."""
     full: tuple[str, ...]
     """Options of the full run on a CPU: a few minutes."""
 

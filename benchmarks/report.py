@@ -164,7 +164,7 @@ def end_to_end() -> str:
     content = load("end_to_end-cpu")
     rows = []
     for row in content["rows"]:
-        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["stages"].items())
+        stages = ", ".join(f"{name} {cost['seconds']:.1f}" for name, cost in row["stages"].items())
         accuracy = row["accuracy"]
         reached = [f"{accuracy[name]['mean']:.1f} ± {accuracy[name]['std']:.1f}" for name in ("PAD", "random real")]
         rows.append([row["rival"], str(row["ipc"]), f"{row['seconds']:.1f}", stages, *reached])

@@ -110,9 +110,8 @@ def test_the_quick_run_goes_through_every_suite(tmp_path, capfd):
     require_native()
     assert runner.main(["--quick", "--out", str(tmp_path)]) == 0
     printed = capfd.readouterr().out
-    contents = {
-        suite.name: json.loads((tmp_path / f"{suite.name}-cpu.json").read_text()) for suite in suites().values()
-    }
+    names = [suite.name for suite in suites().values() if suite.quick is not None]
+    contents = {name: json.loads((tmp_path / f"{name}-cpu.json").read_text()) for name in names}
     for name, content in contents.items():
         assert content["machine"]["torch"] and content["machine"]["commit"] and content["rows"], name
         assert f"{name}: " in printed
@@ -160,7 +159,7 @@ def test_no_time_is_printed_for_a_set_that_teaches_nothing(monkeypatch, tmp_path
         name, mean, std = "PAD", 12.0, 0.5
 
     def distil(*args, out, **settings):
-        (Path(out) / "timing.json").write_text("{}")
+        (Path(out) / "timing.json").write_text('{"environment": {}, "stages": {}, "finished": true}')
         return SimpleNamespace(evaluation=[Row])
 
     monkeypatch.setattr(end_to_end_suite.pad_fast, "distill", distil)
