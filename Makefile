@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) -c constraints.txt
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test lint sanitize bench gpu-check clean
+.PHONY: demo test lint sanitize bench bench-quick gpu-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pad-fast distill
@@ -39,10 +39,12 @@ OUT ?= build/gpu-results
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check --out $(OUT)
 
+# Every suite on the CPU: under 15 minutes on two cores, and a smoke test of the same under 2.
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.unroll
-	$(BIN)/python -m benchmarks.training
-	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(VENV)/.installed
+	$(BIN)/python -m benchmarks --quick
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info pad_fast/_C.*.so pad_fast/_build.json

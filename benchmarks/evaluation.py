@@ -14,21 +14,27 @@ is a thirtieth of everything. `--json` adds the rows to those in the file.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import harness, rivals
+from benchmarks.registry import Suite
 from pad_fast import DSA, DistilledDataset, ImageDataset, Progress, evaluate, load_dataset
 from pad_fast.data import fit_normalization
 from pad_fast.rng import generator
 from pad_fast.training import NetworkSpec
+
+SUITE = Suite(
+    name="evaluation",
+    about="10 images per class evaluated with fresh networks",
+    quick=("--networks", "1", "--epochs", "2", "--test-images", "50", "--rounds", "1"),
+    full=("--networks", "2", "--epochs", "100", "--rounds", "2"),
+)
 
 IPC = 10
 BATCH = 128
@@ -180,14 +186,6 @@ def require_same_accuracy(rows: list[dict[str, Any]]) -> None:
         raise SystemExit(f"accuracies differ: plain torch {plain['mean']:.1f}, ours {ours['mean']:.1f}")
 
 
-def merged(path: Path | None, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`rows` behind those of the file that are of other commands."""
-    if path is None or not path.exists():
-        return rows
-    earlier = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return [row for row in earlier if row["command"] != rows[0]["command"]] + rows
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -227,7 +225,9 @@ def main() -> None:
                 f"{row['ms_per_network_and_epoch']['median']:>18.2f}{row['ours_is_times_faster']['median']:>15.2f}"
             )
     rows = [{"data": source, **row, "command": command} for row in rows]
-    harness.write(options.json, "evaluation", "python -m benchmarks.evaluation", merged(options.json, rows))
+    harness.write(
+        options.json, "evaluation", "python -m benchmarks.evaluation", harness.merged(options.json, rows, ("command",))
+    )
 
 
 if __name__ == "__main__":

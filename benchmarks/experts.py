@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks.registry import Suite
 from benchmarks.rivals import keep_freed_memory, plain_gsam_epoch
 from benchmarks.training import TOLERANCE, Job, load_images
 from pad_fast import DSA, ConvNet, ExpertStore, Progress, distill, files, train_experts
@@ -39,6 +40,13 @@ from pad_fast.models import FlatNetwork
 from pad_fast.optimizers import GSAM
 from pad_fast.rng import generator
 from pad_fast.schedule import draw
+
+SUITE = Suite(
+    name="experts",
+    about="an epoch of expert training, and what the store reads",
+    quick=("--parts", "epoch", "--images", "40", "--rounds", "1"),
+    full=("--parts", "epoch", "storage", "--images", "1000", "--rounds", "1"),
+)
 
 PARTS = ("epoch", "at-once", "storage", "rounding")
 _PARAMETERS = 320_010  # ConvNet D3 W128 on CIFAR-10
@@ -324,8 +332,7 @@ def main() -> None:
         show(time_at_once(options.rounds))
     if "epoch" in options.parts:
         show(time_epoch(options.data, options.images, options.rounds))
-    kept = harness.earlier_rows(options.json, {row["part"] for row in rows})
-    harness.write(options.json, "experts", command, kept + rows)
+    harness.write(options.json, "experts", command, harness.merged(options.json, rows, ("part",)))
 
 
 def _short(value: Any) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,53 @@ def alternate(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[f
     return samples
 
 
-def summary(samples: list[float], *, scale: float = 1.0) -> dict[str, float]:
-    """Median, minimum and maximum of `samples`, times `scale`."""
+def take_turns(runs: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 1) -> dict[str, list[float]]:
+    """As :func:`alternate`, for rivals that can share a process: seconds of one call, the mean of `calls`."""
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(rounds + 1):
+        for name, run in runs.items():
+            time.sleep(_SETTLE)
+            start = time.perf_counter()
+            for _ in range(calls):
+                run()
+            if round_:
+                samples[name].append((time.perf_counter() - start) / calls)
+    return samples
+
+
+def summary(samples: Sequence[float], *, scale: float = 1.0) -> dict[str, Any]:
+    """The `samples` times `scale` with their median, minimum and maximum."""
     scaled = [value * scale for value in samples]
-    return {"median": statistics.median(scaled), "min": min(scaled), "max": max(scaled), "n": len(scaled)}
+    ends = {"median": statistics.median(scaled), "min": min(scaled), "max": max(scaled), "n": len(scaled)}
+    return {**ends, "samples": [float(f"{value:.6g}") for value in scaled]}
+
+
+def require(error: float, tolerance: float, what: str) -> None:
+    """The gate in front of every ratio.
+
+    Raises:
+        SystemExit: the check of `what` failed, also by NaN.
+    """
+    if not error <= tolerance:
+        raise SystemExit(f"{what} is off by {error:.1e}; no speed is reported")
+
+
+def peak_memory(module: str, *arguments: str) -> float:
+    """MiB that `module.peak(*arguments)` needs at its peak above what it began with, in a process of its own.
+
+    `peak` prepares its inputs and returns the call that is measured. NaN where the process did not survive it.
+    """
+    code = (
+        "import importlib, sys\n"
+        "call = importlib.import_module(sys.argv[1]).peak(*sys.argv[2:])\n"
+        "def highest():\n"
+        "    with open('/proc/self/status') as f:\n"
+        "        return next(int(l.split()[1]) for l in f if l.startswith('VmHWM'))\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"  # what making the inputs took does not count
+        "before = highest()\ncall()\nprint((highest() - before) / 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, module, *arguments], capture_output=True, text=True)
+    return float(done.stdout) if done.returncode == 0 else float("nan")
 
 
 def gemm_peak(*, size: int = 2048, repeats: int = 8) -> float:
@@ -132,6 +176,17 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
 
 
+def merged(
+    path: Path | None, rows: list[dict[str, Any]], keys: Sequence[str], *, section: str = "rows"
+) -> list[dict[str, Any]]:
+    """These rows, after those of an earlier piece in the same section of the same file whose `keys` are others."""
+    if path is None or not path.exists():
+        return rows
+    mine = {tuple(row.get(key) for key in keys) for row in rows}
+    earlier = json.loads(path.read_text(encoding="utf-8"))[section]
+    return [row for row in earlier if tuple(row.get(key) for key in keys) not in mine] + rows
+
+
 def write(path: Path | None, suite: str, command: str, rows: list[dict[str, Any]], **more: Any) -> None:
     """Write one result with everything needed to judge it."""
     if path is None:
@@ -142,12 +197,10 @@ def write(path: Path | None, suite: str, command: str, rows: list[dict[str, Any]
     print(f"written to {path}")
 
 
-def earlier_rows(path: Path | None, replaced: Collection[str]) -> list[dict[str, Any]]:
-    """Rows of an earlier result in `path` whose `part` is not among those measured now."""
-    if path is None or not path.exists():
-        return []
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return [row for row in rows if row["part"] not in replaced]
+def command(module: str, argv: Sequence[str] | None) -> str:
+    """How `module` was called, as it can be typed again."""
+    given = sys.argv[1:] if argv is None else argv
+    return shlex.join(["python", "-m", module, *given])
 
 
 def heading(command: str) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import harness
+from benchmarks.registry import Suite
 from benchmarks.rivals import keep_freed_memory
 from pad_fast import DSA, Config
 from pad_fast.batch_matching import BatchLoop, RealImages, initial_images, loops_of
@@ -32,6 +33,13 @@ from pad_fast.experts import Curriculum
 from pad_fast.presets import make_settings
 from pad_fast.rng import derive_seed, generator
 from pad_fast.training import NetworkSpec
+
+SUITE = Suite(
+    name="matching",
+    about="updates of gradient and distribution matching",
+    quick=None,  # one update of the plain loops takes seconds
+    full=("--methods", "dm", "--rounds", "2"),
+)
 
 # One update in float32, compared as the change of the images; a ReLU may switch, a wrong gradient is off by far more.
 TOLERANCE = 2e-2

@@ -9,12 +9,15 @@ gradients with the oracle.
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pad_fast import ParameterMask
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -37,9 +40,13 @@ def plain_unroll(
     batches: Sequence[Tensor],
     *,
     tuned: bool = False,
+    mask: ParameterMask | None = None,
     augment: Callable[[Tensor, int], Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Loss, and its gradient in images, label logits and lr, by autograd through all steps."""
+    """Loss, and its gradient in images, label logits and lr, by autograd through all steps.
+
+    `mask` may be `none`, `depth` (slices leave the first entries out) or `loss` (the smallest distances are dropped).
+    """
     names, shapes = zip(*((name, p.shape) for name, p in module.named_parameters()), strict=True)
     sizes = [shape.numel() for shape in shapes]
     images = images.detach().requires_grad_()
@@ -58,7 +65,12 @@ def plain_unroll(
         loss = functional.cross_entropy(logits, label_logits[batch].softmax(-1))
         (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
         theta = theta - lr * gradient
-    matching = (theta - theta_target).square().sum() / (theta_start - theta_target).square().sum()
+    left, reference = (theta - theta_target).square(), (theta_start - theta_target).square()
+    if mask is not None and mask.kind != "none":
+        dropped = int(mask.amount * len(theta))
+        kept = slice(dropped, None) if mask.kind == "depth" else left.detach().argsort()[dropped:]
+        left, reference = left[kept], reference[kept]
+    matching = left.sum() / reference.sum()
     return matching.detach(), torch.autograd.grad(matching, (images, label_logits, lr))
 
 
@@ -115,81 +127,87 @@ def plain_sgd_epoch(
         optimizer.step()
 
 
+def plain_dsa(images: Tensor, operation: str, values: Tensor) -> Tensor:
+    """One DSA operation as its formula is written; `values` `[N, k]`, or `[1, k]` for one draw shared by the batch.
+
+    Columns: color brightness, saturation, contrast; crop shift down, right; cutout centre row, column; flip 0 mirrors;
+    scale factors of the width and the height coordinate; rotate radians.
+    """
+    count, _, height, width = images.shape
+    values = values.expand(count, -1)
+    each = values[:, :, None, None, None]  # [N, k, 1, 1, 1]
+    if operation == "color":
+        bright = images + each[:, 0]
+        gray = bright.mean(1, keepdim=True)
+        saturated = (bright - gray) * each[:, 1] + gray
+        mean = saturated.mean((1, 2, 3), keepdim=True)
+        return (saturated - mean) * each[:, 2] + mean
+    if operation == "flip":
+        return torch.where(each[:, 0] == 0, images.flip(3), images)
+    if operation in ("scale", "rotate"):
+        matrix = images.new_zeros(count, 2, 3)
+        if operation == "scale":
+            matrix[:, 0, 0], matrix[:, 1, 1] = values[:, 0], values[:, 1]
+        else:
+            cosine, sine = values[:, 0].cos(), values[:, 0].sin()
+            matrix[:, 0, 0], matrix[:, 0, 1], matrix[:, 1, 0], matrix[:, 1, 1] = cosine, -sine, sine, cosine
+        grid = functional.affine_grid(matrix, list(images.shape), align_corners=True)
+        return functional.grid_sample(images, grid, align_corners=True)
+    image = torch.arange(count)[:, None, None]
+    first, second = (column.long()[:, None] for column in values.unbind(1))
+    rows, columns = torch.arange(height) + 0 * first, torch.arange(width) + 0 * second  # [N, H], [N, W]
+    if operation == "crop":
+        most = int(values.abs().max())
+        padded = functional.pad(images, (most,) * 4).permute(0, 2, 3, 1)  # [N, H + 2 most, W + 2 most, C]
+        moved = padded[image, (rows + first + most)[:, :, None], (columns + second + most)[:, None, :]]
+        return moved.permute(0, 3, 1, 2)
+    sides = [int(side * 0.5 + 0.5) for side in (height, width)]
+    keep = torch.ones(count, height, width)
+    hole_rows = torch.arange(sides[0]) + first - sides[0] // 2  # [N, side]
+    hole_columns = torch.arange(sides[1]) + second - sides[1] // 2
+    keep[image, hole_rows.clamp(0, height - 1)[:, :, None], hole_columns.clamp(0, width - 1)[:, None, :]] = 0
+    return images * keep[:, None]
+
+
 class PlainDSA:
     """Differentiable Siamese augmentation as scripts write it (arXiv 2102.08259): numbers of its own for every image.
 
-    One operation per call, drawn from `operations`; all images of the batch go through it at once, as tensors.
+    One operation per call, drawn from `operations`; all images of the batch go through it at once, as tensors. With
+    `siamese` they share one draw.
     """
 
-    def __init__(self, operations: Sequence[str], generator: torch.Generator) -> None:
-        self.operations, self.generator = tuple(operations), generator
+    def __init__(self, operations: Sequence[str], generator: torch.Generator, *, siamese: bool = False) -> None:
+        self.operations, self.generator, self.siamese = tuple(operations), generator, siamese
 
     def __call__(self, images: Tensor) -> Tensor:
         """Augment `[N, C, H, W]`."""
-        drawn = int(torch.randint(len(self.operations), (1,), generator=self.generator))
-        augmented: Tensor = getattr(self, self.operations[drawn])(images)
-        return augmented
+        operation = self.operations[int(torch.randint(len(self.operations), (1,), generator=self.generator))]
+        return plain_dsa(images, operation, self.draw(operation, images))
 
-    def uniform(self, images: Tensor) -> Tensor:
-        """One number in [0, 1) per image, `[N, 1, 1, 1]`."""
-        return torch.rand(len(images), 1, 1, 1, generator=self.generator)
+    def draw(self, operation: str, images: Tensor) -> Tensor:
+        """The numbers of :func:`plain_dsa`, column by column."""
+        sides, count = images.shape[2:], 1 if self.siamese else len(images)
 
-    def whole(self, images: Tensor, low: int, high: int) -> Tensor:
-        """One whole number in [low, high) per image, `[N, 1, 1]`."""
-        return torch.randint(low, high, (len(images), 1, 1), generator=self.generator)
+        def uniform() -> Tensor:
+            return torch.rand(count, generator=self.generator)
 
-    def color(self, images: Tensor) -> Tensor:
-        """Brightness, saturation, contrast."""
-        images = images + (self.uniform(images) - 0.5)
-        mean = images.mean(1, keepdim=True)
-        images = (images - mean) * (2 * self.uniform(images)) + mean
-        mean = images.mean((1, 2, 3), keepdim=True)
-        return (images - mean) * (self.uniform(images) + 0.5) + mean
+        def whole(low: int, high: int) -> Tensor:
+            return torch.randint(low, high, (count,), generator=self.generator).float()
 
-    def crop(self, images: Tensor) -> Tensor:
-        """A shift by up to an eighth of the side, zeros behind it."""
-        side = images.shape[-1]
-        reach = int(side * 0.125 + 0.5)
-        down, right = self.whole(images, -reach, reach + 1), self.whole(images, -reach, reach + 1)
-        padded = functional.pad(images, [reach] * 4).permute(0, 2, 3, 1)
-        rows = torch.arange(side)[None, :, None] + down + reach
-        columns = torch.arange(side)[None, None, :] + right + reach
-        return padded[torch.arange(len(images))[:, None, None], rows, columns].permute(0, 3, 1, 2).contiguous()
-
-    def cutout(self, images: Tensor) -> Tensor:
-        """A square of half the side is zero."""
-        side = images.shape[-1]
-        size = int(side * 0.5 + 0.5)
-        top = self.whole(images, 0, side + 1 - size % 2) - size // 2
-        left = self.whole(images, 0, side + 1 - size % 2) - size // 2
-        hole = torch.arange(size)
-        mask = torch.ones(len(images), side, side)
-        rows = (hole[None, :, None] + top).clamp(0, side - 1)
-        columns = (hole[None, None, :] + left).clamp(0, side - 1)
-        mask[torch.arange(len(images))[:, None, None], rows, columns] = 0
-        return images * mask[:, None]
-
-    def flip(self, images: Tensor) -> Tensor:
-        """Every second image mirrored."""
-        return torch.where(self.uniform(images) < 0.5, images, images.flip(3))
-
-    def scale(self, images: Tensor) -> Tensor:
-        """Both sides stretched by factors of their own."""
-        across, down = (1 / 1.2 + (1.2 - 1 / 1.2) * self.uniform(images).flatten() for _ in range(2))
-        zero = torch.zeros_like(across)
-        return self._affine(images, [[across, zero, zero], [zero, down, zero]])
-
-    def rotate(self, images: Tensor) -> Tensor:
-        """By up to 15 degrees."""
-        angle = (self.uniform(images).flatten() - 0.5) * 2 * 15 / 180 * torch.pi
-        zero = torch.zeros_like(angle)
-        return self._affine(images, [[angle.cos(), -angle.sin(), zero], [angle.sin(), angle.cos(), zero]])
-
-    @staticmethod
-    def _affine(images: Tensor, entries: list[list[Tensor]]) -> Tensor:
-        matrices = torch.stack([torch.stack(row, 1) for row in entries], 1)  # [N, 2, 3]
-        grid = functional.affine_grid(matrices, list(images.shape), align_corners=True)
-        return functional.grid_sample(images, grid, align_corners=True)
+        if operation == "color":
+            columns = [uniform() - 0.5, 2 * uniform(), uniform() + 0.5]
+        elif operation == "crop":
+            reaches = [int(side * 0.125 + 0.5) for side in sides]
+            columns = [whole(-reach, reach + 1) for reach in reaches]
+        elif operation == "cutout":
+            columns = [whole(0, side + 1 - int(side * 0.5 + 0.5) % 2) for side in sides]
+        elif operation == "flip":
+            columns = [whole(0, 2)]
+        elif operation == "scale":
+            columns = [1 / 1.2 + (1.2 - 1 / 1.2) * uniform() for _ in sides]
+        else:
+            columns = [(uniform() - 0.5) * 2 * math.radians(15)]
+        return torch.stack(columns, 1)
 
 
 def plain_evaluation(

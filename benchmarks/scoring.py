@@ -13,23 +13,28 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks.registry import Suite
 from pad_fast import ConvNet, load_dataset, native
 from pad_fast.data import fit_normalization
 from pad_fast.engines import Task, select
 from pad_fast.models import FlatNetwork
 from pad_fast.scoring import RunningScores, el2n_naive
+
+SUITE = Suite(
+    name="scoring",
+    about="EL2N and GraNd of many rows",
+    quick=("--parts", "el2n", "--sizes", "2000x10", "--rounds", "1"),
+    full=("--sizes", "50000x10", "50000x100", "--rounds", "3"),
+)
 
 PARTS = ("el2n", "grand", "memory", "end-to-end", "cuda")
 SIZES = ("50000x10", "50000x100", "100000x200")
@@ -186,8 +191,7 @@ def time_size(part: str, size: str, rounds: int) -> list[dict[str, Any]]:
     try:
         errors = {name: float(worker.ask("check")) for name, worker in workers.items() if scores(name)}
         for name, error in errors.items():
-            if not error <= TOLERANCE:
-                raise SystemExit(f"{name}: {part} is off by {error:.1e}; no speed is reported")
+            harness.require(error, TOLERANCE, f"{name}: {part}")
         samples = harness.alternate(workers, rounds=rounds)
     finally:
         for worker in workers.values():
@@ -207,23 +211,24 @@ def time_size(part: str, size: str, rounds: int) -> list[dict[str, Any]]:
     return table
 
 
-def peak_memory(part: str, rival: str, size: str) -> float:
-    """MiB above imports and inputs that one call needs at its peak, in a process of its own."""
-    code = (
-        "import sys\nfrom benchmarks import scoring\n"
-        "def peak():\n"
-        "    with open('/proc/self/status') as f:\n"
-        "        return next(int(l.split()[1]) for l in f if l.startswith('VmHWM'))\n"
-        "part, rival, size = sys.argv[1:]\nrows, classes = map(int, size.split('x'))\n"
-        "case = scoring.Case(scoring.rows_timed(rival, rows, classes), classes, features=part == 'grand')\n"
-        "del case.logits[1:]\n"
-        "small = scoring.Case(64, classes, features=part == 'grand')\n"
-        "scoring.RIVALS[part][rival](small)\n"  # threads and libraries are no part of it
-        "open('/proc/self/clear_refs', 'w').write('5')\n"  # what making the inputs took does not count either
-        "before = peak()\nscoring.RIVALS[part][rival](case)\nprint((peak() - before) / 1024)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, part, rival, size], capture_output=True, text=True)
-    return float(done.stdout) if done.returncode == 0 else float("nan")
+def peak(part: str, rival: str, size: str) -> Callable[[], object]:
+    """One call, ready to be measured by :func:`harness.peak_memory`."""
+    rows, classes = (int(number) for number in size.split("x"))
+    case = Case(rows_timed(rival, rows, classes), classes, features=part == "grand")
+    del case.logits[1:]
+    RIVALS[part][rival](Case(64, classes, features=part == "grand"))  # threads and libraries are no part of it
+    return lambda: RIVALS[part][rival](case)
+
+
+def weighed(part: str) -> list[str]:
+    """Rivals whose memory is measured; the number of threads makes no difference."""
+    return [name for name in RIVALS[part] if scores(name) and not name.endswith(_ALONE)]
+
+
+def weigh(part: str, rival: str, size: str) -> dict[str, Any]:
+    """Peak memory of one rival at one size."""
+    mebibytes = harness.peak_memory("benchmarks.scoring", part, rival, size)
+    return {"part": "memory", "size": f"{part} {size}", "rival": rival, "peak_mib": mebibytes}
 
 
 class Pass:
@@ -286,9 +291,10 @@ def time_pass(dataset: str, images: int, rounds: int) -> list[dict[str, Any]]:
     """End to end: images scored per second, and where the time goes."""
     job = Pass(dataset, images)
     few = job.first(1024)  # which also warms both up
-    error = max(harness.relative_error(run()[0], few.truth()) for run in (few.ours, few.plain))
-    if not error <= 1e-4:
-        raise SystemExit(f"end to end: scores are off by {error:.1e}; no speed is reported")
+    errors = {"ours": harness.relative_error(few.ours()[0], few.truth())}
+    errors["plain torch"] = harness.relative_error(few.plain()[0], few.truth())
+    for name, error in errors.items():
+        harness.require(error, TOLERANCE, f"end to end, {name}")
     samples: dict[str, list[tuple[float, float]]] = {"plain torch": [], "ours": []}
     for _ in range(rounds):
         for name, run in (("plain torch", job.plain), ("ours", job.ours)):
@@ -299,7 +305,7 @@ def time_pass(dataset: str, images: int, rounds: int) -> list[dict[str, Any]]:
     for name, taken in samples.items():
         seconds = [whole for whole, _ in taken]
         faster = [a / b for (a, _), (b, _) in zip(taken, samples["ours"], strict=True)]
-        row: dict[str, Any] = {"part": "end-to-end", "size": str(len(job.labels)), "rival": name, "error": error}
+        row: dict[str, Any] = {"part": "end-to-end", "size": str(len(job.labels)), "rival": name, "error": errors[name]}
         row["images_per_second"] = harness.summary([len(job.labels) / value for value in seconds])
         row["seconds"] = harness.summary(seconds)
         row["forward_share"] = harness.summary([forward / whole for whole, forward in taken])
@@ -315,8 +321,7 @@ def time_cuda(rows: int, classes: int, rounds: int) -> list[dict[str, Any]]:
     labels = torch.randint(classes, (rows,), device="cuda")
     other, spoiled = torch.empty_like(logits), torch.empty(64 << 20, device="cuda")
     error = harness.relative_error(native.el2n(logits, labels), el2n_naive(logits.double(), labels))
-    if not error <= TOLERANCE:
-        raise SystemExit(f"cuda: el2n is off by {error:.1e}; no speed is reported")
+    harness.require(error, TOLERANCE, "cuda: el2n")
     scores = torch.empty(rows, device="cuda")
     runs: dict[str, tuple[int, Callable[[], object]]] = {
         "copy": (2 * logits.nbytes, lambda: other.copy_(logits)),
@@ -368,16 +373,7 @@ def show(row: dict[str, Any]) -> str:
     return f"{start}{rate:>8.0f} images/s, {share:.1%} of the time in the network's forward pass{ratio}"
 
 
-def merged(path: Path | None, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """These rows and those of an earlier piece in the same file that they do not replace."""
-    if path is None or not path.exists():
-        return rows
-    mine = {(row["part"], row["size"]) for row in rows}
-    earlier = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return [row for row in earlier if (row["part"], row["size"]) not in mine] + rows
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["el2n", "grand", "memory"], help="what to run")
@@ -386,7 +382,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000, help="images of the end-to-end part (default: 50000)")
     parser.add_argument("--worker", nargs=4, metavar=("PART", "RIVAL", "SIZE", "THREADS"), help=argparse.SUPPRESS)
     harness.add_common(parser)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.worker:
         work(*options.worker[:3], threads=int(options.worker[3]))
         return
@@ -403,20 +399,15 @@ def main() -> None:
         elif part == "cuda":
             new = time_cuda(1_000_000, 10, options.rounds) + time_cuda(100_000, 1000, options.rounds)
         elif part == "memory":
-            new = [
-                {"part": "memory", "size": f"{kind} {size}", "rival": name, "peak_mib": peak_memory(kind, name, size)}
-                for kind, rivals in RIVALS.items()
-                for size in options.sizes
-                for name in rivals
-                if scores(name) and not name.endswith(_ALONE)
-            ]
+            new = [weigh(kind, name, size) for kind in RIVALS for size in options.sizes for name in weighed(kind)]
         else:
             new = [row for size in options.sizes for row in time_size(part, size, options.rounds)]
         for row in new:
             row["command"] = command
             print(show(row), flush=True)
         rows += new
-    harness.write(options.json, "scoring", "python -m benchmarks.scoring", merged(options.json, rows))
+    rows = harness.merged(options.json, rows, ("part", "size"))
+    harness.write(options.json, "scoring", "python -m benchmarks.scoring", rows)
 
 
 if __name__ == "__main__":

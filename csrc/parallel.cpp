@@ -1,6 +1,10 @@
 #include "parallel.h"
 
 #include <unistd.h>
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -8,6 +12,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 namespace pad_fast {
 namespace {
@@ -34,11 +39,7 @@ struct Job {
 class Crew {
  public:
   void run(Job& job) {
-    try {
-      for (; helpers_ < job.threads - 1; ++helpers_) std::thread([this] { help(); }).detach();
-    } catch (const std::system_error&) {
-      // The system grants no more threads: those that are there will do.
-    }
+    gather(job.threads - 1);
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       job_ = &job;
@@ -57,6 +58,29 @@ class Crew {
   }
 
  private:
+  void gather(int wanted) {
+    const bool more = static_cast<int>(helpers_.size()) < wanted;
+    try {
+      while (static_cast<int>(helpers_.size()) < wanted) helpers_.emplace_back([this] { help(); });
+    } catch (const std::system_error&) {
+      // The system grants no more threads: those that are there will do.
+    }
+#if defined(__linux__)
+    // Linux often wakes a thread on the core of whoever wakes it, and moves it only at the next tick, milliseconds later:
+    // the helpers are told to stay off the caller's core, whenever that is another one.
+    const int here = sched_getcpu();
+    if (here < 0 || (here == avoided_ && !more)) return;
+    cpu_set_t elsewhere;
+    if (sched_getaffinity(0, sizeof elsewhere, &elsewhere) != 0) return;
+    CPU_CLR(static_cast<size_t>(here), &elsewhere);
+    if (CPU_COUNT(&elsewhere) == 0) return;
+    for (std::thread& helper : helpers_) pthread_setaffinity_np(helper.native_handle(), sizeof elsewhere, &elsewhere);
+    avoided_ = here;
+#else
+    (void)more;
+#endif
+  }
+
   void help() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
@@ -75,7 +99,8 @@ class Crew {
   std::mutex mutex_;
   std::condition_variable wake_, ended_;
   Job* job_ = nullptr;
-  int helpers_ = 0;
+  std::vector<std::thread> helpers_;
+  int avoided_ = -1;  // the core that helpers stay off
 };
 
 }  // namespace

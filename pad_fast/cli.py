@@ -187,7 +187,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     bench = _command(commands, "bench", "measure engines against plain torch (in a source checkout)", _bench)
     bench.add_argument(
-        "suite", choices=("unroll", "training", "scoring", "experts", "evaluation", "matching"), help="what to measure"
+        "suite",
+        choices=("unroll", "augmentation", "scoring", "training", "experts", "evaluation", "matching", "end_to_end"),
+        help="what to measure",
     )
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the suite, e.g. --rounds 3")
 

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from benchmarks import __main__ as runner
+from benchmarks import augmentation as augmentation_suite
+from benchmarks import end_to_end as end_to_end_suite
 from benchmarks import experts as experts_suite
-from benchmarks import harness, rivals
+from benchmarks import harness, plots, published, report, rivals
 from benchmarks import matching as matching_suite
 from benchmarks import scoring as scoring_suite
 from benchmarks import training as training_suite
 from benchmarks import unroll as unroll_suite
+from benchmarks.registry import suites
+from pad_fast import DSA
+from pad_fast.data.augment import OPERATIONS
 from pad_fast.models import FlatNetwork
 from pad_fast.optimizers import GSAM
 
@@ -23,9 +33,12 @@ from .compare import relative_error
 from .conftest import require_native
 from .test_matching_golden import arguments_of, network_of
 
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
 
 @pytest.mark.parametrize("tuned", [False, True], ids=["plain", "tuned"])
-@pytest.mark.parametrize("name", ["gray_28px", "variant_groupnorm_relu_avgpooling", "plain"])
+@pytest.mark.parametrize("name", ["gray_28px", "variant_groupnorm_relu_avgpooling", "loss_mask", "depth_mask"])
 def test_the_plain_loop_gives_the_golden_gradients(golden, name, tuned):
     case = golden(f"unroll_{name}.npz")
     given = arguments_of(case)
@@ -38,6 +51,7 @@ def test_the_plain_loop_gives_the_golden_gradients(golden, name, tuned):
         given["lr"],
         given["batches"],
         tuned=tuned,
+        mask=given["mask"],
     )
     assert float(loss) == pytest.approx(float(case["loss"]), rel=1e-9)
     for grad, key in zip(grads, ("grad_images", "grad_label_logits", "grad_syn_lr"), strict=True):
@@ -92,26 +106,110 @@ def test_an_iteration_is_put_together_from_its_parts():
 
 
 @pytest.mark.slow
-def test_the_unroll_suite_runs_and_writes_its_evidence(tmp_path, monkeypatch, capsys):
+def test_the_quick_run_goes_through_every_suite(tmp_path, capfd):
     require_native()
-    path = tmp_path / "result.json"
-    arguments = ["unroll", "--batches", "2", "--rounds", "1", "--no-memory", "--json", str(path)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    unroll_suite.main()
-    assert "cpu high, recompute" in capsys.readouterr().out
-    content = json.loads(path.read_text())
-    assert content["machine"]["torch"] and content["machine"]["commit"]
-    assert [row["rival"] for row in content["rows"]] == list(unroll_suite.RIVALS)
+    assert runner.main(["--quick", "--out", str(tmp_path)]) == 0
+    printed = capfd.readouterr().out
+    names = [suite.name for suite in suites().values() if suite.quick is not None]
+    contents = {name: json.loads((tmp_path / f"{name}-cpu.json").read_text()) for name in names}
+    for name, content in contents.items():
+        assert content["machine"]["torch"] and content["machine"]["commit"] and content["rows"], name
+        assert f"{name}: " in printed
+    unroll = contents["unroll"]
+    assert [row["rival"] for row in unroll["rows"]] == ["plain loop", "cpu high, recompute"]
+    assert unroll["rows"][0]["ms_per_step"]["samples"]
+    # The plain loop keeps every step's activations, several times a parameter vector of 1.2 MiB.
+    assert {row["rival"]: row["mib_per_step"] > 5 for row in unroll["growth"]} == {
+        "plain loop": True,
+        "cpu high, recompute": False,
+    }
+    assert {row["suite"] for row in contents["training"]["rows"]} == {"experts", "evaluation"}
+    assert (tmp_path / "unroll-memory-steps.png").exists()
 
 
-@pytest.mark.slow
-def test_the_training_suite_runs_and_writes_its_evidence(tmp_path, monkeypatch, capsys):
-    require_native()
-    path = tmp_path / "result.json"
-    monkeypatch.setattr(sys, "argv", ["training", "--images", "40", "--rounds", "1", "--json", str(path)])
-    training_suite.main()
-    assert "evaluation" in capsys.readouterr().out
-    assert {row["suite"] for row in json.loads(path.read_text())["rows"]} == {"experts", "evaluation"}
+def test_a_suite_that_fails_its_check_fails_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(subprocess, "run", lambda words: subprocess.CompletedProcess(words, "scoring" in str(words)))
+    assert runner.main(["--only", "scoring", "training", "--out", str(tmp_path)]) == 1
+    assert "failed: scoring\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("siamese", [False, True])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_plain_dsa_is_the_published_augmentation(golden, operation, siamese):
+    data = golden("dsa_gray28.npz")
+    images = torch.from_numpy(data["x"])
+    cases = [key for key in data if key.startswith(f"{operation}_{'siamese' if siamese else 'seed'}")]
+    assert cases
+    for key in cases:
+        seed = int(re.findall(r"\d+$", key)[0])
+        augment = DSA(operation, mode="reference", siamese=siamese)
+        source = {"seed": seed} if siamese else {"generator": torch.Generator().manual_seed(seed)}
+        values = augment.draw(len(images), images.shape, **source).values
+        np.testing.assert_allclose(rivals.plain_dsa(images, operation, values).numpy(), data[key], rtol=0, atol=1e-5)
+
+
+def test_no_speed_of_augmentation_is_printed_when_the_check_fails(monkeypatch):
+    monkeypatch.setattr(augmentation_suite, "plain_dsa", lambda images, operation, values: 2 * images)
+    with pytest.raises(SystemExit, match="color, per image is off by .*; no speed is reported"):
+        augmentation_suite.measure(3, 8, 1)
+
+
+def test_no_time_is_printed_for_a_set_that_teaches_nothing(monkeypatch, tmp_path):
+    class Row:
+        name, mean, std = "PAD", 12.0, 0.5
+
+    def distil(*args, out, **settings):
+        (Path(out) / "timing.json").write_text('{"environment": {}, "stages": {}, "finished": true}')
+        return SimpleNamespace(evaluation=[Row])
+
+    monkeypatch.setattr(end_to_end_suite.pad_fast, "distill", distil)
+    with pytest.raises(SystemExit, match=r"cpu: the distilled set reaches 12.0%; no speed is reported"):
+        end_to_end_suite.run("cpu", 1, 0, {})
+
+
+def test_curves_are_drawn_where_they_belong():
+    picture = plots.log_log({"a": [(1, 1), (10, 100)]}, title="t", x_label="x", y_label="y")
+    colours = {colour for _, colour in picture.getcolors(maxcolors=1 << 20)}
+    assert plots._COLOURS[0] in colours and plots._COLOURS[1] not in colours
+    pixels = np.asarray(picture)
+    rows, columns = np.nonzero((pixels == plots._COLOURS[0]).all(-1) & (np.arange(pixels.shape[1]) < 630))
+    # The marker of the lowest point is at the bottom left, that of the highest two whole decades up at the right.
+    assert columns[rows.argmax()] < 130 and columns[rows.argmin()] > 590
+    assert rows.max() > 450 and rows.min() < 60
+    with pytest.raises(ValueError, match="positive"):
+        plots.log_log({"a": [(1, 0)]}, title="t", x_label="x", y_label="y")
+
+
+def test_growth_is_the_slope_between_the_ends():
+    memory = [{"rival": "a", "batch": 10, "steps": steps, "peak_mib": 100 + 3 * steps} for steps in (20, 5, 80)]
+    memory.append({"rival": "b", "batch": 10, "steps": 5, "peak_mib": 7})
+    assert unroll_suite.growth(memory) == [{"rival": "a", "batch": 10, "from": 5, "to": 80, "mib_per_step": 3.0}]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_tables_of_the_documents_are_those_of_the_kept_results(document):
+    text = document.read_text(encoding="utf-8")
+    assert report.updated(text) == text, f"python -m benchmarks.report --update {document.name}"
+
+
+def test_a_stale_table_is_found_and_written_anew(tmp_path, capsys):
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- table: readme -->\nold\n<!-- end -->\nafter\n")
+    assert report.main(["--check", str(document)]) == 1 and "old" in document.read_text()
+    assert report.main(["--update", str(document)]) == 0
+    assert report.main(["--check", str(document)]) == 0
+    text = document.read_text()
+    assert "old" not in text and "the usual loop" in text and text.startswith("before\n") and text.endswith("after\n")
+
+
+def test_what_is_alive_at_once_is_counted():
+    def run():
+        first = torch.ones(1000)  # 4,000 bytes
+        second = first + 1
+        del first
+        return second.view(10, 100) * 2  # two of the three at any time
+
+    assert published.alive(run) == 8000
 
 
 @pytest.mark.parametrize("part", ["el2n", "grand"])
@@ -178,7 +276,7 @@ class FakeWorker:
 def test_no_speed_is_printed_when_the_check_fails(monkeypatch):
     monkeypatch.setattr(harness, "Worker", FakeWorker)
     with pytest.raises(SystemExit, match="functional: image gradient is off by 1.9e"):
-        unroll_suite.time_batch(2, 1)
+        unroll_suite.time_point(2, 1, "none", 1, ["functional"])
 
 
 def test_workers_take_turns_and_report_their_death():
@@ -191,8 +289,10 @@ def test_workers_take_turns_and_report_their_death():
 
     samples = harness.alternate({"a": Turn("m", "a"), "b": Turn("m", "b")}, rounds=2)  # type: ignore[dict-item]
     assert asked == ["a", "b"] * 3 and samples == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
-    assert harness.summary([3.0, 1.0, 2.0], scale=10) == {"median": 20.0, "min": 10.0, "max": 30.0, "n": 3}
-    dead = harness.Worker("benchmarks.unroll", "no such rival", "1", "1")
+    assert harness.summary([3.0, 1.0, 2.0], scale=10) == {"median": 20.0, "min": 10.0, "max": 30.0, "n": 3} | {
+        "samples": [30.0, 10.0, 20.0]
+    }
+    dead = harness.Worker("benchmarks.unroll", "no such rival", "1", "1", "none")
     with pytest.raises(RuntimeError, match="ended with status"):
         dead.ask("time")
 

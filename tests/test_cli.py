@@ -184,7 +184,7 @@ def test_a_stopped_run_exits_1_and_an_interrupted_one_130(tmp_path, monkeypatch,
 def test_bench_runs_a_suite_of_the_checkout_and_says_where_it_is_missing(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["bench", "unroll", "--help"])
-    assert stop.value.code == 0 and "--batches" in capsys.readouterr().out
+    assert stop.value.code == 0 and "--points" in capsys.readouterr().out
     for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.chdir(tmp_path)

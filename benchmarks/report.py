@@ -1,0 +1,234 @@
+"""The tables of the documents, out of the results that are kept in benchmarks/results.
+
+    python -m benchmarks.report --update README.md docs/benchmarks.md docs/scoring.md docs/scaling.md
+    python -m benchmarks.report --check README.md docs/*.md
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything between them is written anew. Below each
+table but the README's stand the command and the machine it comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import RESULTS
+
+_TABLE = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Content = dict[str, Any]
+
+
+def load(name: str, folder: Path = RESULTS) -> Content:
+    """A kept result."""
+    content: Content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def source(content: Content, rows: Sequence[Content] = ()) -> str:
+    """What a table comes from: the commands of its rows, and the machine."""
+    machine = content["machine"]
+    hardware = f"{machine['cpu']} ({machine['threads']} threads, {machine['cpu_instructions']})"
+    commands = dict.fromkeys(row.get("command", content["command"]) for row in rows or [content])
+    typed = "; ".join(f"`{command}`" for command in commands)
+    for origin in dict.fromkeys(row["transcribed_from"] for row in rows if "transcribed_from" in row):
+        affected = dict.fromkeys(row["command"] for row in rows if row.get("transcribed_from") == origin)
+        typed += f"\n(rows of {' and '.join(f'`{command}`' for command in affected)}: from {origin})"
+    return f"\n{typed}\n{hardware}, torch {machine['torch']}, commit {machine['commit']}.\n"
+
+
+def spread(taken: dict[str, Any]) -> str:
+    """Median and range."""
+    return f"{taken['median']:.4g} ({taken['min']:.4g}..{taken['max']:.4g})"
+
+
+def ratio(row: Content, against: str) -> str:
+    """How many times faster than a rival, where it took part."""
+    found = row.get(f"times_faster_than_{against}")
+    return f"{found['median']:.2f}" if found else ""
+
+
+def mebibytes(value: float | None) -> str:
+    """None was not measured; NaN is a process that did not survive."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value == value else "out of memory"
+
+
+def readme() -> str:
+    """Three ways to one gradient at batch 100."""
+    content = load("unroll-cpu")
+    memory = {(row["rival"], row["batch"], row["steps"]): row["peak_mib"] for row in content["memory"]}
+    names = {
+        "plain loop": "the usual loop, autograd through all steps",
+        "plain loop, tuned": "the same, tuned (channels_last, freed memory kept)",
+        "cpu high, recompute": '**`backend="cpu"`, exact**',
+    }
+    timed = [row for row in content["rows"] if row["batch"] == 100 and row["mask"] == "none"]
+    steps_timed = min(row["steps"] for row in timed)
+    rows = []
+    for row in timed:
+        if row["steps"] == steps_timed and row["rival"] in names:
+            cells = [f"{row['ms_per_step']['median']:.0f}"]
+            cells += [mebibytes(memory.get((row["rival"], 100, steps))) for steps in (5, 20)]
+            ours = row["rival"] == "cpu high, recompute"
+            rows.append([names[row["rival"]], *(f"**{cell}**" if ours and cell else cell for cell in cells)])
+    return markdown(["", "ms per student step", "peak memory at T = 5, MiB", "at T = 20"], rows)
+
+
+def unroll_time() -> str:
+    content = load("unroll-cpu")
+    rows = [
+        [row["rival"], str(row["batch"]), str(row["steps"]), row["mask"], spread(row["ms_per_step"])]
+        + [ratio(row, against) for against in ("plain loop", "plain loop, tuned")]
+        + ["" if row["error"] is None else f"{row['error']:.0e}"]
+        for row in content["rows"]
+    ]
+    header = ["rival", "batch", "T", "mask", "ms per step (min..max)", "times faster than the plain loop"]
+    return markdown([*header, "than the tuned loop", "error of the image gradient"], rows) + source(
+        content, content["rows"]
+    )
+
+
+def unroll_memory() -> str:
+    content = load("unroll-cpu")
+    rows = [[r["rival"], str(r["batch"]), str(r["steps"]), mebibytes(r["peak_mib"])] for r in content["memory"]]
+    grown = [
+        [row["rival"], str(row["batch"]), f"{row['from']} to {row['to']}", f"{row['mib_per_step']:.2f}"]
+        for row in content["growth"]
+    ]
+    first = markdown(["rival", "batch", "T", "peak MiB above the import"], rows)
+    return (
+        first
+        + "\n"
+        + markdown(["rival", "batch", "T", "MiB that one more step costs"], grown)
+        + source(content, content["memory"])
+    )
+
+
+def scoring() -> str:
+    content = load("scoring-cpu")
+    timed = [row for row in content["rows"] if "ms" in row]
+    rows = [
+        [row["part"], row["size"], row["rival"], spread(row["ms"]), f"{row['ours_is_times_faster']['median']:.3g}"]
+        for row in timed
+    ]
+    header = ["", "rows x classes", "", "ms (min..max)", "ours is times faster"]
+    return markdown(header, rows) + source(content, timed)
+
+
+def scoring_memory() -> str:
+    content = load("scoring-cpu")
+    weighed = [row for row in content["rows"] if "peak_mib" in row]
+    rows = [[row["size"], row["rival"], f"{row['peak_mib']:.1f}"] for row in weighed]
+    return markdown(["part, rows x classes", "", "MiB above the inputs"], rows) + source(content, weighed)
+
+
+def training() -> str:
+    content = load("training-cpu")
+    rows = [
+        [
+            row["suite"],
+            row["rival"],
+            spread(row["seconds"]),
+            ratio(row, "plain torch"),
+            ratio(row, "plain torch, tuned"),
+        ]
+        for row in content["rows"]
+    ]
+    header = ["", "rival", "seconds per epoch (min..max)", "times faster than plain torch", "than tuned torch"]
+    return markdown(header, rows) + source(content)
+
+
+def augmentation() -> str:
+    content = load("augmentation-cpu")
+    rows = [
+        [row["operation"], row["draws"], str(row["batch"]), row["rival"], spread(row["ms"]), ratio(row, "plain torch")]
+        for row in content["rows"]
+    ]
+    header = ["operation", "draws", "batch", "", "ms (min..max)", "times faster than plain torch"]
+    return markdown(header, rows) + source(content)
+
+
+def end_to_end() -> str:
+    content = load("end_to_end-cpu")
+    rows = []
+    for row in content["rows"]:
+        stages = ", ".join(f"{name} {cost['seconds']:.1f}" for name, cost in row["stages"].items())
+        accuracy = row["accuracy"]
+        reached = [f"{accuracy[name]['mean']:.1f} ± {accuracy[name]['std']:.1f}" for name in ("PAD", "random real")]
+        rows.append([row["rival"], str(row["ipc"]), f"{row['seconds']:.1f}", stages, *reached])
+    header = ["backend", "IPC", "seconds", "of these", "accuracy in %", "of random real images"]
+    return markdown(header, rows) + source(content)
+
+
+def published() -> str:
+    from benchmarks.published import table
+
+    content = load("published")
+    return markdown(*table(content["rows"])) + source(content)
+
+
+def fidelity() -> str:
+    """TESLA's gradient beside the exact one."""
+    from benchmarks.fidelity import show
+
+    content = load("fidelity-cpu")
+    return show(content["rows"]) + "\n" + source(content)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "readme": readme,
+    "unroll-time": unroll_time,
+    "unroll-memory": unroll_memory,
+    "scoring": scoring,
+    "scoring-memory": scoring_memory,
+    "training": training,
+    "augmentation": augmentation,
+    "end-to-end": end_to_end,
+    "published": published,
+    "fidelity": fidelity,
+}
+
+
+def updated(text: str) -> str:
+    """A document with its tables written anew.
+
+    Raises:
+        KeyError: it asks for a table that is not one of ours.
+    """
+    return _TABLE.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Update or check documents; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--update", nargs="+", type=Path, metavar="FILE", help="write their tables anew")
+    which.add_argument("--check", nargs="+", type=Path, metavar="FILE", help="only say whether that would change them")
+    options = parser.parse_args(argv)
+    stale = []
+    for path in options.update or options.check:
+        text = path.read_text(encoding="utf-8")
+        new = updated(text)
+        if new != text:
+            stale.append(path)
+            if options.update:
+                path.write_text(new, encoding="utf-8")
+    if stale:
+        print(f"{'updated' if options.update else 'out of date'}: {', '.join(map(str, stale))}")
+    return int(bool(stale) and not options.update)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
