@@ -247,7 +247,7 @@ def test_from_end_to_end(tmp_path: Path, method: str) -> None:
     assert sum(losses[:3]) > sum(losses[-3:]) > 0
     page = (out / "report.html").read_text()
     assert f"{method.upper()} on digits" in page and "Student's learning rate" not in page
-    assert not list(out.glob("cache/*"))  # nothing was scored, no expert trained
+    assert [path.name for path in out.glob("cache/*")] == ["evaluation"]  # nothing was scored, no expert trained
     stored = torch.load(out / "labels_best.pt", weights_only=True)
     assert torch.equal(stored, result.labels)
     config = make_settings(file=str(out / "config.yaml")).config

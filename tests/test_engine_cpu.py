@@ -439,7 +439,7 @@ def test_an_instruction_set_this_machine_lacks(monkeypatch):
     task = Task(FlatNetwork(ConvNet(width=5)), CPU, torch.float64)
     engine = select("cpu", task)
     with pytest.raises(BackendError, match="'sve' is not available on this machine"):
-        engine.forward(task, task.network.initial(), torch.randn(1, 3, 32, 32, dtype=torch.float64))
+        engine.forward(task, task.network.initial().double(), torch.randn(1, 3, 32, 32, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ SMALL = gpu.UnrollCase(4, 4, width=4, more=("ours, 8 trajectories",))
 
 
 def options(**changes: Any) -> argparse.Namespace:
-    given = {"device": "cpu", "backend": "autograd", "rounds": 2, "case_seconds": 20.0, "tiny": True}
+    given = {"device": "cpu", "backend": "autograd", "rounds": 2, "case_seconds": 20.0, "tiny": True, "compile": False}
     return argparse.Namespace(**{**given, **changes})
 
 

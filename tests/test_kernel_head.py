@@ -157,14 +157,14 @@ def test_parts_of_a_batch_add_up() -> None:
 
 
 def test_launches() -> None:
-    u, labels = drawn(1, 2, 100, 10).float(), drawn(2, 100, 10).float()
+    u, labels = drawn(1, 2, 64, 10).float(), drawn(2, 64, 10).float()
     with dry_run() as count:
-        losses, gud = head.loss(u, labels, 100)
-        head.adjoint(u, u, labels, 100)
+        losses, gud = head.loss(u, labels, 64)
+        head.adjoint(u, u, labels, 64)
     assert [name for name, _ in count.launches] == ["_loss_kernel", "_adjoint_kernel"]
     assert bool(losses.isnan().all()) and bool(gud.isnan().all())
     with counting() as count:
-        head.loss(u.repeat(1, 2, 1), labels.repeat(2, 1), 200)
+        head.loss(u.repeat(1, 2, 1), labels.repeat(2, 1), 128)
     assert [name for name, _ in count.launches] == ["_loss_kernel", "_finish_kernel"]
 
 

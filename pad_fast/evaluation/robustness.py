@@ -32,7 +32,7 @@ def label_robust_score(*, full: float, hard: float, own: float, random: float, w
 
     Example:
         >>> round(label_robust_score(full=85, hard=60, own=67, random=50), 3)
-        0.248
+        0.252
     """
     improvement, recovery = own - random, full - hard
     return normalised((weight * improvement - (1 - weight) * recovery) / 100)
