@@ -31,7 +31,7 @@ TREE = ROOT / "build" / "gpu-check"
 NEEDED = ("torch", "triton", "numpy", "safetensors", "PIL", "yaml", "tqdm", "pytest")
 USEFUL = ("torchvision", "sklearn", "pybind11", "setuptools")
 # Seconds. With the copying, and what a part gets to finish in when its time is up, they stay under ten minutes.
-LIMITS = {"extension": 25, "collection": 25, "tests": 130, "benchmarks": 300, "sanitizer": 60}
+LIMITS = {"extension": 50, "collection": 25, "tests": 120, "scores": 20, "benchmarks": 285, "sanitizer": 50}
 GRACE = 5
 # Processes that run tests side by side: most of the time goes into compiling kernels, on processor cores. Each has its
 # own share of the tests, so that one that takes the device down with it does not take the others' results along.
@@ -64,6 +64,15 @@ def copy_sources() -> None:
     shutil.copytree(ROOT / "kernels", TREE / "kernels", ignore=unwanted)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, TREE / name)
+
+
+def built_with_cuda() -> bool:
+    """Whether the extension in the tree scores on GPUs."""
+    try:
+        described = json.loads((TREE / "pad_fast" / "_build.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(described.get("extension") and described.get("cuda"))
 
 
 def run(name: str, command: list[str], log: Path, *, seconds: float, environment: dict[str, str]) -> Part:
@@ -188,14 +197,8 @@ def main() -> int:
 
     if have["pybind11"] and have["setuptools"]:
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        # The CUDA sources are scored elsewhere; leaving them out saves most of the time.
-        built = run(
-            "extension",
-            command,
-            out / "extension.log",
-            seconds=LIMITS["extension"] * scale,
-            environment={**environment, "PAD_FAST_CUDA": "0"},
-        )
+        seconds = LIMITS["extension"] * scale
+        built = run("extension", command, out / "extension.log", seconds=seconds, environment=environment)
         built.found = {"library": [path.name for path in (TREE / "pad_fast").glob("_C*.so")]}
         if not built.found["library"]:
             built.state = "skipped"
@@ -213,6 +216,13 @@ def main() -> int:
         rest = rest or ["tests/test_gpu.py"]  # without their names, at least all of those in one process
         note(run_tests("tests", rest, out, seconds=LIMITS["tests"] * scale, environment=environment))
 
+    if options.device == "cuda" and built_with_cuda():
+        command = [sys.executable, "-m", "benchmarks.scoring", "--parts", "cuda", "--json", str(out / "scores.json")]
+        seconds = LIMITS["scores"] * scale
+        note(run("scores", command, out / "scores.log", seconds=seconds, environment=environment))
+    else:
+        note(Part("scores", "skipped", detail="no CUDA code in the extension (no nvcc?), or no GPU asked for"))
+
     command = [sys.executable, "-m", "benchmarks.gpu", "--json", str(out / "gpu.json"), "--device", options.device]
     command += ["--minutes", str(LIMITS["benchmarks"] * scale / 60 - 0.2)]
     if options.device == "cpu":
@@ -229,7 +239,7 @@ def main() -> int:
 
 
 def summarise(parts: list[Part], out: Path) -> str:
-    """The parts, the failed tests, and the benchmarks' table."""
+    """The parts, the failed tests, and the tables."""
     lines = [f"{part.name:<14}{part.state:<11}{part.seconds:>6.0f} s  {part.detail}" for part in parts]
     for part in parts:
         if "failed" in part.found:
@@ -238,11 +248,11 @@ def summarise(parts: list[Part], out: Path) -> str:
             lines += ["", f"{part.name}: " + ", ".join(counts) + asked, *part.found["failed"]]
     errors = [line for log in sorted(out.glob("tests-*.log")) for line in log.read_text("utf-8").splitlines()]
     lines += ["", *(line for line in errors if line.startswith("error "))]
-    try:
-        text = (out / "gpu.log").read_text(encoding="utf-8")
-        lines += ["", *text.splitlines()[1:]]
-    except OSError:
-        lines += ["", "no benchmark was run"]
+    for log in ("scores.log", "gpu.log"):
+        try:
+            lines += ["", *(out / log).read_text(encoding="utf-8").splitlines()[1:]]
+        except OSError:
+            lines += ["", f"no {log}: that part was not run"]
     return "\n".join(lines) + "\n"
 
 

@@ -86,11 +86,23 @@ def test_the_check_writes_its_results_although_parts_fail(monkeypatch, tmp_path,
     assert gpu_check.main() == 1
     report = json.loads((tmp_path / "out" / "gpu-check.json").read_text())
     states = {part["name"]: part["state"] for part in report["parts"]}
-    assert states["modules"] == "ok" and states["extension"] == "skipped"
+    assert states["modules"] == "ok" and states["extension"] == states["scores"] == "skipped"
     assert {states["benchmarks"], states["tests"]} <= {"timed out", "failed"}
     summary = (tmp_path / "out" / "summary.txt").read_text()
     assert all(name in summary for name in states) and summary in capsys.readouterr().out
     assert (tmp_path / "tree" / "pad_fast" / "kernels" / "launch.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("described", "scores"),
+    [('{"extension": true, "cuda": "release 13.0"}', True), ('{"extension": true, "cuda": null}', False), ("{", False)],
+)
+def test_scores_are_measured_where_the_extension_has_cuda(monkeypatch, tmp_path, described, scores):
+    monkeypatch.setattr(gpu_check, "TREE", tmp_path)
+    assert not gpu_check.built_with_cuda()
+    (tmp_path / "pad_fast").mkdir()
+    (tmp_path / "pad_fast" / "_build.json").write_text(described)
+    assert gpu_check.built_with_cuda() is scores
 
 
 TESTS = """
