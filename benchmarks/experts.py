@@ -93,24 +93,14 @@ def time_epoch(dataset: str | None, count: int, rounds: int) -> list[dict[str, A
     """Seconds per expert epoch."""
     arguments = (str(count), *([dataset] if dataset else []))
     workers = {name: harness.Worker("benchmarks.experts", "epoch", name, *arguments) for name in RIVALS}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            truth = f"{folder}/weights.pt"
-            workers["plain torch"].ask(f"save {truth}")
-            errors = {name: float(worker.ask(f"compare {truth}")) for name, worker in workers.items()}
-        if max(errors.values()) > TOLERANCE:
-            raise SystemExit(f"weights differ ({errors}); no speed is reported")
-        samples = harness.alternate(workers, rounds=rounds)
-    finally:
-        for worker in workers.values():
-            worker.close()
+    errors, samples = harness.race(
+        workers, rounds=rounds, check=lambda name, error: harness.require(error, TOLERANCE, f"{name}: the weights")
+    )
     rows = []
     for name, seconds in samples.items():
         row: dict[str, Any] = {"part": "epoch", "rival": name, "images": count, "error": errors[name]}
         row["seconds_per_epoch"] = harness.summary(seconds)
-        for against in ("plain torch", "plain torch, tuned"):
-            ratios = [a / b for a, b in zip(samples[against], seconds, strict=True)]
-            row[f"times_faster_than_{against}"] = harness.summary(ratios)
+        row |= harness.times_faster(samples, name, ("plain torch", "plain torch, tuned"))
         rows.append(row)
     return rows
 

@@ -8,8 +8,9 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,43 @@ def alternate(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[f
             if round_:
                 samples[name].append(seconds)
     return samples
+
+
+def race(
+    workers: Mapping[str, Worker], *, rounds: int, check: Callable[[str, float], None], apart: Collection[str] = ()
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Compare every rival's first result with the first rival's, then time them by turns; ends the workers.
+
+    Args:
+        check: is given each rival and its error before anything is timed; :func:`require` is what it calls.
+        apart: rivals that compute something else, and are only timed.
+
+    Returns:
+        Errors, and seconds as :func:`alternate` gives them.
+    """
+    truth, *others = workers
+    errors = {truth: 0.0}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = f"{folder}/result.pt"
+            workers[truth].ask(f"save {file}")
+            errors |= {name: float(workers[name].ask(f"compare {file}")) for name in others if name not in apart}
+        for name, error in errors.items():
+            check(name, error)
+        return errors, alternate(workers, rounds=rounds)
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def times_faster(samples: Mapping[str, Sequence[float]], name: str, rivals: Sequence[str]) -> dict[str, Any]:
+    """Ratios against those of `rivals` that took part, pair by pair: a slow moment of the machine hits both."""
+    found = {}
+    for rival in rivals:
+        if rival in samples:
+            ratios = [other / own for other, own in zip(samples[rival], samples[name], strict=True)]
+            found[f"times_faster_than_{rival}"] = summary(ratios)
+    return found
 
 
 def take_turns(runs: Mapping[str, Callable[[], object]], *, rounds: int, calls: int = 1) -> dict[str, list[float]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -144,24 +143,14 @@ def work(rival: str, part: str, ipc: int) -> None:
 def time_part(part: str, ipc: int, rounds: int) -> list[dict[str, Any]]:
     """Check and time every rival at one part of an iteration."""
     workers = {name: harness.Worker("benchmarks.matching", name, part, str(ipc)) for name in RIVALS}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            truth = f"{folder}/result.pt"
-            workers["loop over classes"].ask(f"save {truth}")
-            errors = {name: float(worker.ask(f"compare {truth}")) for name, worker in workers.items()}
-        if not max(errors.values()) <= TOLERANCE:
-            raise SystemExit(f"{part}: results differ ({errors}); no speed is reported")
-        samples = harness.alternate(workers, rounds=rounds)
-    finally:
-        for worker in workers.values():
-            worker.close()
+    errors, samples = harness.race(
+        workers, rounds=rounds, check=lambda name, error: harness.require(error, TOLERANCE, f"{part}, {name}")
+    )
     rows = []
     for name, seconds in samples.items():
         row: dict[str, Any] = {"part": part, "ipc": ipc, "rival": name, "error": errors[name]}
         row["seconds"] = harness.summary(seconds)
-        for against in ("loop over classes", "loop over classes, tuned"):
-            ratios = [other / own for other, own in zip(samples[against], seconds, strict=True)]
-            row[f"times_faster_than_{against}"] = harness.summary(ratios)
+        row |= harness.times_faster(samples, name, ("loop over classes", "loop over classes, tuned"))
         rows.append(row)
     return rows
 

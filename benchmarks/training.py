@@ -10,7 +10,6 @@ they end with are compared first.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -143,27 +142,18 @@ def time_suite(suite: str, dataset: str | None, count: int, rounds: int) -> list
     names = [name for each, name in RIVALS if each == suite]
     arguments = (str(count), *([dataset] if dataset else []))
     workers = {name: harness.Worker("benchmarks.training", suite, name, *arguments) for name in names}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            truth = f"{folder}/weights.pt"
-            workers["plain torch"].ask(f"save {truth}")
-            errors = {
-                name: float(worker.ask(f"compare {truth}")) for name, worker in workers.items() if "alone" not in name
-            }
-        for name, error in errors.items():
-            harness.require(error, TOLERANCE, f"{suite}, {name}: the movement of the weights")
-        samples = harness.alternate(workers, rounds=rounds)
-    finally:
-        for worker in workers.values():
-            worker.close()
+    errors, samples = harness.race(
+        workers,
+        rounds=rounds,
+        check=lambda name, error: harness.require(error, TOLERANCE, f"{suite}, {name}: the movement of the weights"),
+        apart=[name for name in names if "alone" in name],
+    )
     rows = []
     for name, seconds in samples.items():
         row: dict[str, Any] = {"suite": suite, "rival": name, "seconds": harness.summary(seconds)}
         if name in errors:
             row["error"] = errors[name]
-            for against in ("plain torch", "plain torch, tuned"):
-                ratios = [a / b for a, b in zip(samples[against], seconds, strict=True)]
-                row[f"times_faster_than_{against}"] = harness.summary(ratios)
+            row |= harness.times_faster(samples, name, ("plain torch", "plain torch, tuned"))
         rows.append(row)
     return rows
 

@@ -10,7 +10,6 @@ Problems run one by one add their rows to the same JSON file.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -102,28 +101,17 @@ def time_point(batch: int, steps: int, mask: str, rounds: int, rivals: Sequence[
     names = ["plain loop", *(name for name in rivals if name != "plain loop")]
     arguments = (str(batch), str(steps), mask)
     workers = {name: harness.Worker("benchmarks.unroll", name, *arguments) for name in names}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            truth = f"{folder}/gradients.pt"
-            workers["plain loop"].ask(f"save {truth}")
-            errors = {"plain loop": 0.0}
-            errors |= {name: float(workers[name].ask(f"compare {truth}")) for name in names[1:]}
-        for name, error in errors.items():
-            if "TESLA" not in name:
-                harness.require(error, TOLERANCE, f"{name}: image gradient")
-        samples = harness.alternate(workers, rounds=rounds)
-    finally:
-        for worker in workers.values():
-            worker.close()
+
+    def check(name: str, error: float) -> None:
+        if "TESLA" not in name:
+            harness.require(error, TOLERANCE, f"{name}: image gradient")
+
+    errors, samples = harness.race(workers, rounds=rounds, check=check)
     rows = []
     for name, seconds in samples.items():
         row: dict[str, Any] = {"rival": name, "batch": batch, "steps": steps, "mask": mask, "error": errors[name]}
         row["ms_per_step"] = harness.summary(seconds, scale=1e3 / steps)
-        # Pair by pair, so that a slow moment of the machine hits both.
-        for against in ("plain loop", "plain loop, tuned"):
-            if against in samples:
-                ratios = [other / own for other, own in zip(samples[against], seconds, strict=True)]
-                row[f"times_faster_than_{against}"] = harness.summary(ratios)
+        row |= harness.times_faster(samples, name, ("plain loop", "plain loop, tuned"))
         rows.append(row)
     return rows
 
