@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .convnet import ConvNet, ConvNetConfig
-from .recognition import recognise, takes_flat_param
+from .recognition import recognise
+
+# Agreement asked of two float64 forward passes that sum in different orders.
+_TOLERANCE = 1e-9
 
 _NORMS = (
     nn.LayerNorm,
@@ -45,7 +49,7 @@ class FlatNetwork:
             module = module.module
         self.module = module
         self.image_shape = None if image_shape is None else tuple(image_shape)
-        self.takes_flat_param = takes_flat_param(module)
+        self.takes_flat_param = "flat_param" in inspect.signature(module.forward).parameters
         parameters = dict(module.named_parameters())
         if not parameters:
             raise InputError(f"{type(module).__name__} has no parameters, so there is no trajectory to match")
@@ -64,7 +68,27 @@ class FlatNetwork:
 
     @cached_property  # asked for in every step
     def convnet(self) -> ConvNetConfig | str:
-        return recognise(self.module, self.image_shape)
+        return recognise(self.module, self.image_shape, self._computes)
+
+    def _computes(self, config: ConvNetConfig) -> bool:
+        """Whether this ConvNet gives the same logits at random parameters, to rounding in float64."""
+        ours = FlatNetwork(ConvNet.meta(config))
+        if self.image_shape is None or ours.parameter_count != self.parameter_count:
+            return False
+        device = next(self.module.parameters()).device
+        draws = torch.Generator().manual_seed(0)
+        # Norm scales and shifts off 1 and 0, and biases that must cancel: else an exchanged order could go unnoticed.
+        theta = 0.3 * torch.randn(self.parameter_count, generator=draws, dtype=torch.float64).to(device)
+        images = torch.randn(3, *self.image_shape, generator=draws, dtype=torch.float64).to(device)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            expected = ours(theta, images)
+            try:
+                got = self(theta, images)
+            except Exception:  # the caller's code, which may refuse float64 or three images in any way it likes
+                return False
+        if not isinstance(got, Tensor) or got.shape != expected.shape or got.dtype != expected.dtype:
+            return False
+        return bool((got - expected).norm() <= _TOLERANCE * expected.norm())
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]` of `images` `[B, C, H, W]` under parameters `theta` `[P]`."""

@@ -7,32 +7,27 @@ believed.
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .convnet import ConvNet, ConvNetConfig
 
-# Agreement asked of two float64 forward passes that sum in different orders.
-_TOLERANCE = 1e-9
 _SILENT = (nn.ReLU, nn.AvgPool2d, nn.Flatten, nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 _known: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], ConvNetConfig | str]] = WeakKeyDictionary()
 
 
-def takes_flat_param(module: nn.Module) -> bool:
-    """Whether `module` is called as `module(images, flat_param=theta)`."""
-    return "flat_param" in inspect.signature(module.forward).parameters
-
-
-def recognise(module: nn.Module, image_shape: tuple[int, ...] | None) -> ConvNetConfig | str:
+def recognise(
+    module: nn.Module, image_shape: tuple[int, ...] | None, computes: Callable[[ConvNetConfig], bool]
+) -> ConvNetConfig | str:
     """The :class:`ConvNet` that computes the same as `module` with the same flat parameters, or why there is none.
 
     Args:
         module: a network, or a flat-parameter wrapper around one.
         image_shape: `(C, H, W)` of the images it will see; None when unknown, and then only ConvNets of ours are known.
+        computes: whether a forward pass of `module` gives what this ConvNet gives; asked once per module and shape.
 
     Returns:
         The configuration, or a sentence for the user.
@@ -47,7 +42,7 @@ def recognise(module: nn.Module, image_shape: tuple[int, ...] | None) -> ConvNet
     answers = _known.setdefault(module, {})
     if key not in answers:
         described = _describe(module, image_shape)
-        if isinstance(described, ConvNetConfig) and not _agrees(module, described, image_shape):
+        if isinstance(described, ConvNetConfig) and not computes(described):
             described = "its modules are those of an instance-norm ConvNet, but its forward computes something else"
         answers[key] = described if isinstance(described, ConvNetConfig) else f"{name} is not one: {described}"
     return answers[key]
@@ -124,32 +119,3 @@ def _odd_norm(norm: nn.GroupNorm | nn.InstanceNorm2d, width: int) -> str | None:
     if not (instance and norm.affine and norm.eps == 1e-5):
         return f"{norm} is not an instance norm of {width} channels with scale, shift and eps 1e-5"
     return None
-
-
-def _agrees(module: nn.Module, config: ConvNetConfig, image_shape: tuple[int, ...]) -> bool:
-    """Whether one forward pass at random parameters gives the same logits, to rounding in float64."""
-    own = dict(module.named_parameters())
-    device = next(iter(own.values())).device
-    draws = torch.Generator().manual_seed(0)
-    sizes = [parameter.numel() for parameter in own.values()]
-    # Norm scales and shifts off 1 and 0, and biases that must cancel: else an exchanged order could go unnoticed.
-    theta = 0.3 * torch.randn(sum(sizes), generator=draws, dtype=torch.float64).to(device)
-    images = torch.randn(3, *image_shape, generator=draws, dtype=torch.float64).to(device)
-    ours = ConvNet.meta(config)
-    if sum(parameter.numel() for parameter in ours.parameters()) != len(theta):
-        return False
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        expected = _call(ours, dict(ours.named_parameters()), theta, images)
-        try:
-            got = module(images, flat_param=theta) if takes_flat_param(module) else _call(module, own, theta, images)
-        except Exception:  # the caller's code, which may refuse float64 or three images in any way it likes
-            return False
-    if not isinstance(got, Tensor) or got.shape != expected.shape or got.dtype != expected.dtype:
-        return False
-    return bool((got - expected).norm() <= _TOLERANCE * expected.norm())
-
-
-def _call(module: nn.Module, parameters: dict[str, nn.Parameter], theta: Tensor, images: Tensor) -> Tensor:
-    pieces = theta.split([parameter.numel() for parameter in parameters.values()])
-    named = {name: piece.view(parameters[name].shape) for name, piece in zip(parameters, pieces, strict=True)}
-    return torch.func.functional_call(module, named, (images,))
