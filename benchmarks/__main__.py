@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         suite, result = known[module], options.out / f"{known[module].name}-cpu.json"
         arguments = suite.quick if options.quick else suite.full
         if arguments is None:
-            print(f"== {suite.name}: left out, it has nothing quick\n")
+            reason = "has nothing quick" if options.quick else "takes too long, run it by itself"
+            print(f"== {suite.name}: left out, it {reason}\n")
             continue
         result.unlink(missing_ok=True)
         print(f"== {suite.name}: {suite.about}", flush=True)

@@ -26,10 +26,12 @@ from benchmarks import harness
 from benchmarks.registry import Suite
 from pad_fast import DSA, ImageDataset, Progress, evaluate, load_dataset, trajectory_matching_loss
 from pad_fast.config import Config, override
-from pad_fast.data import fit_normalization
+from pad_fast.data import Normalization, fit_normalization
 from pad_fast.distillation import Loop, State, make_mask
 from pad_fast.distilled import DistilledDataset
 from pad_fast.engines import Task, select
+from pad_fast.evaluation import AccuracyRow
+from pad_fast.evaluation.sets import RANDOM
 from pad_fast.initialization import Teachers, initial_set
 from pad_fast.models import FlatNetwork
 from pad_fast.pipeline import needs_order, score_as_configured, train_as_configured
@@ -189,22 +191,42 @@ def equal_time(problem: Problem, seconds: float, *, seed: int, networks: int) ->
             run[2] = used + time.process_time() - start
     rows = []
     for gradient, (_, state, used, failure) in runs.items():
-        config = problem.config
-        result = DistilledDataset(
-            images=state.images, label_logits=state.label_logits, labels=state.labels, lr=float(state.lr),
-            whitening=problem.normalization, config=config.describe(), history=[], class_names=problem.data.class_names,
-        )  # fmt: skip
-        report = evaluate(
-            result, problem.data, models=(config.model,), repeats=networks, epochs=config.eval_epochs,
-            batch=config.eval_batch, baselines=False, seed=seed, progress=Progress(quiet=True),
-        )  # fmt: skip
-        (row,) = report.rows
+        reached = accuracy(state, problem.config, problem.normalization, problem.data, seed=seed, networks=networks)
         rows.append(
             {"part": "equal time", "gradient": gradient, "seed": seed, "processor_seconds": used,
              "iterations": state.iteration, "skipped": state.skipped, "lr": float(state.lr), "stopped": failure,
-             "accuracy": row.mean, "std": row.std, "networks": networks}
+             "accuracy": reached.mean, "std": reached.std, "networks": networks}
         )  # fmt: skip
     return rows
+
+
+def accuracy(
+    state: State,
+    config: Config,
+    normalization: Normalization,
+    data: ImageDataset,
+    *,
+    seed: int,
+    networks: int,
+    lr: float | None = None,
+    row: str = "distilled",
+) -> AccuracyRow:
+    """Fresh networks on what a run has come to, or on a baseline of its size.
+
+    Args:
+        lr: what they are trained with; None takes the state's.
+        row: "distilled", or the baseline, as its row is called.
+    """
+    result = DistilledDataset(
+        images=state.images, label_logits=state.label_logits, labels=state.labels, lr=float(state.lr),
+        whitening=normalization, config=config.describe(), history=[], class_names=data.class_names,
+    )  # fmt: skip
+    report = evaluate(
+        {"distilled": result}, data, models=(config.model,), repeats=networks, epochs=config.eval_epochs,
+        batch=config.eval_batch, lr=lr, baselines=("random",) if row == RANDOM else False, seed=seed,
+        progress=Progress(quiet=True),
+    )  # fmt: skip
+    return report.row(row)
 
 
 def show(rows: Sequence[dict[str, Any]]) -> str:
@@ -263,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = make_settings(preset_name=None, file=None, overrides=settings).config
     data = load_dataset(options.data or "digits")
     if options.data:
-        data = _subset(data, options.images)
+        data = subset(data, options.images // data.classes)
     command = harness.command("benchmarks.fidelity", argv)
     print(harness.heading(command))
     with tempfile.TemporaryDirectory() as folder:
@@ -278,11 +300,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     harness.write(options.json, "fidelity", command, rows, gate=error, settings=config.describe())
 
 
-def _subset(data: ImageDataset, count: int) -> ImageDataset:
-    """The same number of training images of every class, and all test images."""
-    each = count // data.classes
-    rows = torch.cat([data.images_of_class(label)[:each] for label in range(data.classes)])
-    return load_dataset((data.train_images[rows], data.train_labels[rows], data.test_images, data.test_labels))
+def subset(data: ImageDataset, train: int, test: int | None = None) -> ImageDataset:
+    """The first `train` training and `test` test images of every class (None: all of them)."""
+
+    def first(labels: Tensor, count: int | None) -> Tensor:
+        return torch.cat([(labels == label).nonzero()[:count, 0] for label in range(data.classes)])
+
+    shown, tested = first(data.train_labels, train), first(data.test_labels, test)
+    return load_dataset(
+        (data.train_images[shown], data.train_labels[shown], data.test_images[tested], data.test_labels[tested])
+    )
 
 
 if __name__ == "__main__":

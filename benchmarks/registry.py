@@ -24,6 +24,7 @@ MODULES = (
     "matching",
     "end_to_end",
     "fidelity",
+    "criteria",
 )
 
 
@@ -35,8 +36,8 @@ class Suite:
     about: str
     quick: tuple[str, ...] | None
     """Options of the smoke test: seconds, every path once. None: it has no problem small enough, and is left out."""
-    full: tuple[str, ...]
-    """Options of the full run on a CPU: a few minutes."""
+    full: tuple[str, ...] | None
+    """Options of the full run on a CPU: a few minutes. None: a study that takes longer, and is run by itself."""
 
 
 def suites() -> dict[str, Suite]:
