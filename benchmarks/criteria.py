@@ -39,6 +39,7 @@ from pad_fast.config import Config
 from pad_fast.data import Normalization, fit_normalization
 from pad_fast.distillation import Iterations, State
 from pad_fast.errors import DistillationStopped
+from pad_fast.evaluation.rows import mean_std
 from pad_fast.evaluation.sets import RANDOM
 from pad_fast.experts.curriculum import curriculum_of, prune
 from pad_fast.pipeline import needs_order, order_of, score_as_configured
@@ -262,6 +263,80 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+NAMES = {"random": "random real", "dm": "DM", "dc": "DC", "dsa": "DSA", "pad": "PAD"}
+
+
+def _pooled(rows: Sequence[dict[str, Any]]) -> str:
+    """Mean and standard deviation over the networks of all seeds, and the mean of each seed."""
+    mean, std = mean_std([accuracy for row in rows for accuracy in row["accuracies"]])
+    seeds = ", ".join(f"{row['mean']:.1f}" for row in sorted(rows, key=lambda row: row["seed"]))
+    return f"{mean:.1f} ± {std:.1f}" + (f" ({seeds})" if len(rows) > 1 else "")
+
+
+def _span(values: Sequence[float]) -> str:
+    """What the seeds have in common."""
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _groups(rows: Sequence[dict[str, Any]], part: str, keys: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Rows that only differ in the seed, in the order in which such groups first come."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["part"] == part:
+            found.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+    return list(found.values())
+
+
+def compared(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The table of `compare`: header and cells."""
+    header = ["IPC", "budget, s", "criterion", "of these before the first iteration", "iterations", "accuracy, %"]
+    groups = _groups(rows, "compare", ("ipc", "budget", "method", "experts"))
+    groups.sort(key=lambda group: (group[0]["ipc"], group[0]["budget"], METHODS.index(group[0]["method"])))
+    cells = []
+    for group in groups:
+        first = group[0]
+        name, spent = NAMES[first["method"]], _span([row["preparation_seconds"] for row in group])
+        if first.get("experts") == "given":
+            name, spent = f"{name}, experts given", "not counted"
+        counts = _span([row["iterations"] for row in group])
+        cells.append([str(first["ipc"]), f"{first['budget']:g}", name, spent, counts, _pooled(group)])
+    return header, cells
+
+
+def filtered(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The table of `filters`, each beside the same method without one."""
+    header = ["IPC", "criterion", "pruned", "masked", "iterations", "accuracy, %", "against none"]
+    cells = []
+    plain: dict[tuple[Any, ...], float] = {}
+    for group in _groups(rows, "filters", ("ipc", "method", "filter")):
+        first = group[0]
+        mean = mean_std([accuracy for row in group for accuracy in row["accuracies"]])[0]
+        pruned, masked = (" ".join(text.split("-")[1:]) for text in first["filter"].split("_"))
+        against = plain.setdefault((first["ipc"], first["method"]), mean)
+        counts = _span([row["iterations"] for row in group])
+        name = NAMES[first["method"]]
+        cells.append([str(first["ipc"]), name, pruned, masked, counts, _pooled(group), f"{mean - against:+.1f}"])
+    return header, cells
+
+
+def searched(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The table of `search`; the best of each method, which `compare` takes, is bold."""
+    header = ["IPC", "criterion", "changes of the preset", "networks' learning rate", "iterations", "accuracy, %"]
+    cells = []
+    for group in _groups(rows, "search", ("ipc", "method")):
+        best = max(group, key=lambda row: row["mean"])
+        for row in group:
+            rate = "learned" if row["rate"] is None else f"{row['rate']:g}"
+            reached = f"**{_pooled([row])}**" if row is best else _pooled([row])
+            name = NAMES[row["method"]]
+            cells.append([str(row["ipc"]), name, row["changes"] or "none", rate, str(row["iterations"]), reached])
+    return header, cells
+
+
+TABLES = {"search": searched, "compare": compared, "filters": filtered}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse and measure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.criteria", description=(__doc__ or "").splitlines()[0])
@@ -269,9 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=500, help="training images per class of --data (default: 500)")
     parser.add_argument("--test-images", type=int, default=300, help="test images per class of it (default: 300)")
     parser.add_argument("--ipc", type=int, default=1, help="images per class (default: 1)")
-    parser.add_argument(
-        "--parts", nargs="+", choices=("search", "compare", "filters"), default=["search", "compare", "filters"]
-    )
+    parser.add_argument("--parts", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="what is searched and compared")
     parser.add_argument("--filtered", nargs="+", choices=METHODS[1:], default=["dm", "dc"], help="what gets filters")
     parser.add_argument("--candidates", type=int, help="the search tries the first so many of each method's")

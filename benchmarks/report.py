@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,14 @@ def fidelity() -> str:
     return show(content["rows"]) + "\n" + source(content)
 
 
+def criteria(part: str, name: str) -> str:
+    """A table of what each criterion makes of the same time."""
+    from benchmarks.criteria import TABLES as PARTS
+
+    content = load(f"criteria-{name}")
+    return markdown(*PARTS[part](content["rows"])) + source(content, [r for r in content["rows"] if r["part"] == part])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "readme": readme,
     "unroll-time": unroll_time,
@@ -198,6 +207,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "end-to-end": end_to_end,
     "published": published,
     "fidelity": fidelity,
+    "criteria-digits": partial(criteria, "compare", "digits"),
+    "criteria-digits-filters": partial(criteria, "filters", "digits"),
+    "criteria-digits-search": partial(criteria, "search", "digits"),
+    "criteria-cifar": partial(criteria, "compare", "cifar10"),
+    "criteria-cifar-search": partial(criteria, "search", "cifar10"),
 }
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from benchmarks import __main__ as runner
 from benchmarks import augmentation as augmentation_suite
+from benchmarks import criteria as criteria_suite
 from benchmarks import end_to_end as end_to_end_suite
 from benchmarks import experts as experts_suite
 from benchmarks import harness, plots, published, report, rivals
@@ -26,6 +27,7 @@ from benchmarks import unroll as unroll_suite
 from benchmarks.registry import suites
 from pad_fast import DSA
 from pad_fast.data.augment import OPERATIONS
+from pad_fast.evaluation import AccuracyRow
 from pad_fast.models import FlatNetwork
 from pad_fast.optimizers import GSAM
 
@@ -184,6 +186,75 @@ def test_growth_is_the_slope_between_the_ends():
     memory = [{"rival": "a", "batch": 10, "steps": steps, "peak_mib": 100 + 3 * steps} for steps in (20, 5, 80)]
     memory.append({"rival": "b", "batch": 10, "steps": 5, "peak_mib": 7})
     assert unroll_suite.growth(memory) == [{"rival": "a", "batch": 10, "from": 5, "to": 80, "mib_per_step": 3.0}]
+
+
+class OneSecondEach:
+    """Iterations on a clock that nothing else moves; more of them and a smaller images' lr are more accurate."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(criteria_suite, "time", SimpleNamespace(process_time=lambda: self.now))
+        monkeypatch.setattr(criteria_suite.Study, "start", lambda study, config: self.start(config))
+        monkeypatch.setattr(criteria_suite, "accuracy", self.accuracy)
+        self.used = []
+
+    def start(self, config):
+        state = SimpleNamespace(iteration=0, lr=torch.tensor(0.5))
+        return criteria_suite.Run(config, None, self, state, preparation=3.0 if config.uses_experts else 0.0)
+
+    def begin(self, state):
+        self.now += 1
+        state.iteration += 1
+
+    def settle(self, state, pending):
+        return {}
+
+    def accuracy(self, state, config, normalization, data, *, seed, networks, lr, row):
+        self.used.append((config.method, seed, config.lr_img, config.mask, config.prune, lr, row))
+        base = state.iteration - config.lr_img / 1000 + (lr or 0)
+        return AccuracyRow(row, config.model, tuple(base + index for index in range(networks)))
+
+
+def test_criteria_get_equal_time_and_the_settings_of_another_seed(tmp_path, monkeypatch):
+    fake, result = OneSecondEach(monkeypatch), tmp_path / "criteria.json"
+
+    def run(*arguments):
+        criteria_suite.main([*arguments, "--search-seconds", "2", "--search-networks", "1", "--json", str(result)])
+        return json.loads(result.read_text())["rows"]
+
+    def table(part, rows):
+        return [" | ".join(cells) for cells in criteria_suite.TABLES[part](rows)[1]]
+
+    rows = run("--parts", "search")
+    tried = {
+        method: len({row["changes"] for row in rows if row["method"] == method}) for method in criteria_suite.METHODS
+    }
+    assert tried == {"random": 1, "dm": 6, "dc": 6, "dsa": 6, "pad": 6}
+    assert {seed for _, seed, *_ in fake.used} == {0}
+    fake.used.clear()
+
+    rows = run("--parts", "compare", "--methods", "random", "dm", "pad", "--seconds", "2", "5", "--networks", "2")
+    # The least images' lr and the larger rate are best here; PAD's rate is its own.
+    assert {(method, lr_img, lr, row) for method, _, lr_img, _, _, lr, row in fake.used} == {
+        ("dm", 10.0, 0.03, "random real"),
+        ("dm", 3.0, 0.03, "distilled"),
+        ("pad", 10.0, None, "distilled"),
+    }
+    assert table("compare", rows) == [
+        "1 | 0 | random real | 0 | 0 | 0.5 ± 0.6 (0.5, 0.5)",
+        "1 | 2 | DM | 0 | 2 | 2.5 ± 0.6 (2.5, 2.5)",
+        "1 | 2 | PAD, experts given | not counted | 2 | 2.5 ± 0.6 (2.5, 2.5)",  # the experts alone take 3 seconds
+        "1 | 5 | DM | 0 | 5 | 5.5 ± 0.6 (5.5, 5.5)",
+        "1 | 5 | PAD | 3 | 2 | 2.5 ± 0.6 (2.5, 2.5)",
+        "1 | 5 | PAD, experts given | not counted | 5 | 5.5 ± 0.6 (5.5, 5.5)",
+    ]
+    assert len([line for line in table("search", rows) if "**" in line]) == len(criteria_suite.METHODS)
+    fake.used.clear()
+
+    filters = ("--filtered", "dc", "--mask", "depth:0.25", "--prune", "hardest:0.1", "--seconds", "4")
+    rows = run("--parts", "filters", *filters, "--networks", "1", "--seeds", "7")
+    assert [used[3:5] for used in fake.used] == [("none", "none"), ("depth", "none"), ("none", "hardest:0.1")]
+    assert table("filters", rows)[2] == "1 | DC | hardest 0.1 | none | 4 | 4.0 ± 0.0 | +0.0"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
