@@ -66,23 +66,11 @@ RATES = (0.01, 0.03)  # for networks on sets without a learning rate of their ow
 # What the search tries, as changes of the preset: as many for each method.
 DIGITS: dict[str, list[dict[str, Any]]] = {
     "random": [{}],
-    "dm": [
-        {}, {"lr_img": 3.0}, {"lr_img": 30.0}, {"batch_real": 64}, {"batch_real": 64, "lr_img": 30.0},
-        {"momentum_img": 0.9},
-    ],
-    "dc": [
-        {}, {"lr_img": 0.3}, {"lr_img": 3.0}, {"batch_real": 64}, {"batch_real": 64, "lr_img": 0.3},
-        {"momentum_img": 0.9},
-    ],
-    "dsa": [
-        {}, {"lr_img": 0.3}, {"lr_img": 3.0}, {"batch_real": 64}, {"batch_real": 64, "lr_img": 0.3},
-        {"momentum_img": 0.9},
-    ],
-    "pad": [
-        {}, {"lr_img": 30.0}, {"lr_y": 0.2}, {"syn_steps": 40}, {"max_start_epoch": 4},
-        {"lr_expert": 0.05, "lr_init": 0.05, "syn_steps": 40},
-    ],
-}  # fmt: skip
+    "dm": [{}, {"lr_img": 3.0}, {"lr_img": 30.0}, {"batch_real": 64}],
+    "dc": [{}, {"lr_img": 0.3}, {"lr_img": 3.0}, {"batch_real": 64}],
+    "dsa": [{}, {"lr_img": 0.3}, {"lr_img": 3.0}, {"batch_real": 64}],
+    "pad": [{}, {"lr_img": 30.0}, {"lr_y": 0.2}, {"syn_steps": 40}],
+}
 CIFAR10: dict[str, list[dict[str, Any]]] = {
     "random": [{}],
     "dm": [{"lr_img": 10.0}, {"lr_img": 1.0}, {"lr_img": 30.0}],
