@@ -66,10 +66,10 @@ RATES = (0.01, 0.03)  # for networks on sets without a learning rate of their ow
 # What the search tries, as changes of the preset: as many for each method.
 DIGITS: dict[str, list[dict[str, Any]]] = {
     "random": [{}],
-    "dm": [{}, {"lr_img": 3.0}, {"lr_img": 30.0}, {"batch_real": 64}],
-    "dc": [{}, {"lr_img": 0.3}, {"lr_img": 3.0}, {"batch_real": 64}],
-    "dsa": [{}, {"lr_img": 0.3}, {"lr_img": 3.0}, {"batch_real": 64}],
-    "pad": [{}, {"lr_img": 30.0}, {"lr_y": 0.2}, {"syn_steps": 40}],
+    "dm": [{}, {"lr_img": 3.0}, {"lr_img": 30.0}],
+    "dc": [{}, {"lr_img": 0.3}, {"lr_img": 3.0}],
+    "dsa": [{}, {"lr_img": 0.3}, {"lr_img": 3.0}],
+    "pad": [{}, {"lr_img": 30.0}, {"syn_steps": 40}],
 }
 CIFAR10: dict[str, list[dict[str, Any]]] = {
     "random": [{}],
