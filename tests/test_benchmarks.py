@@ -188,6 +188,11 @@ def test_growth_is_the_slope_between_the_ends():
     assert unroll_suite.growth(memory) == [{"rival": "a", "batch": 10, "from": 5, "to": 80, "mib_per_step": 3.0}]
 
 
+def test_a_study_of_an_hour_is_no_part_of_the_full_run(tmp_path, capsys):
+    assert runner.main(["--only", "criteria", "--out", str(tmp_path)]) == 0
+    assert "criteria: left out, it takes too long" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
 class OneSecondEach:
     """Iterations on a clock that nothing else moves; more of them and a smaller images' lr are more accurate."""
 
