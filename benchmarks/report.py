@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +180,11 @@ def published() -> str:
     return markdown(*table(content["rows"])) + source(content)
 
 
-def fidelity() -> str:
+def fidelity(name: str) -> str:
     """TESLA's gradient beside the exact one."""
     from benchmarks.fidelity import show
 
-    content = load("fidelity-cpu")
+    content = load(name)
     return show(content["rows"]) + "\n" + source(content)
 
 
@@ -197,7 +198,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "augmentation": augmentation,
     "end-to-end": end_to_end,
     "published": published,
-    "fidelity": fidelity,
+    "fidelity": partial(fidelity, "fidelity-cpu"),
+    "fidelity-cifar": partial(fidelity, "fidelity-cifar10-cpu"),
 }
 
 
