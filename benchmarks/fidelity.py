@@ -275,7 +275,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in options.seeds:
             rows += equal_time(problem, options.seconds, seed=seed, networks=options.networks)
     print(show(rows))
-    harness.write(options.json, "fidelity", command, rows, gate=error, settings=config.describe())
+    used = {**config.describe(), "dataset": options.data or "digits"}
+    harness.write(options.json, "fidelity", command, rows, gate=error, settings=used)
 
 
 def _subset(data: ImageDataset, count: int) -> ImageDataset:
