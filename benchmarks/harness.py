@@ -198,7 +198,7 @@ def gemm_peak(*, size: int = 2048, repeats: int = 8) -> float:
 
 def machine() -> dict[str, Any]:
     """Hardware, versions, threads and commit, as they belong beside every number."""
-    kept = ("pad_fast", "python", "torch", "numpy", "cpu", "cpu_instructions", "threads")
+    kept = ("pad_fast", "python", "torch", "numpy", "cpu", "cpu_instructions", "torch_instructions", "threads")
     described = {key: value for key, value in environment().items() if key in kept}
     try:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
