@@ -406,9 +406,6 @@ def _experts_convert(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
-    from . import files
     from .data import load_dataset
     from .distilled import load
     from .evaluation import evaluate, export_ddranking
@@ -440,7 +437,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     _print(report.table())
     if options.out and distributed.group().main:
-        files.write_json(options.out, asdict(report))
+        report.write(options.out)
 
 
 def _report(options: argparse.Namespace) -> None:

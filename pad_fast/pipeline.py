@@ -22,7 +22,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from .distillation import Iterations, Loop, State, read_history, require_possibl
 from .distilled import FILE, DistilledDataset, load
 from .engines import Task, select
 from .errors import ConfigError, DatasetError
-from .evaluation import AccuracyRow, EvaluationReport, RobustScore, evaluate
+from .evaluation import EvaluationReport, evaluate
 from .experts import ExpertStore, curriculum_of, prune, train_experts
 from .initialization import InitialSet, Teachers, initial_set
 from .keep import format_keep
@@ -534,11 +534,11 @@ class Pipeline:
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in written]
         key = _key(data.fingerprint, config.describe("evaluate"), *digests)
         if path.exists():
-            stored = files.read_json(path, "evaluation")
-            if stored.get("key") == key:
+            stored = EvaluationReport.read(path)
+            if stored.key == key:
                 self.progress.say(f"evaluate: reusing {path} (same settings)")
                 self.stages.reused()
-                return _stored_report(stored)
+                return stored
         report = evaluate(
             sets,
             data,
@@ -551,7 +551,7 @@ class Pipeline:
             **self._evaluation_settings(),
         )
         if distributed.group().main:
-            files.write_json(path, {"key": key, **asdict(report)})
+            replace(report, key=key).write(path)
         return report
 
 
@@ -660,12 +660,6 @@ def train_as_configured(
         backend=config.backend,
         progress=progress,
     )
-
-
-def _stored_report(stored: Mapping[str, Any]) -> EvaluationReport:
-    rows = tuple(AccuracyRow(r["name"], r["model"], tuple(r["accuracies"])) for r in stored["rows"])
-    scores = (RobustScore(**{**score, "values": tuple(score["values"])}) for score in stored["scores"])
-    return EvaluationReport(rows, tuple(scores))
 
 
 def _scores_path(cache: Path, fingerprint: str, config: Config) -> Path:

@@ -14,7 +14,8 @@ from typing import Any
 from . import files
 from .distilled import FILE, DistilledDataset, load
 from .errors import StoreError
-from .evaluation import AccuracyRow, RobustScore
+from .evaluation import AccuracyRow, EvaluationReport, RobustScore
+from .evaluation.rows import numbers
 from .preview import Preview, read_preview
 from .stages import FILE as TIMING
 from .stages import StageCost, read_timing
@@ -121,8 +122,8 @@ def read_run(folder: Path) -> RunFolder:
         tried, chosen = _optional(path, partial(_validation, path), notes) or ({}, None)
     if _over("evaluate", stages, finished):
         for path in [folder / "evaluation.json", *sorted(folder.glob("evaluation-*.json"))]:
-            rows, scores = _optional(path, partial(_evaluation, path), notes) or ((), ())
-            accuracy, robust = accuracy + rows, robust + scores
+            report = _optional(path, partial(EvaluationReport.read, path), notes) or EvaluationReport(())
+            accuracy, robust = accuracy + report.rows, robust + report.scores
     return RunFolder(
         path=folder,
         settings=described,
@@ -203,39 +204,13 @@ def _so_far(path: Path, settings: Mapping[str, Any], preview: Preview | None, ro
         raise StoreError(f"{path} is not a checkpoint of pad_fast, or is truncated ({error})") from error
 
 
-def _evaluation(path: Path) -> tuple[tuple[AccuracyRow, ...], tuple[RobustScore, ...]]:
-    stored = files.read_json(path, "evaluation")
-    stored = {"rows": stored} if isinstance(stored, list) else stored
-    try:
-        rows = tuple(AccuracyRow(str(r["name"]), str(r["model"]), _numbers(r["accuracies"])) for r in stored["rows"])
-        scores = tuple(
-            RobustScore(str(s["name"]), str(s["trained_on"]), str(s["model"]), _numbers(s["values"]))
-            for s in stored.get("scores", ())
-        )
-        return rows, scores
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"{path} does not hold rows of an evaluation ({error})") from error
-
-
 def _validation(path: Path) -> tuple[dict[int, tuple[float, ...]], int]:
     stored = files.read_json(path, "validation")
     try:
-        tried = {int(iteration): _numbers(values) for iteration, values in stored["accuracies"].items()}
+        tried = {int(iteration): numbers(values) for iteration, values in stored["accuracies"].items()}
         return tried, int(stored["best"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path} does not hold accuracies of iterates ({error})") from error
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    """At least one number.
-
-    Raises:
-        TypeError, ValueError: something else.
-    """
-    numbers = tuple(float(value) for value in values)
-    if not numbers:
-        raise ValueError("no values")
-    return numbers
 
 
 def _optional(path: Path, read: Any, notes: list[str]) -> Any:
