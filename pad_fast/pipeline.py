@@ -233,7 +233,8 @@ class Pipeline:
             InputError: they do not. BackendError: the backend asked for cannot serve this.
         """
         config = self.config
-        sizes = [len(data.images_of_class(label)) for label in range(data.classes)]
+        by_class = data.images_by_class()
+        sizes = [len(indices) for indices in by_class]
         if config.pix_init != "noise" and min(sizes) < config.ipc:
             label = sizes.index(min(sizes))
             raise DatasetError(
@@ -257,8 +258,7 @@ class Pipeline:
         if config.uses_experts:
             config.require_snapshots(config.train_epochs, "experts are trained for train_epochs")
             self._require_kept()
-        labels = [data.images_of_class(label) for label in range(data.classes)]
-        pruned = [len(indices) for indices in prune(labels, config.prune)]
+        pruned = [len(indices) for indices in prune(by_class, config.prune)]
         curriculum_of(config).require_images(config.train_epochs, pruned)
         if not config.uses_experts and config.pix_init != "noise" and min(pruned) < config.ipc:
             raise DatasetError(
@@ -582,9 +582,7 @@ def may_go_on(config: Config) -> bool:
 
 def order_of(data: ImageDataset, difficulty: Difficulty | None) -> list[torch.Tensor]:
     """Dataset indices per class, easy to hard where that is known."""
-    if difficulty is not None:
-        return difficulty.order
-    return [data.images_of_class(label) for label in range(data.classes)]
+    return data.images_by_class() if difficulty is None else difficulty.order
 
 
 def score_as_configured(
