@@ -277,25 +277,26 @@ def _progress(options: argparse.Namespace) -> Any:
     return Progress(quiet=options.quiet)
 
 
+def _run_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """What `distill` and `sweep` take alike."""
+    return {
+        "config": options.config,
+        "preset": options.preset,
+        "out": options.out,
+        "data_dir": options.data_dir,
+        "download": options.download,
+        "device": options.device,
+        "overwrite": options.overwrite,
+        "progress": _progress(options),
+        **_given(options),
+    }
+
+
 def _distill(options: argparse.Namespace) -> None:
     from .evaluation import EvaluationReport
     from .pipeline import distill
 
-    given = _given(options)
-    result = distill(
-        given.pop("dataset", "digits"),
-        config=options.config,
-        preset=options.preset,
-        out=options.out,
-        data_dir=options.data_dir,
-        download=options.download,
-        device=options.device,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        log=options.log,
-        progress=_progress(options),
-        **given,
-    )
+    result = distill(**_run_arguments(options), resume=options.resume, log=options.log)
     _print(EvaluationReport(tuple(result.evaluation)).table())
     _print(f"\n{result!r}")
 
@@ -303,21 +304,8 @@ def _distill(options: argparse.Namespace) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     from .sweep import sweep
 
-    given = {name: value for name, value in _given(options).items() if name not in _SWEPT}
-    result = sweep(
-        given.pop("dataset", "digits"),
-        out=options.out,
-        prune=options.prune,
-        mask=options.mask,
-        seeds=options.seeds,
-        config=options.config,
-        preset=options.preset,
-        data_dir=options.data_dir,
-        device=options.device,
-        overwrite=options.overwrite,
-        progress=_progress(options),
-        **given,
-    )
+    swept = {"prune": options.prune, "mask": options.mask, "seeds": options.seeds}
+    result = sweep(**{**_run_arguments(options), **swept})
     if result is not None:
         _print(f"{result.table()}\n\n{Path(options.out) / 'sweep.html'}")
 

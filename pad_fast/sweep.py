@@ -178,6 +178,7 @@ def sweep(
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     preset: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
     device: str = "auto",
     overwrite: bool = False,
     part: tuple[int, int] | None = None,
@@ -190,7 +191,8 @@ def sweep(
     and experts are made once for all runs that need the same.
 
     Args:
-        dataset: by name; see :func:`pad_fast.distill`, also for `config`, `preset`, `data_dir` and `device`.
+        dataset: by name; see :func:`pad_fast.distill`, also for `config`, `preset`, `data_dir`, `download` and
+            `device`.
         out: folder of the sweep.
         prune: "none", "hardest:0,0.1,0.2", "easiest:0.1" and the like.
         mask: "none", "depth:0,0.25,0.5", "layers:1,2", and for trajectory matching "loss:0.5".
@@ -223,7 +225,10 @@ def sweep(
     if not 0 <= index < count:
         raise ConfigError(f"part is ({index}, {count}); the first number counts from 0 and is below the second")
     data = load_dataset(
-        settings.config.dataset, data_dir=data_dir or settings.data_dir, resolution=settings.config.resolution
+        settings.config.dataset,
+        data_dir=data_dir or settings.data_dir,
+        resolution=settings.config.resolution,
+        download=download,
     )
     pipelines = {}
     for cell in cells:
