@@ -448,6 +448,8 @@ def _compare(options: argparse.Namespace) -> None:
     from .compare import compare
     from .files import write_text
 
+    if not distributed.group().main:
+        return
     comparison = compare(options.runs)
     print(comparison.text())
     if options.out:
