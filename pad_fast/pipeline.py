@@ -41,6 +41,7 @@ from .evaluation import EvaluationReport, evaluate
 from .experts import ExpertStore, curriculum_of, prune, train_experts
 from .initialization import InitialSet, Teachers, initial_set
 from .keep import format_keep
+from .models import FlatNetwork
 from .presentation import present
 from .presets import make_settings
 from .preview import write_preview
@@ -393,6 +394,7 @@ class Pipeline:
             source = RealImages(normalization.apply(data.train_images), shown, curriculum_of(config))
         else:
             source = store
+        student = self._spec(data).build(config.seed, "student")
         history: list[dict[str, float]] = []
         if self.resume and checkpoint.exists():
             state = State.load(checkpoint, key, self.device)
@@ -407,11 +409,11 @@ class Pipeline:
         else:
             if self.resume:
                 self.progress.say(f"distill: no checkpoint in {self.out} yet, starting at iteration 0")
-            initial = self._initial(data, normalization, source)
+            initial = self._initial(data, normalization, source, student)
             for note in initial.notes:
                 self.progress.say(f"init: {note}")
             state = State.start(initial.images, initial.label_logits, initial.labels, config, self.device)
-        loop = self._loop(data, source)
+        loop = self._loop(data, source, student)
 
         def result() -> DistilledDataset:
             images = state.images if state.average is None else state.average
@@ -458,25 +460,29 @@ class Pipeline:
         return distilled
 
     def _initial(
-        self, data: ImageDataset, normalization: Normalization, source: ExpertStore | RealImages
+        self,
+        data: ImageDataset,
+        normalization: Normalization,
+        source: ExpertStore | RealImages,
+        student: FlatNetwork,
     ) -> InitialSet:
         config = self.config
         if isinstance(source, RealImages):
             return initial_images(config, source)
-        task = Task(self._spec(data).build(config.seed, "student"), self.device, torch.float32)
+        task = Task(student, self.device, torch.float32)
         teachers = Teachers(source, select(config.backend, task), task)
         images = normalization.apply(data.train_images)
         return initial_set(config.pix_init, config.ipc, images, data, teachers, seed=config.seed)
 
-    def _loop(self, data: ImageDataset, source: ExpertStore | RealImages) -> Iterations:
+    def _loop(self, data: ImageDataset, source: ExpertStore | RealImages, student: FlatNetwork) -> Iterations:
         """The iterations of the method's criterion."""
-        config, spec = self.config, self._spec(data)
+        config = self.config
         if not isinstance(source, RealImages):
-            return Loop(spec.build(config.seed, "student"), source, config, self.device)
+            return Loop(student, source, config, self.device)
         note = loops_of(config)[-1]
         if note is not None:
             self.progress.say(note)
-        return BatchLoop(spec, source, config, self.device)
+        return BatchLoop(student, self._spec(data), source, config, self.device)
 
     def _best(self, iterates: Path, last: DistilledDataset, validation: ImageDataset) -> DistilledDataset:
         """The iterate whose networks are best on the validation images, which nothing else has seen."""

@@ -79,7 +79,7 @@ class Small:
         real = RealImages(self.images, shown, curriculum or Curriculum.none())
         initial = initial_images(config, real)
         self.state = State.start(initial.images, initial.label_logits, initial.labels, config, CPU)
-        self.loop = BatchLoop(self.spec, real, config, CPU)
+        self.loop = BatchLoop(self.spec.build(config.seed, "student"), self.spec, real, config, CPU)
 
     def iterate(self) -> dict[str, float]:
         return self.loop.settle(self.state, self.loop.begin(self.state))
