@@ -11,6 +11,7 @@ RUN/
   distilled.safetensors          the result; images_best.pt labels_best.pt lr_best.pt for the reference's scripts
   last/                          the last iterate, where validation chose another one; validation.json says which
   evaluation.json images.png report.html
+  run.lock                       held while a process writes to the folder
   timing.json                    time and memory per stage; two equal runs differ in it, and in the page that shows it
 """
 
@@ -21,8 +22,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ from .presets import make_settings
 from .preview import write_preview
 from .progress import Progress
 from .rng import derive_seed
+from .run_folder import LOCK
 from .scoring import Difficulty, score
 from .stages import StageLog
 from .trackers import Tracker, open_trackers, require_trackers
@@ -164,6 +167,7 @@ class Pipeline:
         self.config, self.out, self.device, self.progress = config, out, device, progress
         self.resume, self.overwrite = resume, overwrite
         self.log, self.stages = tuple(log), StageLog(out, device)
+        self._open: Sequence[Tracker] | None = None
         # Stages that several runs share, perhaps in several processes at a time.
         self.shared = cache is not None
         self.cache = out / "cache" if cache is None else cache
@@ -171,13 +175,22 @@ class Pipeline:
     def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None, *, download: bool = False) -> DistilledDataset:
         """All stages; returns the evaluated result."""
         config = self.config
-        with self.stages.stage("data"):
-            data, validation = configured_data(config, dataset, data_dir, download=download)
-            self.require_usable(data)
-            distributed.group().require_shared(files.require_writable(self.out))
-            self._claim(data)
-            kind = "zca" if config.zca else "mean-std"
-            normalization = fit_normalization(data, kind, caches=normalization_caches(self.out))
+        with ExitStack() as held:
+            held.callback(self._close_trackers)
+            with self.stages.stage("data"):
+                data, validation = configured_data(config, dataset, data_dir, download=download)
+                self.require_usable(data)
+                distributed.group().require_shared(files.require_writable(self.out))
+                held.enter_context(self._writing())
+                self._claim(data)
+                kind = "zca" if config.zca else "mean-std"
+                normalization = fit_normalization(data, kind, caches=normalization_caches(self.out))
+            return self._run(data, validation, normalization)
+
+    def _run(
+        self, data: ImageDataset, validation: ImageDataset | None, normalization: Normalization
+    ) -> DistilledDataset:
+        config = self.config
         difficulty: Difficulty | None = None
         if config.buffer_path is None:
             with self.stages.stage("scores"), self._alone("scores"):
@@ -200,22 +213,30 @@ class Pipeline:
         self.stages.finish()
         if distributed.group().main:
             present(self.out)
-        if self.log:
-            with self._tracked(config.iterations) as trackers:
-                for tracker in trackers:
-                    tracker.result(report.rows, self.out / "images.png", config.iterations)
+        for tracker in self._trackers(config.iterations):
+            tracker.result(report.rows, self.out / "images.png", config.iterations)
         return distilled
 
+    def _trackers(self, begun: int) -> Sequence[Tracker]:
+        """Opened when they are first asked for, closed when the run ends; of several ranks, the main one has any."""
+        if self._open is None:
+            names = self.log if distributed.group().main else ()
+            self._open = open_trackers(names, self.out, self.config.describe(), begun=begun)
+        return self._open
+
+    def _close_trackers(self) -> None:
+        for tracker in self._open or ():
+            tracker.close()
+        self._open = None
+
     @contextmanager
-    def _tracked(self, begun: int) -> Iterator[Sequence[Tracker]]:
-        """Trackers that are closed in the end; of several ranks, the main one alone has any."""
-        names = self.log if distributed.group().main else ()
-        trackers = open_trackers(names, self.out, self.config.describe(), begun=begun)
-        try:
-            yield trackers
-        finally:
-            for tracker in trackers:
-                tracker.close()
+    def _writing(self) -> Iterator[None]:
+        """Held while a process writes to the folder: whoever watches it sees when that has ended, however it did."""
+        group, say = distributed.group(), self.progress.say
+        waiting = partial(say, f"waiting for another process that writes to {self.out}")
+        with files.locked(self.out / LOCK, waiting=waiting) if group.main else nullcontext():
+            group.wait("rank 0 to have the folder to itself")
+            yield
 
     @contextmanager
     def _alone(self, stage: str) -> Iterator[None]:
@@ -434,22 +455,22 @@ class Pipeline:
             if state.iteration % config.validation_every == 0 and distributed.group().main:
                 result().save(iterates / f"{state.iteration:08}")
 
-        with self._tracked(state.iteration) as trackers:
+        trackers = self._trackers(state.iteration)
 
-            def observe(row: Mapping[str, float]) -> None:
-                for tracker in trackers:
-                    tracker.row(row)
+        def observe(row: Mapping[str, float]) -> None:
+            for tracker in trackers:
+                tracker.row(row)
 
-            run(
-                loop,
-                state,
-                folder=self.out,
-                key=key,
-                history=history,
-                progress=self.progress,
-                observe=observe,
-                checkpointed=None if validation is None else keep,
-            )
+        run(
+            loop,
+            state,
+            folder=self.out,
+            key=key,
+            history=history,
+            progress=self.progress,
+            observe=observe,
+            checkpointed=None if validation is None else keep,
+        )
         distilled = result()
         group = distributed.group()
         if validation is not None:

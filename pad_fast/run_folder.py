@@ -22,6 +22,7 @@ from .stages import StageCost, read_timing
 
 DESCRIPTION = "run.json"
 METRICS = "metrics.jsonl"
+LOCK = "run.lock"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ class RunFolder:
         distilled: the result, or what the last checkpoint holds; None before the first one.
         stages: what each stage cost.
         finished: the run got to its end.
+        running: a process is working on it; None where that cannot be told, as of runs of older versions.
         preview: what is shown of the real data.
         notes: what could not be read, and what is therefore missing.
     """
@@ -54,6 +56,7 @@ class RunFolder:
     distilled: DistilledDataset | None
     stages: Mapping[str, StageCost]
     finished: bool
+    running: bool | None
     preview: Preview | None
     notes: tuple[str, ...]
 
@@ -62,10 +65,20 @@ class RunFolder:
         """The folder's own name."""
         return self.path.resolve().name
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come: the run has finished, was killed or has failed."""
+        return self.finished if self.running is None else not self.running
+
 
 def is_run(folder: Path) -> bool:
     """Whether a run has begun in `folder`."""
     return (folder / DESCRIPTION).is_file() or (folder / FILE).is_file()
+
+
+def is_running(folder: Path) -> bool | None:
+    """Whether a process works on the run in `folder`; None where that cannot be told."""
+    return files.is_locked(folder / LOCK)
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -91,6 +104,8 @@ def read_run(folder: Path) -> RunFolder:
         raise StoreError(
             f"{folder}: there is {found} ({DESCRIPTION} is missing); name the folder that `pad-fast distill` wrote"
         )
+    # Asked first: a run that ends meanwhile has then finished, not stopped.
+    running = is_running(folder)
     notes: list[str] = []
     stages: Mapping[str, StageCost] = {}
     environment: Mapping[str, Any] = {}
@@ -136,6 +151,7 @@ def read_run(folder: Path) -> RunFolder:
         distilled=distilled,
         stages=stages,
         finished=finished,
+        running=running,
         preview=preview,
         notes=tuple(notes),
     )
