@@ -6,7 +6,9 @@ import fcntl
 import io
 import json
 import os
+import pickle
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -93,14 +95,18 @@ def read_torch(path: str | os.PathLike[str], what: str, *, mapped: bool = False)
         file = open(path, "rb")
     except OSError as error:
         raise StoreError(f"cannot read {what} {path}: {error.strerror or error}") from error
-    with file:
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what is in a file that is then refused
         try:
             if mapped and zipfile.is_zipfile(file):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises pickle, zip, runtime and even OS errors for foreign bytes
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            said = str(error).strip().splitlines()
+            # Torch's advice for this one is to load the file all the same.
+            refused = isinstance(error, pickle.UnpicklingError) or not said
+            reason = type(error).__name__ if refused else said[0]
             raise StoreError(
                 f"{what} {path} cannot be read as a tensor file (truncated, foreign, or pickled code): {reason}"
             ) from error
