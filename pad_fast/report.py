@@ -228,8 +228,8 @@ def _cross_architecture(rows: Sequence[AccuracyRow]) -> str:
         return section(
             "Other networks",
             empty(
-                f"Evaluated on {models[0]} only. `pad-fast evaluate RUN --model MLP --out RUN/evaluation-mlp.json` "
-                "adds another to the next report."
+                f"Evaluated on {models[0]} only. To add another to the next report: "
+                "pad-fast evaluate RUN --model MLP --out RUN/evaluation-mlp.json"
             ),
             name="networks",
         )
