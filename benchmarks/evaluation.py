@@ -143,11 +143,8 @@ def timed(data: ImageDataset, networks: int, epochs: int, rounds: int) -> list[d
         workers = {
             name: harness.Worker("benchmarks.evaluation", name, file, str(networks), str(epochs)) for name in RIVALS
         }
-        try:
+        with harness.ending(workers):
             samples = harness.alternate(workers, rounds=rounds)
-        finally:
-            for worker in workers.values():
-                worker.close()
     rows = []
     for name, seconds in samples.items():
         ratios = [a / b for a, b in zip(seconds, samples["ours"], strict=True)]

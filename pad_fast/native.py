@@ -64,7 +64,7 @@ def unavailable_reason() -> str:
 
 
 def build_info() -> dict[str, str | bool]:
-    """Compiler, C++ standard, instruction set in use on this machine and whether CUDA kernels are in.
+    """Compiler, C++ standard, instruction set the scores use on this machine, and whether CUDA kernels are in.
 
     Raises:
         BackendError: the extension is not loaded.
@@ -261,12 +261,25 @@ def plan(
 
 
 def instruction_sets() -> list[str]:
-    """Instruction sets the student engine can use on this machine, best first; PAD_FAST_ISA forces one.
+    """Instruction sets the student engine can use on this machine, best first.
 
     Raises:
         BackendError: the extension is not loaded.
     """
     return list(_extension().instruction_sets())
+
+
+def engine_instructions() -> str:
+    """The instruction set the student engine runs with: the best one, or what PAD_FAST_ISA names.
+
+    Raises:
+        BackendError: the extension is not loaded, or PAD_FAST_ISA names a set this machine lacks.
+    """
+    extension = _extension()
+    try:
+        return str(extension.engine_instructions())
+    except ValueError as error:
+        raise BackendError(str(error)) from error
 
 
 def _extension() -> Any:

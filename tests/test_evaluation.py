@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -583,6 +584,26 @@ def test_divergence_is_an_error_not_an_accuracy():
     data = small_data()
     with pytest.raises(InputError, match=r"training on distilled diverged in epoch \d with learning rate 1e\+30"):
         evaluate(real_images(data), data, baselines=False, progress=QUIET, **{**SETTINGS, "lr": 1e30})
+
+
+def test_a_report_is_read_as_written_and_older_files_too(tmp_path):
+    rows = (AccuracyRow("PAD", "MLP", (30.0, 31.5)), AccuracyRow("random", "MLP", (20.25,)))
+    report = EvaluationReport(rows, (RobustScore("LRS", "PAD", "MLP", (0.25, 0.75)),), "abc")
+    path = tmp_path / "evaluation.json"
+    report.write(path)
+    assert EvaluationReport.read(path) == report
+    stored = json.loads(path.read_text())
+    for older in (stored["rows"], {"rows": stored["rows"]}):
+        path.write_text(json.dumps(older))
+        assert EvaluationReport.read(path) == EvaluationReport(rows)
+
+
+@pytest.mark.parametrize("content", ["", "3", "[1]", '{"rows": [{"name": "PAD", "model": "MLP", "accuracies": []}]}'])
+def test_a_report_that_is_none(tmp_path, content):
+    path = tmp_path / "evaluation.json"
+    path.write_text(content)
+    with pytest.raises(StoreError, match=r"evaluation\.json"):
+        EvaluationReport.read(path)
 
 
 def test_mean_and_standard_deviation():

@@ -186,6 +186,7 @@ class Plan {
 
 void bind_unroll(py::module_& m) {
   m.def("instruction_sets", &isas, "Instruction sets this machine can run, best first.");
+  m.def("engine_instructions", [] { return find_isa("auto").name; }, "The set that a Plan takes by itself.");
   py::class_<Cache>(m, "Cache", "Activations of one plain step, for its adjoint.")
       .def_property_readonly("bytes", &Cache::bytes);
   py::class_<Plan>(m, "Plan", "A network, its workspaces and its threads.")

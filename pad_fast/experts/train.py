@@ -271,7 +271,7 @@ def _digest(order: list[Tensor]) -> str:
 def _order(data: ImageDataset, difficulty: Difficulty | str | os.PathLike[str] | None, *, needed: bool) -> list[Tensor]:
     if not needed:
         # Even when an order is given: it must not change which batches such experts see.
-        return [data.images_of_class(label) for label in range(data.classes)]
+        return data.images_by_class()
     if difficulty is None:
         raise ConfigError(
             "a curriculum or pruning needs to know which images are hard: pass difficulty=pad_fast.score(...), "
