@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 from . import distributed
 from .errors import InputError, nearest
@@ -44,6 +45,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
     elif resolved.type != "cpu":
         raise InputError(f"device {device!r} is not supported; use 'auto', 'cpu', 'cuda' or 'cuda:N'")
     return resolved
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` of the CPU on `device`, without waiting for what the device is doing."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def cache_bytes(cache: int | str, device: torch.device) -> int:
