@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pad_fast import Curriculum, Difficulty, DistilledDataset, ExpertStore, distributed, evaluate, score, train_experts
-from pad_fast.data import fit_normalization
+from pad_fast.data import DSA, fit_normalization
 from pad_fast.device import sent
 from pad_fast.distributed import Group
 from pad_fast.engines import record_backends, registry
@@ -19,9 +20,13 @@ from pad_fast.engines.functional import FunctionalEngine
 from pad_fast.engines.steps import Operations
 from pad_fast.engines.triton import TritonEngine
 from pad_fast.errors import InputError, StoreError
+from pad_fast.evaluation.network import Network, Recipe, train
 from pad_fast.experts import train as train_module
+from pad_fast.optimizers import GSAM, SGD
+from pad_fast.rng import generator
+from pad_fast.score_networks import Forgetting
 from pad_fast.scoring import class_order
-from pad_fast.training import NetworkSpec, Trainer, in_groups, together
+from pad_fast.training import Draws, NetworkSpec, Trainer, in_groups, together
 
 from .compare import relative_error
 from .small import MODEL, QUIET, SIZES, small_data
@@ -326,6 +331,60 @@ def test_evaluation_on_the_kernels(kernels, monkeypatch):
     evaluate(distilled_set(), small_data(), backend="autograd", **settings)
     assert len(logits) == len(together_) == 4
     assert relative_error(together_, torch.cat(logits)) < TOLERANCE
+
+
+# -- waiting for the device -----------------------------------------------------------------------------------------
+
+
+class Reads(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU: numbers read from tensors, and shapes that depend on values."""
+
+    WAITING = ("aten._local_scalar_dense", "aten.equal", "aten.is_nonzero", "aten.nonzero", "aten.masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += str(func).rpartition(".")[0] in self.WAITING
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", [GSAM(0.05), SGD(0.05, momentum=0.9, weight_decay=1e-3)])
+@pytest.mark.parametrize("networks", [1, 3])
+def test_an_epoch_reads_nothing_from_the_device(oracle, networks, optimizer):
+    """Except what it draws, which is drawn on the CPU: one operation a step and network."""
+    data = small_data()
+    spec = NetworkSpec(MODEL, 1, 3, 8)
+    trainer = Trainer([spec.build(0, k) for k in range(networks)], device=CPU, backend="oracle")
+    images, labels = data.train_images, data.train_labels
+    forgetting = Forgetting(labels, 1, networks=networks if trainer.stacked else None)
+    for strategy, expected in (("none", 0), ("color_crop", networks * 4)):
+        draws = Draws(trainer, [generator(0, k) for k in range(networks)], DSA(strategy))
+        optimizer._buffer = None
+        with Reads() as reads:
+            batches = draws.batches(torch.arange(len(images)), 10)
+            loss = trainer.epoch(images, labels, batches, optimizer, draws.augment, forgetting.observe)
+            counts = forgetting.counts()
+        assert reads.count == expected
+        assert bool(loss.isfinite().all()) and counts.shape[-1] == len(images)
+        with Reads() as reads:
+            float(loss.sum())
+        assert reads.count == 1
+
+
+def test_an_evaluation_looks_at_its_losses_now_and_then(oracle):
+    """Epochs of one step each: fifty of them are under way before the host waits."""
+    spec, distilled = NetworkSpec(MODEL, 1, 3, 8), distilled_set()
+    recipe = Recipe(lr=0.05, epochs=60, batch=8, dsa="none")
+    networks = [Network(spec, 0, "distilled", index) for index in range(3)]
+    with Reads() as reads:
+        work = train(networks, [(distilled.images, distilled.targets)] * 3, recipe, device=CPU, backend="oracle")
+        seen = []
+        for _ in work:
+            seen.append(reads.count)
+    assert len(seen) == 60 and len(oracle.steps) == 60
+    assert seen == [0] * 49 + [1] * 10 + [2], seen
 
 
 # -- the parts ------------------------------------------------------------------------------------------------------
