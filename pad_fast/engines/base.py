@@ -277,9 +277,9 @@ class Engine(ABC):
         return torch.stack([self.forward(task, *one) for one in zip(theta, images, strict=True)])
 
     def together(self, task: Task, batch: int) -> int:
-        """How many networks it should be given at once in stacked steps on batches of `batch` images.
+        """How many networks should go through stacked steps on batches of `batch` images at once.
 
-        1 where networks take less time one after another, and where they have buffers.
+        1 where they take no less time like that, and where they have buffers, which they would share.
         """
         return 1
 
