@@ -207,6 +207,18 @@ def measure(device: Device, rivals: list[Rival], *, rounds: int, seconds: float)
             break
 
 
+@contextmanager
+def full_float32(backend: str) -> Iterator[str]:
+    """Both sides without TF32 for the duration of a block; gives our side's precision."""
+    settings = torch.backends
+    before = settings.cudnn.allow_tf32, settings.cuda.matmul.allow_tf32
+    settings.cudnn.allow_tf32 = settings.cuda.matmul.allow_tf32 = False
+    try:
+        yield "ieee" if backend == "triton" else "auto"
+    finally:
+        settings.cudnn.allow_tf32, settings.cuda.matmul.allow_tf32 = before
+
+
 class Unroll:
     """The tensors of a case, and its two sides."""
 
@@ -250,16 +262,10 @@ class Unroll:
 
     def check(self, how: Ours) -> float:
         """Relative error of the image gradient of two steps, both sides in full float32."""
-        settings = torch.backends
-        before = settings.cudnn.allow_tf32, settings.cuda.matmul.allow_tf32
-        settings.cudnn.allow_tf32 = settings.cuda.matmul.allow_tf32 = False
-        try:
+        with full_float32(self.backend) as precision:
             steps = min(2, self.case.steps)
-            precision = {"precision": "ieee"} if self.backend == "triton" else {}
-            ours = self.ours(how, steps, augmented=False, **precision)[0]
+            ours = self.ours(how, steps, augmented=False, precision=precision)[0]
             return harness.relative_error(ours, self.plain(steps, augmented=False)[0])
-        finally:
-            settings.cudnn.allow_tf32, settings.cuda.matmul.allow_tf32 = before
 
 
 def run_unroll(case: UnrollCase, device: Device, backend: str, *, rounds: int, seconds: float) -> list[Rival]:
@@ -365,12 +371,12 @@ class Epochs:
             moved.append(network.initial() - start)
         return torch.stack(moved)
 
-    def ours(self, together: int) -> Tensor:
+    def ours(self, together: int, precision: str = "auto") -> Tensor:
         """The same by an engine, so many networks at a time."""
         moved = []
         for numbers in in_groups(range(self.case.networks), together):
             networks = [FlatNetwork(self.networks[number].load(self.starts[number])) for number in numbers]
-            trainer = Trainer(networks, device=self.device, backend=self.backend)
+            trainer = Trainer(networks, device=self.device, backend=self.backend, precision=precision)
             draws = Draws(trainer, [generator(0, "bench", number) for number in numbers], self.dsa)
             optimizer = (
                 GSAM(0.01, rho=0.01, alpha=0.3) if self.case.expert else SGD(0.01, momentum=0.9, weight_decay=5e-4)
@@ -387,14 +393,13 @@ def run_epochs(case: EpochCase, device: Device, backend: str, *, rounds: int) ->
     problem = Epochs(case, device, backend)
     sizes = {"ours": 1} if case.networks == 1 else {"ours, one by one": 1, "ours, together": case.networks}
     rivals = [Rival("plain torch", problem.plain, steps=problem.steps)]
-    truth = problem.plain()  # both sides draw the same
-    for name, together in sizes.items():
-        rival = Rival(name, partial(problem.ours, together), steps=problem.steps)
-        with record_backends() as used:
-            rival.check = harness.relative_error(problem.ours(together), truth)
-        if set(used) != {backend}:
-            raise SystemExit(f"{name} ran on {set(used)}")
-        rivals.append(rival)
+    with full_float32(backend) as precision, record_backends() as used:
+        truth = problem.plain()  # both sides draw the same
+        for name, together in sizes.items():
+            rivals.append(Rival(name, partial(problem.ours, together), steps=problem.steps))
+            rivals[-1].check = harness.relative_error(problem.ours(together, precision), truth)
+    if set(used) != {backend}:
+        raise SystemExit(f"ours ran on {set(used)}")
     refuse_wrong(rivals, EPOCH_TOLERANCE)
     measure(device, rivals, rounds=rounds, seconds=10)
     return rivals

@@ -48,9 +48,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` of the CPU on `device`, without waiting for what the device is doing."""
-    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
-    return pinned.to(device, non_blocking=True)
+    """`tensor` on `device`; from the CPU to a GPU through pinned memory, without waiting for what that is doing."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def cache_bytes(cache: int | str, device: torch.device) -> int:

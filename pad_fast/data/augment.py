@@ -176,8 +176,7 @@ class DSA:
             )
         # Coordinates in half precision would be off by whole pixels, so those types compute in float32.
         working = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
-        values = draw.values if draw.values.device == images.device else sent(draw.values, images.device)
-        values = values.to(working.dtype)
+        values = sent(draw.values, images.device).to(working.dtype)
         return _APPLY[draw.operation](working, values).to(images.dtype).contiguous()
 
     def _choose(self, generator: torch.Generator | None) -> str:
