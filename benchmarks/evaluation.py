@@ -8,7 +8,8 @@ Random real images with soft labels stand in for a distilled set. The plain side
 augmentation, a module, a torch optimiser. Its batches and draws are its own, so what is compared is the accuracy over
 several networks (`--accuracy`: all epochs, once, one rival after the other in this process; their seconds stand
 beside it). Without it, whole evaluations are timed by turns: networks are built, trained and tested. Where 300 epochs
-take too long, `--epochs 10 --test-images 333` is a thirtieth of everything. `--json` adds the rows to those in the file.
+take too long, `--epochs 10 --test-images 333` is a thirtieth of everything. `--json` adds the rows to those in the
+file.
 """
 
 from __future__ import annotations
