@@ -237,6 +237,7 @@ def plan(
     dtype: str,
     precision: str,
     threads: int,
+    isa: str = "auto",
 ) -> Any:
     """Workspaces and threads for student steps of one ConvNet, see `_C.pyi`; sizes are checked there.
 
@@ -255,7 +256,24 @@ def plan(
             dtype=dtype,
             precision=precision,
             threads=threads,
+            isa=isa,
         )
+    except ValueError as error:
+        raise BackendError(str(error)) from error
+
+
+def suited_isa(*, net_width: int, pixels: int) -> str:
+    """The instruction set that serves a student step soonest; PAD_FAST_ISA forces one.
+
+    Args:
+        net_width: channels of the network's maps.
+        pixels: of the maps behind its first block, all images of the batch together.
+
+    Raises:
+        BackendError: the extension is not loaded, or PAD_FAST_ISA names an instruction set this machine lacks.
+    """
+    try:
+        return str(_extension().suited_isa(net_width=net_width, pixels=pixels))
     except ValueError as error:
         raise BackendError(str(error)) from error
 

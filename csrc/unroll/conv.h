@@ -60,8 +60,9 @@ template <class T> struct Conv {
   index_t chunk_elements() const { return (ops.points + 1) * plane; }
   index_t scratch_elements() const { return products.scratch_elements(chunk_tiles); }
   index_t tile_rows(index_t images) const { return images * tiles_y; }
+  index_t images_in_chunk() const { return ceil_div(2 * chunk_rows, tiles_y); }
   // Images a chunk of tiles may touch: z' and zd' only need room for that many.
-  index_t images_at_once() const { return ceil_div(2 * chunk_rows, tiles_y) + 1; }
+  index_t images_at_once() const { return images_in_chunk() + 1; }
 
   // --- weights -----------------------------------------------------------------------------------------------------
   // `w` is torch's [outputs][inputs][3][3]. Work is split by blocks of inputs (forward), by groups of outputs

@@ -64,6 +64,13 @@ template <class T> struct Layout {
     if (fused_first) first.set_up(net);
   }
 
+  // Images that fill the chunks of every layer; more of them in a group would only leave the cache.
+  index_t images_for_chunks() const {
+    index_t most = 1;
+    for (index_t l = fused_first ? 1 : 0; l < depth; ++l) most = max_of(most, layer[l].conv.images_in_chunk());
+    return most;
+  }
+
   View<T> output(index_t l, T* maps, index_t image) const {
     return {maps + image * layer[l].out_image + layer[l].out_origin, layer[l].out_row, width_stride};
   }

@@ -178,7 +178,8 @@ class CpuEngine(Engine):
         threads = getattr(_outer, "threads", None) or torch.get_num_threads()
         if batch * _multiplications(config) < _SINGLE_THREAD_WORK:
             threads = 1
-        key = (config, task.dtype, _PRECISIONS[task.precision], threads)
+        isa = native.suited_isa(net_width=config.width, pixels=batch * config.map_sizes[1] ** 2)
+        key = (config, task.dtype, _PRECISIONS[task.precision], threads, isa)
         if key not in plans:
             plans[key] = _Plan(
                 native.plan(
@@ -192,6 +193,7 @@ class CpuEngine(Engine):
                     dtype=_DTYPES[task.dtype],
                     precision=_PRECISIONS[task.precision],
                     threads=threads,
+                    isa=isa,
                 )
             )
             while len(plans) > _PLANS_KEPT:
