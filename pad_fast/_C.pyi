@@ -80,6 +80,7 @@ class Plan:
         dtype: str = "f32",
         precision: str = "high",
         threads: int = 1,
+        images: int = 0,
         isa: str = "auto",
         chunk_tiles: int = 0,
         group_bytes: int = 0,

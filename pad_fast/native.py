@@ -237,9 +237,13 @@ def plan(
     dtype: str,
     precision: str,
     threads: int,
+    images: int = 0,
     isa: str = "auto",
 ) -> Any:
     """Workspaces and threads for student steps of one ConvNet, see `_C.pyi`; sizes are checked there.
+
+    Args:
+        images: how many a batch is expected to have, for which the arithmetic is chosen; 0 for many. Any number works.
 
     Raises:
         BackendError: the extension is not loaded, or PAD_FAST_ISA names an instruction set this machine lacks.
@@ -256,6 +260,7 @@ def plan(
             dtype=dtype,
             precision=precision,
             threads=threads,
+            images=images,
             isa=isa,
         )
     except ValueError as error:

@@ -112,8 +112,8 @@ class Plan {
  public:
   Plan(std::ptrdiff_t channels, std::ptrdiff_t height, std::ptrdiff_t width, std::ptrdiff_t pad_first,
        std::ptrdiff_t depth, std::ptrdiff_t net_width, std::ptrdiff_t classes, const std::string& dtype,
-       const std::string& precision, int threads, const std::string& isa, std::ptrdiff_t chunk_tiles,
-       std::ptrdiff_t group_bytes) {
+       const std::string& precision, int threads, std::ptrdiff_t images, const std::string& isa,
+       std::ptrdiff_t chunk_tiles, std::ptrdiff_t group_bytes) {
     classes_ = classes;
     if (channels < 1 || height < 1 || width < 1 || net_width < 1 || classes < 1)
       throw std::invalid_argument("channels, height, width, net_width and classes must be positive");
@@ -134,7 +134,7 @@ class Plan {
     const Scheme scheme = scheme_of(precision, chosen);
     Options options;
     options.largest_tile = scheme.largest_tile, options.parts = scheme.parts;
-    options.threads = threads;
+    options.threads = threads, options.images = images;
     if (chunk_tiles > 0) options.chunk_tiles = chunk_tiles;
     if (group_bytes > 0) options.group_bytes = group_bytes;
     const Network network = {channels, height, width, pad_first, depth, net_width, classes};
@@ -204,12 +204,12 @@ void bind_unroll(py::module_& m) {
       .def_property_readonly("bytes", &Cache::bytes);
   py::class_<Plan>(m, "Plan", "A network, its workspaces and its threads.")
       .def(py::init<std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t,
-                    std::ptrdiff_t, const std::string&, const std::string&, int, const std::string&, std::ptrdiff_t,
-                    std::ptrdiff_t>(),
+                    std::ptrdiff_t, const std::string&, const std::string&, int, std::ptrdiff_t, const std::string&,
+                    std::ptrdiff_t, std::ptrdiff_t>(),
            py::kw_only(), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("pad_first") = 1,
            py::arg("depth"), py::arg("net_width"), py::arg("classes"), py::arg("dtype") = "f32",
-           py::arg("precision") = "high", py::arg("threads") = 1, py::arg("isa") = "auto", py::arg("chunk_tiles") = 0,
-           py::arg("group_bytes") = 0)
+           py::arg("precision") = "high", py::arg("threads") = 1, py::arg("images") = 0, py::arg("isa") = "auto",
+           py::arg("chunk_tiles") = 0, py::arg("group_bytes") = 0)
       .def_property_readonly("isa", &Plan::isa)
       .def("parameter_count", &Plan::parameter_count)
       .def("workspace_bytes", &Plan::workspace_bytes, "Bytes held now; grows with the largest batch seen, then stays.")

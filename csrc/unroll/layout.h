@@ -39,7 +39,7 @@ template <class T> struct Layout {
     index_t h = net.height + extra, w = net.width + extra, cin = net.channels, at = 0;
     for (index_t l = 0; l < depth; ++l) {
       Layer<T>& y = layer[l];
-      y.conv.set_up(cin, net.net_width, h, w, options.largest_tile, options.parts, options.chunk_tiles);
+      y.conv.set_up(cin, net.net_width, h, w, options);
       y.height = h, y.width = w, y.pooled_h = h / 2, y.pooled_w = w / 2;
       y.w = at, at += net.net_width * cin * 9;
       y.bias = at, at += net.net_width;
