@@ -237,8 +237,13 @@ def plan(
     dtype: str,
     precision: str,
     threads: int,
+    images: int = 0,
+    isa: str = "auto",
 ) -> Any:
     """Workspaces and threads for student steps of one ConvNet, see `_C.pyi`; sizes are checked there.
+
+    Args:
+        images: how many a batch is expected to have, for which the arithmetic is chosen; 0 for many. Any number works.
 
     Raises:
         BackendError: the extension is not loaded, or PAD_FAST_ISA names an instruction set this machine lacks.
@@ -255,7 +260,25 @@ def plan(
             dtype=dtype,
             precision=precision,
             threads=threads,
+            images=images,
+            isa=isa,
         )
+    except ValueError as error:
+        raise BackendError(str(error)) from error
+
+
+def suited_isa(*, net_width: int, pixels: int) -> str:
+    """The instruction set that serves a student step soonest; PAD_FAST_ISA forces one.
+
+    Args:
+        net_width: channels of the network's maps.
+        pixels: of the maps behind its first block, all images of the batch together.
+
+    Raises:
+        BackendError: the extension is not loaded, or PAD_FAST_ISA names an instruction set this machine lacks.
+    """
+    try:
+        return str(_extension().suited_isa(net_width=net_width, pixels=pixels))
     except ValueError as error:
         raise BackendError(str(error)) from error
 
