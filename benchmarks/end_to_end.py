@@ -30,7 +30,7 @@ SUITE = Suite(
     name="end_to_end",
     about="digits, from raw data to an evaluated distilled set",
     quick=("--small", "--backends", "cpu"),
-    full=("--backends", "cpu", "autograd"),
+    full=("--backends", "cpu"),
 )
 
 # Per cent; chance is 10. What distils nothing gets no time reported.

@@ -6,9 +6,10 @@
 
 Random real images with soft labels stand in for a distilled set. The plain side is a script: a DataLoader, published
 augmentation, a module, a torch optimiser. Its batches and draws are its own, so what is compared is the accuracy over
-several networks (`--accuracy`: all epochs, trained here and now, and no timing). Without it, whole evaluations are
-timed by turns: networks are built, trained and tested. Where 300 epochs take too long, `--epochs 10 --test-images 333`
-is a thirtieth of everything. `--json` adds the rows to those in the file.
+several networks (`--accuracy`: all epochs, once, one rival after the other in this process; their seconds stand
+beside it). Without it, whole evaluations are timed by turns: networks are built, trained and tested. Where 300 epochs
+take too long, `--epochs 10 --test-images 333` is a thirtieth of everything. `--json` adds the rows to those in the
+file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import math
 import statistics
 import tempfile
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -143,11 +145,8 @@ def timed(data: ImageDataset, networks: int, epochs: int, rounds: int) -> list[d
         workers = {
             name: harness.Worker("benchmarks.evaluation", name, file, str(networks), str(epochs)) for name in RIVALS
         }
-        try:
+        with harness.ending(workers):
             samples = harness.alternate(workers, rounds=rounds)
-        finally:
-            for worker in workers.values():
-                worker.close()
     rows = []
     for name, seconds in samples.items():
         ratios = [a / b for a, b in zip(seconds, samples["ours"], strict=True)]
@@ -163,13 +162,17 @@ def timed(data: ImageDataset, networks: int, epochs: int, rounds: int) -> list[d
 
 
 def accuracy(data: ImageDataset, names: list[str], networks: int, epochs: int) -> list[dict[str, Any]]:
-    """Accuracies after all epochs."""
+    """Accuracies after all epochs, and the seconds of the one evaluation of each rival that this takes."""
     job = Job(data)
     rows = []
     for name in names:
+        job.run(name, 1, 1)  # warms up
+        start = time.perf_counter()
         values = job.run(name, networks, epochs)
+        seconds = time.perf_counter() - start
         std = statistics.stdev(values) if networks > 1 else 0.0
-        rows.append({"rival": name, "accuracies": values, "mean": statistics.fmean(values), "std": std})
+        row = {"rival": name, "accuracies": values, "mean": statistics.fmean(values), "std": std}
+        rows.append({**row, "seconds": harness.summary([seconds])})
     return rows
 
 
@@ -212,7 +215,10 @@ def main() -> None:
     if options.accuracy:
         rows = accuracy(data, options.rivals, options.networks, options.epochs)
         for row in rows:
-            print(f"{row['rival']:<22}{row['mean']:>8.2f} +- {row['std']:.2f}  of {len(row['accuracies'])} networks")
+            print(
+                f"{row['rival']:<22}{row['mean']:>8.2f} +- {row['std']:.2f}  of {len(row['accuracies'])} networks"
+                f"{row['seconds']['median']:>10.1f} s"
+            )
         if set(options.rivals) >= {RIVALS[0], "ours"}:
             require_same_accuracy(rows)
     else:

@@ -45,7 +45,7 @@ SUITE = Suite(
     name="experts",
     about="an epoch of expert training, and what the store reads",
     quick=("--parts", "epoch", "--images", "40", "--rounds", "1"),
-    full=("--parts", "epoch", "storage", "--images", "1000", "--rounds", "1"),
+    full=("--parts", "epoch", "storage", "--images", "500", "--rounds", "1"),
 )
 
 PARTS = ("epoch", "at-once", "storage", "rounding")

@@ -47,7 +47,7 @@ SUITE = Suite(
         *("--steps", "3", "--factors", "1", "--iterations", "1", "--every", "1", "--seconds", "0.2", "--seeds", "1"),
         *("--networks", "1", "--set", "num_experts=1", "train_epochs=10", "score_networks=1", "eval_epochs=4"),
     ),
-    full=("--seconds", "10", "--seeds", "1"),
+    full=("--steps", "5", "20", "--factors", "1", "--iterations", "100", "--seconds", "5", "--seeds", "1"),
 )
 
 CPU = torch.device("cpu")
@@ -297,7 +297,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in options.seeds:
             rows += equal_time(problem, options.seconds, seed=seed, networks=options.networks)
     print(show(rows))
-    harness.write(options.json, "fidelity", command, rows, gate=error, settings=config.describe())
+    used = {**config.describe(), "dataset": options.data or "digits"}
+    harness.write(options.json, "fidelity", command, rows, gate=error, settings=used)
 
 
 def subset(data: ImageDataset, train: int, test: int | None = None) -> ImageDataset:

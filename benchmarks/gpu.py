@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from pad_fast.matching import normalized_distance
 from pad_fast.models import FlatNetwork
 from pad_fast.optimizers import GSAM, SGD
 from pad_fast.rng import generator
-from pad_fast.training import Trainer, shuffled_batches
+from pad_fast.training import Draws, Trainer, in_groups, shuffled_batches
 
 # Of the image gradient after two steps without augmentation in full float32; a wrong one is off by far more.
 UNROLL_TOLERANCE = 2e-2
@@ -62,6 +62,17 @@ class UnrollCase:
     more: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class EpochCase:
+    """Training of `networks` networks on the same images: experts, or networks of an evaluation."""
+
+    images: int
+    expert: bool
+    networks: int = 1
+    epochs: int = 1
+    width: int = 128
+
+
 VARIANTS: dict[str, Ours] = {
     "ours": Ours(),
     "ours, activations kept": Ours({"cache": "auto"}),
@@ -82,7 +93,16 @@ TARGETS = {"CIFAR-10 IPC 1": 15, "CIFAR-10 IPC 10": 8, "batch 500": 5, "CIFAR-10
 MOST_MIB = 6144
 FLAT = ("CIFAR-10 IPC 500", "CIFAR-10 IPC 1000")
 TINY = {"tiny": UnrollCase(4, 3, width=8, more=("ours, 8 trajectories",))}
-EPOCHS = {"expert epoch": 5000, "evaluation epoch": 1000}
+EPOCHS: dict[str, EpochCase] = {
+    "expert epoch": EpochCase(5000, expert=True),
+    "evaluation epoch": EpochCase(1000, expert=False),
+    "8 experts": EpochCase(1280, expert=True, networks=8),
+    "20 networks, IPC 1": EpochCase(10, expert=False, networks=20, epochs=20),
+}
+TINY_EPOCHS = {
+    name: replace(case, images=9, networks=min(case.networks, 2), epochs=min(case.epochs, 2), width=8)
+    for name, case in EPOCHS.items()
+}
 SUITES = ("unroll", "epochs", "matching")
 
 
@@ -187,6 +207,18 @@ def measure(device: Device, rivals: list[Rival], *, rounds: int, seconds: float)
             break
 
 
+@contextmanager
+def full_float32(backend: str) -> Iterator[str]:
+    """Both sides without TF32 for the duration of a block; gives our side's precision."""
+    settings = torch.backends
+    before = settings.cudnn.allow_tf32, settings.cuda.matmul.allow_tf32
+    settings.cudnn.allow_tf32 = settings.cuda.matmul.allow_tf32 = False
+    try:
+        yield "ieee" if backend == "triton" else "auto"
+    finally:
+        settings.cudnn.allow_tf32, settings.cuda.matmul.allow_tf32 = before
+
+
 class Unroll:
     """The tensors of a case, and its two sides."""
 
@@ -230,16 +262,10 @@ class Unroll:
 
     def check(self, how: Ours) -> float:
         """Relative error of the image gradient of two steps, both sides in full float32."""
-        settings = torch.backends
-        before = settings.cudnn.allow_tf32, settings.cuda.matmul.allow_tf32
-        settings.cudnn.allow_tf32 = settings.cuda.matmul.allow_tf32 = False
-        try:
+        with full_float32(self.backend) as precision:
             steps = min(2, self.case.steps)
-            precision = {"precision": "ieee"} if self.backend == "triton" else {}
-            ours = self.ours(how, steps, augmented=False, **precision)[0]
+            ours = self.ours(how, steps, augmented=False, precision=precision)[0]
             return harness.relative_error(ours, self.plain(steps, augmented=False)[0])
-        finally:
-            settings.cudnn.allow_tf32, settings.cuda.matmul.allow_tf32 = before
 
 
 def run_unroll(case: UnrollCase, device: Device, backend: str, *, rounds: int, seconds: float) -> list[Rival]:
@@ -308,44 +334,72 @@ def run_matching(device: Device, backend: str, *, trajectories: int, dropped: bo
     return rivals
 
 
-def run_epoch(name: str, count: int, device: Device, backend: str, *, rounds: int, width: int = 128) -> list[Rival]:
-    """An epoch of GSAM on hard labels (experts) or of SGD with momentum on soft ones (evaluation), with DSA."""
-    torch.manual_seed(0)
-    module = ConvNet(width=width).to(device.device)
-    network = FlatNetwork(module)
-    start = network.initial()
-    expert = name.startswith("expert")
-    images = torch.randn(count, 3, 32, 32).to(device.device)
-    labels = (torch.arange(count) % 10).to(device.device)
-    targets = labels if expert else torch.nn.functional.one_hot(labels, 10).float() * 4
-    batches = shuffled_batches(torch.arange(count, device=device.device), 256 if expert else 128, generator(0, "bench"))
+class Epochs:
+    """Networks of a case with their own weights, batches and augmentation, and the two sides of training them."""
 
-    def augment(strategy: str) -> Callable[[Tensor], Tensor]:
-        dsa, draws = DSA(strategy), generator(0, "bench dsa")
-        return lambda x: dsa(x, generator=draws)
+    def __init__(self, case: EpochCase, device: Device, backend: str) -> None:
+        torch.manual_seed(0)
+        self.case, self.device, self.backend = case, device.device, backend
+        modules = [ConvNet(width=case.width).to(device.device) for _ in range(case.networks)]
+        self.networks = [FlatNetwork(module) for module in modules]
+        self.starts = [network.initial() for network in self.networks]
+        self.images = torch.randn(case.images, 3, 32, 32).to(device.device)
+        labels = (torch.arange(case.images) % 10).to(device.device)
+        self.targets = labels if case.expert else torch.nn.functional.one_hot(labels, 10).float() * 4
+        self.everything = torch.arange(case.images, device=device.device)
+        self.batch = 256 if case.expert else 128
+        self.dsa = DSA()
 
-    def plain(strategy: str) -> Tensor:
-        network.load(start).train()
-        if expert:
-            plain_gsam_epoch(module, images, targets, batches, augment(strategy), lr=0.01, rho=0.01, alpha=0.3)
-        else:
+    @property
+    def steps(self) -> int:
+        """Batches of all networks and epochs."""
+        return self.case.networks * self.case.epochs * -(-self.case.images // self.batch)
+
+    def plain(self) -> Tensor:
+        """How far plain torch moves the weights, one network after another."""
+        moved = []
+        for number, (network, start) in enumerate(zip(self.networks, self.starts, strict=True)):
+            module, draws = network.load(start).train(), generator(0, "bench", number)
+            augment = partial(self.dsa, generator=draws)
             optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-            plain_sgd_epoch(module, images, targets.softmax(-1), batches, augment(strategy), optimizer)
-        return network.initial() - start
+            for _ in range(self.case.epochs):
+                batches = shuffled_batches(self.everything, self.batch, draws)
+                if self.case.expert:
+                    plain_gsam_epoch(module, self.images, self.targets, batches, augment, lr=0.01, rho=0.01, alpha=0.3)
+                else:
+                    plain_sgd_epoch(module, self.images, self.targets.softmax(-1), batches, augment, optimizer)
+            moved.append(network.initial() - start)
+        return torch.stack(moved)
 
-    def ours(strategy: str) -> Tensor:
-        trainer = Trainer(FlatNetwork(network.load(start)), device=device.device, backend=backend)
-        optimizer = GSAM(0.01, rho=0.01, alpha=0.3) if expert else SGD(0.01, momentum=0.9, weight_decay=5e-4)
-        trainer.epoch(images, targets, batches, optimizer, augment(strategy))
-        return trainer.theta - start
+    def ours(self, together: int, precision: str = "auto") -> Tensor:
+        """The same by an engine, so many networks at a time."""
+        moved = []
+        for numbers in in_groups(range(self.case.networks), together):
+            networks = [FlatNetwork(self.networks[number].load(self.starts[number])) for number in numbers]
+            trainer = Trainer(networks, device=self.device, backend=self.backend, precision=precision)
+            draws = Draws(trainer, [generator(0, "bench", number) for number in numbers], self.dsa)
+            optimizer = (
+                GSAM(0.01, rho=0.01, alpha=0.3) if self.case.expert else SGD(0.01, momentum=0.9, weight_decay=5e-4)
+            )
+            for _ in range(self.case.epochs):
+                batches = draws.batches(self.everything, self.batch)
+                trainer.epoch(self.images, self.targets, batches, optimizer, draws.augment)
+            moved.append(trainer.theta.view(len(numbers), -1) - torch.stack([self.starts[n] for n in numbers]))
+        return torch.cat(moved)
 
-    every = "color_crop_cutout_flip_scale_rotate"
-    rivals = [
-        Rival("plain torch", lambda: plain(every), steps=len(batches)),
-        Rival("ours", lambda: ours(every), steps=len(batches)),
-    ]
-    # Both sides apply the same draws.
-    rivals[1].check = harness.relative_error(ours(every), plain(every))
+
+def run_epochs(case: EpochCase, device: Device, backend: str, *, rounds: int) -> list[Rival]:
+    """Epochs of GSAM on hard labels (experts) or of SGD with momentum on soft ones (evaluation), with DSA."""
+    problem = Epochs(case, device, backend)
+    sizes = {"ours": 1} if case.networks == 1 else {"ours, one by one": 1, "ours, together": case.networks}
+    rivals = [Rival("plain torch", problem.plain, steps=problem.steps)]
+    with full_float32(backend) as precision, record_backends() as used:
+        truth = problem.plain()  # both sides draw the same
+        for name, together in sizes.items():
+            rivals.append(Rival(name, partial(problem.ours, together), steps=problem.steps))
+            rivals[-1].check = harness.relative_error(problem.ours(together, precision), truth)
+    if set(used) != {backend}:
+        raise SystemExit(f"ours ran on {set(used)}")
     refuse_wrong(rivals, EPOCH_TOLERANCE)
     measure(device, rivals, rounds=rounds, seconds=10)
     return rivals
@@ -390,14 +444,18 @@ def run_case(suite: str, name: str, options: argparse.Namespace) -> list[dict[st
         )
         described = {"batch": trajectories}
     else:
-        count, width = (64, 8) if options.tiny else (EPOCHS[name], 128)
-        rivals = run_epoch(name, count, device, options.backend, rounds=options.rounds, width=width)
-        described = {"batch": count}
+        epochs = (TINY_EPOCHS if options.tiny else EPOCHS)[name]
+        if options.compile:
+            for together in {1, epochs.networks}:
+                Epochs(epochs, device, options.backend).ours(together)
+            return []
+        rivals = run_epochs(epochs, device, options.backend, rounds=options.rounds)
+        described = {"batch": epochs.images, "networks": epochs.networks}
     return [{"suite": suite, "case": name, **described, **rival.row()} for rival in rivals]
 
 
 def compile_kernels(arguments: list[str], named: list[tuple[str, str]], seconds: float) -> None:
-    """Two steps of ours of every case side by side, so that Triton's cache on disk has what the cases will run.
+    """Some steps of ours of every case side by side, so that Triton's cache on disk has what the cases will run.
 
     Compiling takes processor cores and minutes; one case at a time it would be done with one core, and be timed out.
     """
@@ -520,7 +578,7 @@ def main() -> None:
     begin, rows = time.monotonic(), []
     named = cases(options.suites, tiny=options.tiny)
     if options.backend == "triton":
-        compile_kernels(arguments, [case for case in named if case[0] == "unroll"], 15 * options.minutes)
+        compile_kernels(arguments, [case for case in named if case[0] != "matching"], 15 * options.minutes)
     for suite, name in named:
         left = 60 * options.minutes - (time.monotonic() - begin)
         if left < 5:

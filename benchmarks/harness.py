@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,16 @@ def alternate(workers: Mapping[str, Worker], *, rounds: int) -> dict[str, list[f
     return samples
 
 
+@contextmanager
+def ending(workers: Mapping[str, Worker]) -> Iterator[None]:
+    """End the workers behind the block, whatever happens in it."""
+    try:
+        yield
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
 def race(
     workers: Mapping[str, Worker], *, rounds: int, check: Callable[[str, float], None], apart: Collection[str] = ()
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
@@ -112,7 +123,7 @@ def race(
     """
     truth, *others = workers
     errors = {truth: 0.0}
-    try:
+    with ending(workers):
         with tempfile.TemporaryDirectory() as folder:
             file = f"{folder}/result.pt"
             workers[truth].ask(f"save {file}")
@@ -120,9 +131,6 @@ def race(
         for name, error in errors.items():
             check(name, error)
         return errors, alternate(workers, rounds=rounds)
-    finally:
-        for worker in workers.values():
-            worker.close()
 
 
 def times_faster(samples: Mapping[str, Sequence[float]], name: str, rivals: Sequence[str]) -> dict[str, Any]:
@@ -198,7 +206,7 @@ def gemm_peak(*, size: int = 2048, repeats: int = 8) -> float:
 
 def machine() -> dict[str, Any]:
     """Hardware, versions, threads and commit, as they belong beside every number."""
-    kept = ("pad_fast", "python", "torch", "numpy", "cpu", "cpu_instructions", "threads")
+    kept = ("pad_fast", "python", "torch", "numpy", "cpu", "cpu_instructions", "torch_instructions", "threads")
     described = {key: value for key, value in environment().items() if key in kept}
     try:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)

@@ -61,7 +61,7 @@ class Case:
         real = RealImages(self.images, order, Curriculum.none())
         initial = initial_images(self.config, real)
         self.state = State.start(initial.images, initial.label_logits, initial.labels, self.config, torch.device("cpu"))
-        self.loop = BatchLoop(spec, real, self.config, torch.device("cpu"))
+        self.loop = BatchLoop(spec.build(self.config.seed, "student"), spec, real, self.config, torch.device("cpu"))
         self.spec, self.dsa = spec, DSA(self.config.dsa, siamese=True)
         self.module = spec.build(self.config.seed, "network", 0).module
 

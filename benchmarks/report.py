@@ -180,11 +180,11 @@ def published() -> str:
     return markdown(*table(content["rows"])) + source(content)
 
 
-def fidelity() -> str:
+def fidelity(name: str) -> str:
     """TESLA's gradient beside the exact one."""
     from benchmarks.fidelity import show
 
-    content = load("fidelity-cpu")
+    content = load(name)
     return show(content["rows"]) + "\n" + source(content)
 
 
@@ -206,7 +206,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "augmentation": augmentation,
     "end-to-end": end_to_end,
     "published": published,
-    "fidelity": fidelity,
+    "fidelity": partial(fidelity, "fidelity-cpu"),
+    "fidelity-cifar": partial(fidelity, "fidelity-cifar10-cpu"),
     "criteria-digits": partial(criteria, "compare", "digits"),
     "criteria-digits-filters": partial(criteria, "filters", "digits"),
     "criteria-digits-search": partial(criteria, "search", "digits"),

@@ -30,7 +30,7 @@ SUITE = Suite(
     name="training",
     about="epochs of expert training (GSAM) and of evaluation training",
     quick=("--images", "40", "--rounds", "1"),
-    full=("--images", "1000", "--rounds", "1"),
+    full=("--images", "500", "--rounds", "1"),
 )
 
 # After a whole epoch in float32; a wrong update rule differs in the first digit.

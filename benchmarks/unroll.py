@@ -30,7 +30,8 @@ SUITE = Suite(
     about="one gradient of the matching loss",
     quick=("--points", "2:2", "--memory", "2:2,4", "--masks", "none", "--rounds", "1")
     + ("--rivals", "plain loop", "cpu high, recompute"),
-    full=("--rounds", "3"),
+    full=("--points", "10:5,80", "100:5", "--memory", "10:5,20,80", "100:5,20", "--rounds", "2")
+    + ("--rivals", "plain loop", "plain loop, tuned", "functional", "cpu high, recompute", "TESLA (approximate)"),
 )
 
 # Where float32 gradients of a short unroll may differ between correct implementations (a ReLU input near zero

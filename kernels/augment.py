@@ -397,6 +397,15 @@ def _bilinear_transpose(
 # ---------------------------------------------------------------- drawing
 
 
+def table_of(draws: Sequence[DSADraw], images: int) -> Tensor:
+    """Draws of K batches of `images` images as a table `[K, images, 4]` on the CPU, for :func:`apply`."""
+    table = torch.zeros(len(draws), images, COLUMNS)
+    for lines, draw in zip(table, draws, strict=True):
+        lines[:, 0] = OPERATIONS.index(draw.operation) if draw.operation != "none" else _NONE
+        lines[:, 1 : 1 + draw.values.shape[1]] = draw.values
+    return table
+
+
 def draw(
     seed: Tensor,
     *,

@@ -54,6 +54,10 @@ def class_order(
 def labels_fit(*, label_dtype: str, labels: int, rows: int, classes: int) -> bool: ...
 def build_info() -> dict[str, str | bool]: ...
 def instruction_sets() -> list[str]: ...
+def engine_instructions() -> str: ...
+
+# The fastest for calls on maps of `pixels` pixels behind the first block, all images together.
+def suited_isa(*, net_width: int, pixels: int) -> str: ...
 
 class Cache:
     @property
@@ -76,6 +80,7 @@ class Plan:
         dtype: str = "f32",
         precision: str = "high",
         threads: int = 1,
+        images: int = 0,
         isa: str = "auto",
         chunk_tiles: int = 0,
         group_bytes: int = 0,

@@ -141,14 +141,16 @@ class BatchLoop:
     """Iterations of :func:`pad_fast.distillation.run` for DC, DSA and DM.
 
     Args:
-        spec: the networks.
+        network: one that the parameters of all others are run on.
+        spec: the networks, of that shape.
         real: the real images; they are moved to `device`.
     """
 
-    def __init__(self, spec: NetworkSpec, real: RealImages, config: Config, device: torch.device) -> None:
+    def __init__(
+        self, network: FlatNetwork, spec: NetworkSpec, real: RealImages, config: Config, device: torch.device
+    ) -> None:
         self.spec, self.config, self.device, self.real = spec, config, device, real
         self.images = real.images.to(device)
-        network = spec.build(config.seed, "student")
         network.module.to(device).train()
         self.engine, self.task, self.criterion = make_criterion(config, network, device)
         self.dsa = DSA(config.dsa if config.match_dsa else "none", mode=config.dsa_mode, siamese=True)

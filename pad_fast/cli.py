@@ -35,18 +35,23 @@ _STAGE_TITLES = {
 
 
 _EXPERT_COMMANDS = ("info", "verify", "convert")
+_SUITES = (
+    "unroll",
+    "augmentation",
+    "scoring",
+    "training",
+    "experts",
+    "evaluation",
+    "matching",
+    "end_to_end",
+    "fidelity",
+)
+"""Those of benchmarks/registry.py, which is not installed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 stopped with a checkpoint, 2 unusable input, 130 interrupted."""
-    parser = build_parser()
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["experts"] and words[1:2] and words[1] in _EXPERT_COMMANDS:
-        words[:2] = [" ".join(words[:2])]
-    options, unknown = parser.parse_known_args(words)
-    if unknown:
-        flags = [flag for action in options.parser._actions for flag in action.option_strings]
-        options.parser.error(f"unknown argument {unknown[0]!r}.{nearest(unknown[0], flags)}")
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         # The processes of a sweep do different runs, and need not know of each other.
         group = distributed.group() if options.handler is _sweep else distributed.join()
@@ -66,6 +71,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("pad-fast: interrupted; finished stages are kept, continue with --resume", file=sys.stderr)
         return 130
     return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of one command.
+
+    Raises:
+        SystemExit: they cannot be understood, or are asked to explain themselves.
+    """
+    words = list(arguments)
+    if words[:1] == ["experts"] and words[1:2] and words[1] in _EXPERT_COMMANDS:
+        words[:2] = [" ".join(words[:2])]
+    options, unknown = build_parser().parse_known_args(words)
+    if unknown:
+        flags = [flag for action in options.parser._actions for flag in action.option_strings]
+        options.parser.error(f"unknown argument {unknown[0]!r}.{nearest(unknown[0], flags)}")
+    return options
 
 
 def _print(text: object) -> None:
@@ -179,7 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = _command(commands, "report", "write images.png and report.html of a run, finished or not", _report)
     report.add_argument("run", metavar="RUN", help="folder of the run, or of several runs that are to be compared")
-    report.add_argument("--watch", action="store_true", help="write it again and again until the run has finished")
+    report.add_argument("--watch", action="store_true", help="write it again and again until the run has ended")
 
     compare = _command(commands, "compare", "put runs beside each other: accuracy, loss, settings, time", _compare)
     compare.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs, or a folder that holds several")
@@ -188,7 +209,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench = _command(commands, "bench", "measure engines against plain torch (in a source checkout)", _bench)
     bench.add_argument(
         "suite",
-        choices=("unroll", "augmentation", "scoring", "training", "experts", "evaluation", "matching", "end_to_end"),
+        choices=_SUITES,
         help="what to measure",
     )
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the suite, e.g. --rounds 3")
@@ -277,25 +298,26 @@ def _progress(options: argparse.Namespace) -> Any:
     return Progress(quiet=options.quiet)
 
 
+def _run_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """What `distill` and `sweep` take alike."""
+    return {
+        "config": options.config,
+        "preset": options.preset,
+        "out": options.out,
+        "data_dir": options.data_dir,
+        "download": options.download,
+        "device": options.device,
+        "overwrite": options.overwrite,
+        "progress": _progress(options),
+        **_given(options),
+    }
+
+
 def _distill(options: argparse.Namespace) -> None:
     from .evaluation import EvaluationReport
     from .pipeline import distill
 
-    given = _given(options)
-    result = distill(
-        given.pop("dataset", "digits"),
-        config=options.config,
-        preset=options.preset,
-        out=options.out,
-        data_dir=options.data_dir,
-        download=options.download,
-        device=options.device,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        log=options.log,
-        progress=_progress(options),
-        **given,
-    )
+    result = distill(**_run_arguments(options), resume=options.resume, log=options.log)
     _print(EvaluationReport(tuple(result.evaluation)).table())
     _print(f"\n{result!r}")
 
@@ -303,21 +325,8 @@ def _distill(options: argparse.Namespace) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     from .sweep import sweep
 
-    given = {name: value for name, value in _given(options).items() if name not in _SWEPT}
-    result = sweep(
-        given.pop("dataset", "digits"),
-        out=options.out,
-        prune=options.prune,
-        mask=options.mask,
-        seeds=options.seeds,
-        config=options.config,
-        preset=options.preset,
-        data_dir=options.data_dir,
-        device=options.device,
-        overwrite=options.overwrite,
-        progress=_progress(options),
-        **given,
-    )
+    swept = {"prune": options.prune, "mask": options.mask, "seeds": options.seeds}
+    result = sweep(**{**_run_arguments(options), **swept})
     if result is not None:
         _print(f"{result.table()}\n\n{Path(options.out) / 'sweep.html'}")
 
@@ -406,13 +415,13 @@ def _experts_convert(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
-    from . import files
     from .data import load_dataset
     from .distilled import load
     from .evaluation import evaluate, export_ddranking
+    from .files import require_writable
 
+    if options.out:
+        require_writable(Path(options.out).parent)
     distilled = load(options.distilled)
     dataset = options.dataset or distilled.config.get("dataset")
     if dataset is None:
@@ -440,7 +449,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     _print(report.table())
     if options.out and distributed.group().main:
-        files.write_json(options.out, asdict(report))
+        report.write(options.out)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -463,6 +472,8 @@ def _compare(options: argparse.Namespace) -> None:
     from .compare import compare
     from .files import write_text
 
+    if not distributed.group().main:
+        return
     comparison = compare(options.runs)
     print(comparison.text())
     if options.out:

@@ -19,13 +19,18 @@ def environment() -> dict[str, Any]:
 
     Returns:
         A dict with the keys `pad_fast`, `python`, `platform`, `torch`, `triton`, `torchvision`, `numpy`
-        (versions, None where not installed), `cpu` (name), `cpu_instructions` (the widest set torch uses),
-        `threads`, `extension` and `cuda` (dicts with `available` and `detail`).
+        (versions, None where not installed), `cpu` (name), `cpu_instructions` (the set the CPU engine runs with;
+        torch's where the extension is missing), `torch_instructions` (the widest set torch uses), `threads`,
+        `extension` and `cuda` (dicts with `available` and `detail`).
+
+    Raises:
+        BackendError: PAD_FAST_ISA names an instruction set this machine lacks.
 
     Example:
         >>> sorted(environment()["extension"])
         ['available', 'detail']
     """
+    by_torch = torch.backends.cpu.get_cpu_capability()
     return {
         "pad_fast": __version__,
         "python": platform.python_version(),
@@ -35,7 +40,8 @@ def environment() -> dict[str, Any]:
         "torchvision": _version("torchvision"),
         "numpy": _version("numpy"),
         "cpu": cpu_name(),
-        "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
+        "cpu_instructions": native.engine_instructions().upper() if native.available() else by_torch,
+        "torch_instructions": by_torch,
         "threads": torch.get_num_threads(),
         "extension": _extension(),
         "cuda": _cuda(),
@@ -90,7 +96,7 @@ def _extension() -> dict[str, Any]:
     kernels = "with CUDA kernels" if info["cuda"] else f"no CUDA kernels ({record.get('cuda_reason') or 'not built'})"
     return {
         "available": True,
-        "detail": f"{info['compiler']}, {info['standard']}, {info['instructions']}, {kernels}",
+        "detail": f"{info['compiler']}, {info['standard']}, scores by {info['instructions']}, {kernels}",
     }
 
 

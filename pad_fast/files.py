@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
+import pickle
 import tempfile
+import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,14 +95,18 @@ def read_torch(path: str | os.PathLike[str], what: str, *, mapped: bool = False)
         file = open(path, "rb")
     except OSError as error:
         raise StoreError(f"cannot read {what} {path}: {error.strerror or error}") from error
-    with file:
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what is in a file that is then refused
         try:
             if mapped and zipfile.is_zipfile(file):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises pickle, zip, runtime and even OS errors for foreign bytes
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            said = str(error).strip().splitlines()
+            # Torch's advice for this one is to load the file all the same.
+            refused = isinstance(error, pickle.UnpicklingError) or not said
+            reason = type(error).__name__ if refused else said[0]
             raise StoreError(
                 f"{what} {path} cannot be read as a tensor file (truncated, foreign, or pickled code): {reason}"
             ) from error
@@ -243,15 +250,41 @@ def require_writable(folder: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def locked(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold the lock of that name, waiting while another process does; a process that dies lets go of it."""
-    import fcntl
+def locked(path: str | os.PathLike[str], *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock of that name, waiting while another process does; a process that dies lets go of it.
 
+    Args:
+        waiting: is called when there is somebody to wait for.
+
+    Raises:
+        StoreError: the folder cannot be written to, or its file system has no locks.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(path.open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StoreError(f"cannot lock {path}: {error.strerror or error}") from error
         yield
+
+
+def is_locked(path: str | os.PathLike[str]) -> bool | None:
+    """Whether a process is inside :func:`locked`; None where nobody has ever been, or it cannot be told."""
+    try:
+        with open(path, "rb") as file:
+            # Shared, so that several who ask do not take each other for its holder.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 def _umask() -> int:

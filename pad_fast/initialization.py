@@ -100,11 +100,11 @@ def initial_set(
     Raises:
         DatasetError: a class has fewer images than `ipc`.
     """
-    for label in range(data.classes):
-        count = len(data.images_of_class(label))
-        if count < ipc and kind != "noise":
+    by_class = data.images_by_class()
+    for label, members in enumerate(by_class):
+        if len(members) < ipc and kind != "noise":
             raise DatasetError(
-                f"class {label} ({data.class_names[label]}) has {count} training images, fewer than ipc {ipc}; "
+                f"class {label} ({data.class_names[label]}) has {len(members)} training images, fewer than ipc {ipc}; "
                 "lower ipc or use pix_init noise"
             )
     teachers.calibrate(images)
@@ -113,19 +113,23 @@ def initial_set(
     if kind == "noise":
         chosen = torch.randn(len(labels), *images.shape[1:], generator=generator(seed, "init noise"))
         # No expert knows what noise shows, so each class starts from its own images' mean label.
-        some = [data.images_of_class(label)[:64] for label in range(data.classes)]
-        logits = torch.cat([_soft_labels(teachers, images, data, rows).mean(0, keepdim=True) for rows in some])
+        some = [_soft_labels(teachers, images, data, members[:64]) for members in by_class]
+        logits = torch.cat([each.mean(0, keepdim=True) for each in some])
         return InitialSet(chosen, labels, logits.repeat_interleave(ipc, 0), ())
     if kind == "real":
-        picked = [_shuffled(data.images_of_class(label), seed, label)[:ipc] for label in range(data.classes)]
+        picked = [rows[:ipc] for rows in _shuffled(data, seed)]
     else:
         picked = _predicted_correctly(ipc, images, data, teachers, seed, notes)
     rows = torch.cat(picked)
     return InitialSet(images[rows], labels, _soft_labels(teachers, images, data, rows), tuple(notes))
 
 
-def _shuffled(indices: Tensor, seed: int, label: int) -> Tensor:
-    return indices[torch.randperm(len(indices), generator=generator(seed, "init images", label))]
+def _shuffled(data: ImageDataset, seed: int) -> list[Tensor]:
+    """Training images of every class in random order."""
+    return [
+        members[torch.randperm(len(members), generator=generator(seed, "init images", label))]
+        for label, members in enumerate(data.images_by_class())
+    ]
 
 
 def _soft_labels(teachers: Teachers, images: Tensor, data: ImageDataset, rows: Tensor) -> Tensor:
@@ -136,7 +140,7 @@ def _soft_labels(teachers: Teachers, images: Tensor, data: ImageDataset, rows: T
 def _predicted_correctly(
     ipc: int, images: Tensor, data: ImageDataset, teachers: Teachers, seed: int, notes: list[str]
 ) -> list[Tensor]:
-    candidates = [_shuffled(data.images_of_class(label), seed, label) for label in range(data.classes)]
+    candidates = _shuffled(data, seed)
     picked: list[list[int]] = [[] for _ in candidates]
     for expert in range(len(teachers)):
         short = [label for label, rows in enumerate(picked) if len(rows) < ipc]

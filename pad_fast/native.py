@@ -64,7 +64,7 @@ def unavailable_reason() -> str:
 
 
 def build_info() -> dict[str, str | bool]:
-    """Compiler, C++ standard, instruction set in use on this machine and whether CUDA kernels are in.
+    """Compiler, C++ standard, instruction set the scores use on this machine, and whether CUDA kernels are in.
 
     Raises:
         BackendError: the extension is not loaded.
@@ -237,8 +237,13 @@ def plan(
     dtype: str,
     precision: str,
     threads: int,
+    images: int = 0,
+    isa: str = "auto",
 ) -> Any:
     """Workspaces and threads for student steps of one ConvNet, see `_C.pyi`; sizes are checked there.
+
+    Args:
+        images: how many a batch is expected to have, for which the arithmetic is chosen; 0 for many. Any number works.
 
     Raises:
         BackendError: the extension is not loaded, or PAD_FAST_ISA names an instruction set this machine lacks.
@@ -255,18 +260,49 @@ def plan(
             dtype=dtype,
             precision=precision,
             threads=threads,
+            images=images,
+            isa=isa,
         )
     except ValueError as error:
         raise BackendError(str(error)) from error
 
 
+def suited_isa(*, net_width: int, pixels: int) -> str:
+    """The instruction set that serves a student step soonest; PAD_FAST_ISA forces one.
+
+    Args:
+        net_width: channels of the network's maps.
+        pixels: of the maps behind its first block, all images of the batch together.
+
+    Raises:
+        BackendError: the extension is not loaded, or PAD_FAST_ISA names an instruction set this machine lacks.
+    """
+    try:
+        return str(_extension().suited_isa(net_width=net_width, pixels=pixels))
+    except ValueError as error:
+        raise BackendError(str(error)) from error
+
+
 def instruction_sets() -> list[str]:
-    """Instruction sets the student engine can use on this machine, best first; PAD_FAST_ISA forces one.
+    """Instruction sets the student engine can use on this machine, best first.
 
     Raises:
         BackendError: the extension is not loaded.
     """
     return list(_extension().instruction_sets())
+
+
+def engine_instructions() -> str:
+    """The instruction set the student engine runs with: the best one, or what PAD_FAST_ISA names.
+
+    Raises:
+        BackendError: the extension is not loaded, or PAD_FAST_ISA names a set this machine lacks.
+    """
+    extension = _extension()
+    try:
+        return str(extension.engine_instructions())
+    except ValueError as error:
+        raise BackendError(str(error)) from error
 
 
 def _extension() -> Any:

@@ -11,6 +11,7 @@ RUN/
   distilled.safetensors          the result; images_best.pt labels_best.pt lr_best.pt for the reference's scripts
   last/                          the last iterate, where validation chose another one; validation.json says which
   evaluation.json images.png report.html
+  run.lock                       held while a process writes to the folder
   timing.json                    time and memory per stage; two equal runs differ in it, and in the page that shows it
 """
 
@@ -21,8 +22,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +39,17 @@ from .distillation import Iterations, Loop, State, read_history, require_possibl
 from .distilled import FILE, DistilledDataset, load
 from .engines import Task, select
 from .errors import ConfigError, DatasetError
-from .evaluation import AccuracyRow, EvaluationReport, RobustScore, evaluate
+from .evaluation import EvaluationReport, evaluate
 from .experts import ExpertStore, curriculum_of, prune, train_experts
 from .initialization import InitialSet, Teachers, initial_set
 from .keep import format_keep
+from .models import FlatNetwork
 from .presentation import present
 from .presets import make_settings
 from .preview import write_preview
 from .progress import Progress
 from .rng import derive_seed
+from .run_folder import LOCK
 from .scoring import Difficulty, score
 from .stages import StageLog
 from .trackers import Tracker, open_trackers, require_trackers
@@ -163,6 +167,7 @@ class Pipeline:
         self.config, self.out, self.device, self.progress = config, out, device, progress
         self.resume, self.overwrite = resume, overwrite
         self.log, self.stages = tuple(log), StageLog(out, device)
+        self._open: Sequence[Tracker] | None = None
         # Stages that several runs share, perhaps in several processes at a time.
         self.shared = cache is not None
         self.cache = out / "cache" if cache is None else cache
@@ -170,13 +175,22 @@ class Pipeline:
     def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None, *, download: bool = False) -> DistilledDataset:
         """All stages; returns the evaluated result."""
         config = self.config
-        with self.stages.stage("data"):
-            data, validation = configured_data(config, dataset, data_dir, download=download)
-            self.require_usable(data)
-            distributed.group().require_shared(files.require_writable(self.out))
-            self._claim(data)
-            kind = "zca" if config.zca else "mean-std"
-            normalization = fit_normalization(data, kind, caches=normalization_caches(self.out))
+        with ExitStack() as held:
+            held.callback(self._close_trackers)
+            with self.stages.stage("data"):
+                data, validation = configured_data(config, dataset, data_dir, download=download)
+                self.require_usable(data)
+                distributed.group().require_shared(files.require_writable(self.out))
+                held.enter_context(self._writing())
+                self._claim(data)
+                kind = "zca" if config.zca else "mean-std"
+                normalization = fit_normalization(data, kind, caches=normalization_caches(self.out))
+            return self._run(data, validation, normalization)
+
+    def _run(
+        self, data: ImageDataset, validation: ImageDataset | None, normalization: Normalization
+    ) -> DistilledDataset:
+        config = self.config
         difficulty: Difficulty | None = None
         if config.buffer_path is None:
             with self.stages.stage("scores"), self._alone("scores"):
@@ -199,22 +213,30 @@ class Pipeline:
         self.stages.finish()
         if distributed.group().main:
             present(self.out)
-        if self.log:
-            with self._tracked(config.iterations) as trackers:
-                for tracker in trackers:
-                    tracker.result(report.rows, self.out / "images.png", config.iterations)
+        for tracker in self._trackers(config.iterations):
+            tracker.result(report.rows, self.out / "images.png", config.iterations)
         return distilled
 
+    def _trackers(self, begun: int) -> Sequence[Tracker]:
+        """Opened when they are first asked for, closed when the run ends; of several ranks, the main one has any."""
+        if self._open is None:
+            names = self.log if distributed.group().main else ()
+            self._open = open_trackers(names, self.out, self.config.describe(), begun=begun)
+        return self._open
+
+    def _close_trackers(self) -> None:
+        for tracker in self._open or ():
+            tracker.close()
+        self._open = None
+
     @contextmanager
-    def _tracked(self, begun: int) -> Iterator[Sequence[Tracker]]:
-        """Trackers that are closed in the end; of several ranks, the main one alone has any."""
-        names = self.log if distributed.group().main else ()
-        trackers = open_trackers(names, self.out, self.config.describe(), begun=begun)
-        try:
-            yield trackers
-        finally:
-            for tracker in trackers:
-                tracker.close()
+    def _writing(self) -> Iterator[None]:
+        """Held while a process writes to the folder: whoever watches it sees when that has ended, however it did."""
+        group, say = distributed.group(), self.progress.say
+        waiting = partial(say, f"waiting for another process that writes to {self.out}")
+        with files.locked(self.out / LOCK, waiting=waiting) if group.main else nullcontext():
+            group.wait("rank 0 to have the folder to itself")
+            yield
 
     @contextmanager
     def _alone(self, stage: str) -> Iterator[None]:
@@ -233,7 +255,8 @@ class Pipeline:
             InputError: they do not. BackendError: the backend asked for cannot serve this.
         """
         config = self.config
-        sizes = [len(data.images_of_class(label)) for label in range(data.classes)]
+        by_class = data.images_by_class()
+        sizes = [len(indices) for indices in by_class]
         if config.pix_init != "noise" and min(sizes) < config.ipc:
             label = sizes.index(min(sizes))
             raise DatasetError(
@@ -257,8 +280,7 @@ class Pipeline:
         if config.uses_experts:
             config.require_snapshots(config.train_epochs, "experts are trained for train_epochs")
             self._require_kept()
-        labels = [data.images_of_class(label) for label in range(data.classes)]
-        pruned = [len(indices) for indices in prune(labels, config.prune)]
+        pruned = [len(indices) for indices in prune(by_class, config.prune)]
         curriculum_of(config).require_images(config.train_epochs, pruned)
         if not config.uses_experts and config.pix_init != "noise" and min(pruned) < config.ipc:
             raise DatasetError(
@@ -393,6 +415,7 @@ class Pipeline:
             source = RealImages(normalization.apply(data.train_images), shown, curriculum_of(config))
         else:
             source = store
+        student = self._spec(data).build(config.seed, "student")
         history: list[dict[str, float]] = []
         if self.resume and checkpoint.exists():
             state = State.load(checkpoint, key, self.device)
@@ -407,11 +430,11 @@ class Pipeline:
         else:
             if self.resume:
                 self.progress.say(f"distill: no checkpoint in {self.out} yet, starting at iteration 0")
-            initial = self._initial(data, normalization, source)
+            initial = self._initial(data, normalization, source, student)
             for note in initial.notes:
                 self.progress.say(f"init: {note}")
             state = State.start(initial.images, initial.label_logits, initial.labels, config, self.device)
-        loop = self._loop(data, source)
+        loop = self._loop(data, source, student)
 
         def result() -> DistilledDataset:
             images = state.images if state.average is None else state.average
@@ -432,22 +455,22 @@ class Pipeline:
             if state.iteration % config.validation_every == 0 and distributed.group().main:
                 result().save(iterates / f"{state.iteration:08}")
 
-        with self._tracked(state.iteration) as trackers:
+        trackers = self._trackers(state.iteration)
 
-            def observe(row: Mapping[str, float]) -> None:
-                for tracker in trackers:
-                    tracker.row(row)
+        def observe(row: Mapping[str, float]) -> None:
+            for tracker in trackers:
+                tracker.row(row)
 
-            run(
-                loop,
-                state,
-                folder=self.out,
-                key=key,
-                history=history,
-                progress=self.progress,
-                observe=observe,
-                checkpointed=None if validation is None else keep,
-            )
+        run(
+            loop,
+            state,
+            folder=self.out,
+            key=key,
+            history=history,
+            progress=self.progress,
+            observe=observe,
+            checkpointed=None if validation is None else keep,
+        )
         distilled = result()
         group = distributed.group()
         if validation is not None:
@@ -458,25 +481,29 @@ class Pipeline:
         return distilled
 
     def _initial(
-        self, data: ImageDataset, normalization: Normalization, source: ExpertStore | RealImages
+        self,
+        data: ImageDataset,
+        normalization: Normalization,
+        source: ExpertStore | RealImages,
+        student: FlatNetwork,
     ) -> InitialSet:
         config = self.config
         if isinstance(source, RealImages):
             return initial_images(config, source)
-        task = Task(self._spec(data).build(config.seed, "student"), self.device, torch.float32)
+        task = Task(student, self.device, torch.float32)
         teachers = Teachers(source, select(config.backend, task), task)
         images = normalization.apply(data.train_images)
         return initial_set(config.pix_init, config.ipc, images, data, teachers, seed=config.seed)
 
-    def _loop(self, data: ImageDataset, source: ExpertStore | RealImages) -> Iterations:
+    def _loop(self, data: ImageDataset, source: ExpertStore | RealImages, student: FlatNetwork) -> Iterations:
         """The iterations of the method's criterion."""
-        config, spec = self.config, self._spec(data)
+        config = self.config
         if not isinstance(source, RealImages):
-            return Loop(spec.build(config.seed, "student"), source, config, self.device)
+            return Loop(student, source, config, self.device)
         note = loops_of(config)[-1]
         if note is not None:
             self.progress.say(note)
-        return BatchLoop(spec, source, config, self.device)
+        return BatchLoop(student, self._spec(data), source, config, self.device)
 
     def _best(self, iterates: Path, last: DistilledDataset, validation: ImageDataset) -> DistilledDataset:
         """The iterate whose networks are best on the validation images, which nothing else has seen."""
@@ -534,11 +561,11 @@ class Pipeline:
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in written]
         key = _key(data.fingerprint, config.describe("evaluate"), *digests)
         if path.exists():
-            stored = files.read_json(path, "evaluation")
-            if stored.get("key") == key:
+            stored = EvaluationReport.read(path)
+            if stored.key == key:
                 self.progress.say(f"evaluate: reusing {path} (same settings)")
                 self.stages.reused()
-                return _stored_report(stored)
+                return stored
         report = evaluate(
             sets,
             data,
@@ -551,7 +578,7 @@ class Pipeline:
             **self._evaluation_settings(),
         )
         if distributed.group().main:
-            files.write_json(path, {"key": key, **asdict(report)})
+            replace(report, key=key).write(path)
         return report
 
 
@@ -582,9 +609,7 @@ def may_go_on(config: Config) -> bool:
 
 def order_of(data: ImageDataset, difficulty: Difficulty | None) -> list[torch.Tensor]:
     """Dataset indices per class, easy to hard where that is known."""
-    if difficulty is not None:
-        return difficulty.order
-    return [data.images_of_class(label) for label in range(data.classes)]
+    return data.images_by_class() if difficulty is None else difficulty.order
 
 
 def score_as_configured(
@@ -660,12 +685,6 @@ def train_as_configured(
         backend=config.backend,
         progress=progress,
     )
-
-
-def _stored_report(stored: Mapping[str, Any]) -> EvaluationReport:
-    rows = tuple(AccuracyRow(r["name"], r["model"], tuple(r["accuracies"])) for r in stored["rows"])
-    scores = (RobustScore(**{**score, "values": tuple(score["values"])}) for score in stored["scores"])
-    return EvaluationReport(rows, tuple(scores))
 
 
 def _scores_path(cache: Path, fingerprint: str, config: Config) -> Path:

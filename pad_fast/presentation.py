@@ -15,13 +15,13 @@ from .config import Config
 from .difficulty_section import DifficultyView
 from .distilled import DistilledDataset
 from .environment import flat
-from .errors import PadFastError
+from .errors import DistillationStopped, PadFastError
 from .experts import Curriculum, curriculum_of
 from .gallery import Picture, PictureRow
 from .grid import image_grid, png_bytes, single_png, to_bytes
 from .preview import Preview, ends
 from .report import ReportData, Status, render_report
-from .run_folder import RunFolder, read_run
+from .run_folder import RunFolder, is_run, is_running, read_run, runs_in
 from .stages import FILE as TIMING
 
 PAGE = "report.html"
@@ -61,33 +61,44 @@ def watch(
     wait: Callable[[float], None] | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> Path:
-    """Write the page whenever the run has written something, until the run has finished.
+    """Write the page whenever the run has written something, until the run has ended.
 
     Meanwhile the page loads itself again every few seconds; the last one, which Ctrl-C brings as well, does not.
 
     Args:
-        folder: of the run, which must have begun.
+        folder: of the run, which may be about to begin.
         every: seconds between looks.
         wait: waits that long; `time.sleep` when None.
         say: is told what happens.
 
     Raises:
-        StoreError: the folder holds no run.
+        StoreError: the folder is none, or holds something else.
+        DistillationStopped: the run was killed or has failed; the page shows how far it got.
     """
     seen: tuple[Any, ...] | None = None
+    pause = wait or time.sleep
     try:
+        if _may_begin(folder):
+            say(f"no run in {folder} yet; waiting for one to begin")
+        while _may_begin(folder):
+            pause(every)
         while True:
             now = _signature(folder)
             if now != seen:
                 run = read_run(folder)
-                path = _present(run, refresh=None if run.finished else REFRESH)
+                path = _present(run, refresh=None if run.ended else REFRESH)
                 if seen is None:
                     say(f"watching {folder}: {path}")
                 seen = now
-                if run.finished:
+                if run.ended and not run.finished:
+                    raise DistillationStopped(
+                        f"the run in {folder} was killed or has failed; {path} shows how far it got, and the same "
+                        "command with --resume continues it"
+                    )
+                if run.ended:
                     say("the run has finished")
                     return path
-            (wait or time.sleep)(every)
+            pause(every)
     except KeyboardInterrupt:
         say("stopped watching")
         return present(folder)
@@ -100,7 +111,7 @@ def report_data(run: RunFolder) -> ReportData:
     if not run.finished:
         total = settings.get("iterations")
         stage = next(reversed([*run.stages]), "data")
-        status = Status(stage, len(run.history), total if isinstance(total, int) else None)
+        status = Status(stage, len(run.history), total if isinstance(total, int) else None, run.ended)
     note = ""
     images: tuple[PictureRow, ...] = ()
     if distilled is not None:
@@ -217,8 +228,13 @@ def _difficulty(settings: Mapping[str, Any], preview: Preview | None) -> Difficu
     )
 
 
+def _may_begin(folder: Path) -> bool:
+    """Whether there is nothing yet but room for a run."""
+    return not is_run(folder) and not runs_in(folder) and (folder.is_dir() or not folder.exists())
+
+
 def _signature(folder: Path) -> tuple[Any, ...]:
-    """Changes when a run writes something."""
+    """Changes when a run writes something, and when it ends."""
     seen: list[tuple[str, int, int]] = []
     for name in _FILES:
         try:
@@ -226,4 +242,4 @@ def _signature(folder: Path) -> tuple[Any, ...]:
         except OSError:
             continue
         seen.append((name, state.st_mtime_ns, state.st_size))
-    return tuple(seen)
+    return (is_running(folder), *seen)

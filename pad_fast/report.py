@@ -39,11 +39,13 @@ class Status:
     Attributes:
         stage: the one under way, or the last one it got to.
         done, total: iterations.
+        stopped: nobody is working on it.
     """
 
     stage: str
     done: int
     total: int | None
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def _summary(data: ReportData) -> str:
 
 
 def _status(status: Status) -> str:
-    words = f"Not finished: {STAGES.get(status.stage, status.stage)}"
+    words = "Stopped before its end" if status.stopped else "Not finished"
+    words += f": {STAGES.get(status.stage, status.stage)}"
     if not status.done or status.total is None:
         return f'<p class="state"><span>{text(words)}</span></p>'
     words += f", iteration {status.done:,} of {status.total:,}"
@@ -225,8 +228,8 @@ def _cross_architecture(rows: Sequence[AccuracyRow]) -> str:
         return section(
             "Other networks",
             empty(
-                f"Evaluated on {models[0]} only. `pad-fast evaluate RUN --model MLP --out RUN/evaluation-mlp.json` "
-                "adds another to the next report."
+                f"Evaluated on {models[0]} only. To add another to the next report: "
+                "pad-fast evaluate RUN --model MLP --out RUN/evaluation-mlp.json"
             ),
             name="networks",
         )

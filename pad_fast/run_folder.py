@@ -14,13 +14,15 @@ from typing import Any
 from . import files
 from .distilled import FILE, DistilledDataset, load
 from .errors import StoreError
-from .evaluation import AccuracyRow, RobustScore
+from .evaluation import AccuracyRow, EvaluationReport, RobustScore
+from .evaluation.rows import numbers
 from .preview import Preview, read_preview
 from .stages import FILE as TIMING
 from .stages import StageCost, read_timing
 
 DESCRIPTION = "run.json"
 METRICS = "metrics.jsonl"
+LOCK = "run.lock"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,7 @@ class RunFolder:
         distilled: the result, or what the last checkpoint holds; None before the first one.
         stages: what each stage cost.
         finished: the run got to its end.
+        running: a process is working on it; None where that cannot be told, as of runs of older versions.
         preview: what is shown of the real data.
         notes: what could not be read, and what is therefore missing.
     """
@@ -53,6 +56,7 @@ class RunFolder:
     distilled: DistilledDataset | None
     stages: Mapping[str, StageCost]
     finished: bool
+    running: bool | None
     preview: Preview | None
     notes: tuple[str, ...]
 
@@ -61,10 +65,20 @@ class RunFolder:
         """The folder's own name."""
         return self.path.resolve().name
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come: the run has finished, was killed or has failed."""
+        return self.finished if self.running is None else not self.running
+
 
 def is_run(folder: Path) -> bool:
     """Whether a run has begun in `folder`."""
     return (folder / DESCRIPTION).is_file() or (folder / FILE).is_file()
+
+
+def is_running(folder: Path) -> bool | None:
+    """Whether a process works on the run in `folder`; None where that cannot be told."""
+    return files.is_locked(folder / LOCK)
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -90,6 +104,8 @@ def read_run(folder: Path) -> RunFolder:
         raise StoreError(
             f"{folder}: there is {found} ({DESCRIPTION} is missing); name the folder that `pad-fast distill` wrote"
         )
+    # Asked first: a run that ends meanwhile has then finished, not stopped.
+    running = is_running(folder)
     notes: list[str] = []
     stages: Mapping[str, StageCost] = {}
     environment: Mapping[str, Any] = {}
@@ -121,8 +137,8 @@ def read_run(folder: Path) -> RunFolder:
         tried, chosen = _optional(path, partial(_validation, path), notes) or ({}, None)
     if _over("evaluate", stages, finished):
         for path in [folder / "evaluation.json", *sorted(folder.glob("evaluation-*.json"))]:
-            rows, scores = _optional(path, partial(_evaluation, path), notes) or ((), ())
-            accuracy, robust = accuracy + rows, robust + scores
+            report = _optional(path, partial(EvaluationReport.read, path), notes) or EvaluationReport(())
+            accuracy, robust = accuracy + report.rows, robust + report.scores
     return RunFolder(
         path=folder,
         settings=described,
@@ -135,6 +151,7 @@ def read_run(folder: Path) -> RunFolder:
         distilled=distilled,
         stages=stages,
         finished=finished,
+        running=running,
         preview=preview,
         notes=tuple(notes),
     )
@@ -203,39 +220,13 @@ def _so_far(path: Path, settings: Mapping[str, Any], preview: Preview | None, ro
         raise StoreError(f"{path} is not a checkpoint of pad_fast, or is truncated ({error})") from error
 
 
-def _evaluation(path: Path) -> tuple[tuple[AccuracyRow, ...], tuple[RobustScore, ...]]:
-    stored = files.read_json(path, "evaluation")
-    stored = {"rows": stored} if isinstance(stored, list) else stored
-    try:
-        rows = tuple(AccuracyRow(str(r["name"]), str(r["model"]), _numbers(r["accuracies"])) for r in stored["rows"])
-        scores = tuple(
-            RobustScore(str(s["name"]), str(s["trained_on"]), str(s["model"]), _numbers(s["values"]))
-            for s in stored.get("scores", ())
-        )
-        return rows, scores
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"{path} does not hold rows of an evaluation ({error})") from error
-
-
 def _validation(path: Path) -> tuple[dict[int, tuple[float, ...]], int]:
     stored = files.read_json(path, "validation")
     try:
-        tried = {int(iteration): _numbers(values) for iteration, values in stored["accuracies"].items()}
+        tried = {int(iteration): numbers(values) for iteration, values in stored["accuracies"].items()}
         return tried, int(stored["best"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path} does not hold accuracies of iterates ({error})") from error
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    """At least one number.
-
-    Raises:
-        TypeError, ValueError: something else.
-    """
-    numbers = tuple(float(value) for value in values)
-    if not numbers:
-        raise ValueError("no values")
-    return numbers
 
 
 def _optional(path: Path, read: Any, notes: list[str]) -> Any:

@@ -1,11 +1,11 @@
-"""The networks that difficulty scores come from: trained one by one, kept so that a killed run continues."""
+"""The networks that difficulty scores come from: trained, and kept so that a killed run continues."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from .errors import InputError, StoreError
 from .models.flat import embed
 from .optimizers import SGD
 from .rng import generator
-from .training import NetworkSpec, Trainer, shuffled_batches
+from .training import Draws, NetworkSpec, Trainer, together
 
 _FORMAT = "pad_fast score network 1"
 _CHUNK = 512  # images in a forward pass
@@ -49,9 +49,14 @@ class Recipe:
     device: torch.device
     backend: str
 
-    def trainer(self, index: int) -> Trainer:
-        """Network `index` with its first weights."""
-        return Trainer(self.spec.build(self.seed, "score network", index), device=self.device, backend=self.backend)
+    def trainer(self, numbers: Sequence[int]) -> Trainer:
+        """The networks of these numbers with their first weights."""
+        networks = [self.spec.build(self.seed, "score network", number) for number in numbers]
+        return Trainer(networks, device=self.device, backend=self.backend)
+
+    def together(self, batch: int) -> int:
+        """How many networks are best taken together on batches of `batch` images."""
+        return together(self.spec, batch, device=self.device, backend=self.backend)
 
     def key(self, fingerprint: str, normalization: Normalization) -> str:
         """Digest of everything a network depends on, to tell kept ones from those of other settings."""
@@ -105,23 +110,20 @@ class ScoreNetwork:
         return cls(theta, {name.removeprefix("buffer."): t for name, t in tensors.items()}, forgetting)
 
 
-def train(recipe: Recipe, index: int, images: Tensor, labels: Tensor) -> ScoreNetwork:
-    """Train network `index` on normalised `images` `[N, C, H, W]`, recording what it forgets."""
-    trainer = recipe.trainer(index)
-    draws = generator(recipe.seed, "score draws", index)
+def train(recipe: Recipe, numbers: Sequence[int], images: Tensor, labels: Tensor) -> list[ScoreNetwork]:
+    """Train the networks of these numbers on normalised `images` `[N, C, H, W]`, recording what they forget."""
+    trainer = recipe.trainer(numbers)
+    streams = [generator(recipe.seed, "score draws", number) for number in numbers]
+    draws = Draws(trainer, streams, DSA(recipe.dsa))
     optimizer = SGD(recipe.lr, momentum=recipe.momentum)
-    augment: Callable[[Tensor], Tensor] | None = None
-    if recipe.dsa != "none":
-        dsa = DSA(recipe.dsa)
-        # One device-independent stream per network, drawn on the CPU.
-        augment = lambda batch: dsa(batch, generator=draws)  # noqa: E731
-    forgetting = Forgetting(labels, recipe.epochs)
+    forgetting = Forgetting(labels, recipe.epochs, networks=len(numbers) if trainer.stacked else None)
     everything = torch.arange(len(labels), device=images.device)
     for _ in range(recipe.epochs):
-        batches = shuffled_batches(everything, recipe.batch, draws)
-        trainer.epoch(images, labels, batches, optimizer, augment, forgetting.observe)
+        batches = draws.batches(everything, recipe.batch)
+        trainer.epoch(images, labels, batches, optimizer, draws.augment, forgetting.observe)
     buffers = {name: buffer.cpu().clone() for name, buffer in trainer.network.module.named_buffers()}
-    return ScoreNetwork(trainer.theta.cpu(), buffers, forgetting.counts().cpu())
+    trained = (tensor.cpu().view(len(numbers), -1) for tensor in (trainer.theta, forgetting.counts()))
+    return [ScoreNetwork(theta, buffers, counts) for theta, counts in zip(*trained, strict=True)]
 
 
 class Forgetting:
@@ -129,20 +131,27 @@ class Forgetting:
 
     An image is looked at whenever it is in a batch, once an epoch: an event is an image that was classified right the
     time before and is wrong now, with the logits of the training step itself.
+
+    Args:
+        labels: int64 `[N]`.
+        epochs: what an image that is never right counts.
+        networks: K, where several are trained together; whatever has a shape below then has K in front of it.
     """
 
-    def __init__(self, labels: Tensor, epochs: int) -> None:
+    def __init__(self, labels: Tensor, epochs: int, *, networks: int | None = None) -> None:
         self.labels, self.epochs = labels, epochs
-        self.events = torch.zeros(len(labels), device=labels.device)
-        self.right = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+        shape = (len(labels),) if networks is None else (networks, len(labels))
+        self.events = torch.zeros(shape, device=labels.device)
+        self.right = torch.zeros(shape, dtype=torch.bool, device=labels.device)
         self.ever = self.right.clone()
 
     def observe(self, batch: Tensor, logits: Tensor) -> None:
-        """Record the `logits` `[B, classes]` of the images with indices `batch` `[B]`."""
+        """Record the `logits` `[B, classes]` of the images with indices `batch` `[B]`, each there once."""
         right = logits.argmax(-1) == self.labels[batch]
-        self.events[batch] += self.right[batch] & ~right
-        self.ever[batch] |= right
-        self.right[batch] = right
+        forgotten = self.right.gather(-1, batch) & ~right
+        self.events.scatter_(-1, batch, self.events.gather(-1, batch) + forgotten)
+        self.ever.scatter_(-1, batch, self.ever.gather(-1, batch) | right)
+        self.right.scatter_(-1, batch, right)
 
     def counts(self) -> Tensor:
         """Events of each image, `epochs` for one that was never right: float32 `[N]`."""
@@ -176,12 +185,14 @@ class Scorer:
 
     def __init__(self, recipe: Recipe, networks: Sequence[ScoreNetwork], *, wants_features: bool) -> None:
         self.trainers = []
-        for index, network in enumerate(networks):
-            trainer = recipe.trainer(index)
+        most = 1 if wants_features else recipe.together(_CHUNK)
+        for first in range(0, len(networks), most):
+            group = networks[first : first + most]
+            trainer = recipe.trainer(range(first, first + len(group)))
             buffers: dict[str, Any] = dict(trainer.network.module.named_buffers())
-            for name, value in network.buffers.items():
+            for name, value in group[0].buffers.items():  # networks that have some are alone in their group
                 buffers[name].copy_(value)
-            trainer.theta = network.theta.to(recipe.device)
+            trainer.theta = torch.stack([network.theta for network in group]).view_as(trainer.theta).to(recipe.device)
             trainer.network.module.eval()
             if wants_features:
                 trainer.network.load(trainer.theta)
@@ -192,15 +203,17 @@ class Scorer:
         """Held around many calls."""
         return nullcontext() if self.wants_features else self.trainers[0].engine.running()
 
-    def __call__(self, index: int, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits `[B, classes]`, and features `[B, F]` or None, of network `index` for normalised images."""
-        trainer = self.trainers[index]
-        if not self.wants_features:
-            return trainer.engine.forward(trainer.task, trainer.theta, images), None
-        module = trainer.network.module
-        with torch.no_grad():
-            features = embed(module, images)
-            return module.get_submodule("classifier")(features), features
+    def __call__(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """For each network, logits `[B, classes]` of normalised images, and features `[B, F]` or None."""
+        for trainer in self.trainers:
+            if not self.wants_features:
+                logits = trainer.forward(images)
+                yield from ((own, None) for own in (logits if trainer.stacked else [logits]))
+                continue
+            module = trainer.network.module
+            with torch.no_grad():
+                features = embed(module, images)
+                yield module.get_submodule("classifier")(features), features
 
 
 def require_features(recipe: Recipe) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from .distributed import ALONE
 from .errors import ConfigError, InputError, StoreError, nearest
 from .progress import Progress
 from .score_networks import Recipe, ScoreNetwork
-from .training import NetworkSpec
+from .training import NetworkSpec, in_groups
 
 METHODS = ("el2n", "grand", "forgetting")
 
@@ -128,8 +130,11 @@ class RunningScores:
             whole = None if features is None else features.contiguous()
             native.accumulate(mean, deviations, network, logits.contiguous(), labels.contiguous(), features=whole)
             return
+        # The formulas: el2n() and grand() would wait for the device to see whether the labels are classes.
         scores = (
-            el2n(logits.double(), labels) if features is None else grand(logits.double(), features.double(), labels)
+            el2n_naive(logits.double(), labels)
+            if features is None
+            else grand_naive(logits.double(), features.double(), labels)
         )
         before = mean if network else scores
         delta = scores - before
@@ -291,8 +296,9 @@ def score(
 ) -> Difficulty:
     """Train a few networks for a few epochs and average each image's score over them (arXiv 2107.07075, 1812.05159).
 
-    Networks are trained one after the other; then one pass over the data scores all of them, in eval mode without
-    augmentation. Scores are never divided by a batch size.
+    After their training, one pass over the data scores all networks, in eval mode without augmentation. An engine for
+    GPUs takes as many networks together as keep the GPU busy, which changes each by rounding only. Scores are never
+    divided by a batch size.
 
     Args:
         dataset: anything :func:`pad_fast.load_dataset` takes.
@@ -339,14 +345,19 @@ def score(
     if method == "grand":
         score_networks.require_features(recipe)
     key = recipe.key(data.fingerprint, normalization)
-    trained = _trained(recipe, networks, data, normalization, score_networks.Folder(networks_dir, key), progress)
+
+    @cache
+    def prepared() -> tuple[Tensor, Tensor]:
+        return normalization.apply(data.train_images).to(where), data.train_labels.to(where)
+
+    trained = _trained(recipe, networks, prepared, score_networks.Folder(networks_dir, key), progress)
 
     events = torch.stack([network.forgetting for network in trained]).double()  # [networks, N]
     forgetting = events.mean(0)
     if method == "forgetting":
         mean, variance = forgetting, events.var(0, correction=min(1, networks - 1))
     else:
-        running = _one_pass(recipe, trained, data, normalization, method, progress)
+        running = _one_pass(recipe, trained, *prepared(), method, progress)
         mean, variance = running.mean.cpu(), running.variance(networks).cpu()
     scores = mean.float()
     if not bool(scores.isfinite().all()):
@@ -376,27 +387,36 @@ def score(
 def _trained(
     recipe: Recipe,
     networks: int,
-    data: ImageDataset,
-    normalization: Normalization,
+    prepared: Callable[[], tuple[Tensor, Tensor]],
     folder: score_networks.Folder,
     progress: Progress,
 ) -> list[ScoreNetwork]:
-    """The first `networks` networks: those in the folder, and the others trained now, by all ranks together."""
+    """The first `networks` networks: those in the folder, and the others trained now, by all ranks together.
+
+    Args:
+        prepared: gives normalised images and labels, on the device.
+    """
     found = [folder.get(index) for index in range(networks)]
     done = sum(network is not None for network in found)
     if done:
         progress.say(f"scores: {done} of {networks} networks are trained already")
     if done == networks:
         return [network for network in found if network is not None]
-    images = normalization.apply(data.train_images).to(recipe.device)
-    labels = data.train_labels.to(recipe.device)
+    images, labels = prepared()
     missing = [index for index, network in enumerate(found) if network is None]
     # Without a folder, ranks could not hand networks to each other, and each of them trains all.
     group = ALONE if folder.path is None else distributed.group()
     group.wait("the other ranks to look for score networks")
     own = group.turns(missing)
-    for index in progress.track(own, "scores: training", total=done + len(own), done=done, unit="network"):
-        network = score_networks.train(recipe, index, images, labels)
+    most = recipe.together(min(recipe.batch, len(labels)))
+
+    def trained() -> Iterator[tuple[int, ScoreNetwork]]:
+        for numbers in in_groups(own, most):
+            yield from zip(numbers, score_networks.train(recipe, numbers, images, labels), strict=True)
+
+    for index, network in progress.track(
+        trained(), "scores: training", total=done + len(own), done=done, unit="network"
+    ):
         if not bool(network.theta.isfinite().all()):
             raise InputError(f"score network {index} diverged with learning rate {recipe.lr:g}; lower it")
         folder.put(index, network)
@@ -409,22 +429,19 @@ def _trained(
 def _one_pass(
     recipe: Recipe,
     networks: list[ScoreNetwork],
-    data: ImageDataset,
-    normalization: Normalization,
+    images: Tensor,
+    labels: Tensor,
     method: str,
     progress: Progress,
 ) -> RunningScores:
     """All networks' scores from one pass over the images; only a chunk's logits exist at a time."""
     scorer = score_networks.Scorer(recipe, networks, wants_features=method == "grand")
-    running = RunningScores(len(data.train_labels), recipe.device)
-    pieces = score_networks.chunks(len(data.train_labels))
+    running = RunningScores(len(labels), recipe.device)
+    pieces = score_networks.chunks(len(labels))
     with scorer.running():
         for rows in progress.track(pieces, "scores: one pass", total=len(pieces), unit="batch"):
-            images = normalization.apply(data.train_images[rows]).to(recipe.device)
-            labels = data.train_labels[rows].to(recipe.device)
-            for index in range(len(networks)):
-                logits, features = scorer(index, images)
-                running.add(index, rows, logits, labels, features)
+            for index, (logits, features) in enumerate(scorer(images[rows])):
+                running.add(index, rows, logits, labels[rows], features)
     return running
 
 

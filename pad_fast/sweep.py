@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -25,10 +24,13 @@ from .config import Config, override
 from .data import load_dataset
 from .device import resolve_device
 from .errors import ConfigError, nearest
+from .evaluation import EvaluationReport
+from .evaluation.rows import mean_std
 from .page import hint, page, section, table
 from .pipeline import Pipeline
 from .presets import make_settings
 from .progress import Progress
+from .report import own_rows
 from .stages import FILE as TIMING
 from .stages import read_timing
 
@@ -82,7 +84,7 @@ class SweepResult:
         lines = ["| pruned \\ masked | " + " | ".join(" ".join(_words(mask)) for mask in masks) + " |"]
         lines.append("|---" * (len(masks) + 1) + "|")
         for prune in prunes:
-            cells = [_mean_and_spread(self.accuracies[prune, mask]) for mask in masks]
+            cells = [mean_std(self.accuracies[prune, mask]) for mask in masks]
             texts = [f"{mean:.1f} ± {spread:.1f}" for mean, spread in cells]
             lines.append(f"| {' '.join(_words(prune))} | " + " | ".join(texts) + " |")
         return "\n".join(lines)
@@ -126,7 +128,7 @@ class SweepResult:
             if NONE in own and points[0][0] > 0 and not (flip and self.method == "dm"):
                 points.insert(0, (0.0, NONE))
             values = [self.accuracies[(other, at) if flip else (at, other)] for _, at in points]
-            found = [_mean_and_spread(each) for each in values]
+            found = [mean_std(each) for each in values]
             label = f"{kind}, {'pruned' if flip else 'masked'}: {' '.join(_words(other))}"
             style = f"series c{len(lines) % _COLOURS}"
             lines.append(Line([x for x, _ in points], [m for m, _ in found], label, style, [s for _, s in found]))
@@ -176,6 +178,7 @@ def sweep(
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     preset: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
     device: str = "auto",
     overwrite: bool = False,
     part: tuple[int, int] | None = None,
@@ -188,7 +191,8 @@ def sweep(
     and experts are made once for all runs that need the same.
 
     Args:
-        dataset: by name; see :func:`pad_fast.distill`, also for `config`, `preset`, `data_dir` and `device`.
+        dataset: by name; see :func:`pad_fast.distill`, also for `config`, `preset`, `data_dir`, `download` and
+            `device`.
         out: folder of the sweep.
         prune: "none", "hardest:0,0.1,0.2", "easiest:0.1" and the like.
         mask: "none", "depth:0,0.25,0.5", "layers:1,2", and for trajectory matching "loss:0.5".
@@ -221,7 +225,10 @@ def sweep(
     if not 0 <= index < count:
         raise ConfigError(f"part is ({index}, {count}); the first number counts from 0 and is below the second")
     data = load_dataset(
-        settings.config.dataset, data_dir=data_dir or settings.data_dir, resolution=settings.config.resolution
+        settings.config.dataset,
+        data_dir=data_dir or settings.data_dir,
+        resolution=settings.config.resolution,
+        download=download,
     )
     pipelines = {}
     for cell in cells:
@@ -269,10 +276,9 @@ def _collect(
         described = files.read_json(folder / "run.json", "run description")
         if any(described.get(name) != value for name, value in configs[cell].describe().items()):
             return None
-        rows = files.read_json(folder / "evaluation.json", "evaluation")["rows"]
-        mine = next(row for row in rows if row["name"] == configs[cell].method.upper())
+        mine = own_rows(EvaluationReport.read(folder / "evaluation.json").rows, described)[0]
         key = (cell.prune, cell.mask)
-        found[key] = (*found.get(key, ()), *mine["accuracies"])
+        found[key] = (*found.get(key, ()), *mine.accuracies)
     return found
 
 
@@ -289,7 +295,3 @@ def _own_gpu(device: torch.device) -> torch.device:
 
 def _words(setting: Setting) -> tuple[str, ...]:
     return (setting[0],) if setting == NONE else (setting[0], f"{setting[1]:g}")
-
-
-def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    return fmean(values), stdev(values) if len(values) > 1 else 0.0

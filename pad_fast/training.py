@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from .data import DSA
+from .device import sent
 from .engines import Engine, Task, select
 from .models import FlatNetwork, network
 from .optimizers import Optimizer
 from .rng import derive_seed
+
+Item = TypeVar("Item")
 
 BatchAugment = Callable[[Tensor], Tensor]
 Observe = Callable[[Tensor, Tensor], None]
@@ -39,18 +45,36 @@ class NetworkSpec:
 
 
 class Trainer:
-    """One network being trained: its parameters, the engine that runs it, and nothing else.
+    """Networks being trained: their parameters, the engine that runs them, and nothing else.
+
+    Several networks of one architecture go through every step together, each on batches of its own. For them, whatever
+    is said to have a shape below has K in front of it: parameters are `[K, P]`, losses `[K]`. A network alone has no
+    such axis, which saves its step the handling of it.
+
+    Args:
+        networks: one network or several; :func:`together` says how many pay.
 
     Attributes:
         theta: current parameters `[P]`.
     """
 
-    def __init__(self, net: FlatNetwork, *, device: torch.device, backend: str, precision: str = "auto") -> None:
-        net.module.to(device)
-        self.network = net
-        self.task = Task(net, device, torch.float32, "train", precision)
+    def __init__(
+        self,
+        networks: FlatNetwork | Sequence[FlatNetwork],
+        *,
+        device: torch.device,
+        backend: str,
+        precision: str = "auto",
+    ) -> None:
+        every = [networks] if isinstance(networks, FlatNetwork) else networks
+        self.network = every[0]
+        self.stacked = len(every) > 1
+        self.task = Task(self.network, device, torch.float32, "train", precision)
+        thetas = [network.initial() for network in every]
+        self.theta = (torch.stack(thetas) if self.stacked else thetas[0]).to(device)
+        self.network.module.to(device)
         self.engine: Engine = select(backend, self.task)
-        self.theta = net.initial()
+        self._gradient = self.engine.stacked_loss_grad_logits if self.stacked else self.engine.loss_grad_logits
 
     def epoch(
         self,
@@ -60,11 +84,11 @@ class Trainer:
         optimizer: Optimizer,
         augment: BatchAugment | None = None,
         observe: Observe | None = None,
-    ) -> float:
-        """One pass over `batches` of indices; returns the mean training loss.
+    ) -> Tensor:
+        """One pass over `batches` of indices `[B]`; returns the mean training loss `[]`, on the device.
 
         `observe(batch, logits)` is called with the indices `[B]` and the logits `[B, classes]` of every step's forward
-        pass, before the update.
+        pass, before the update. Nothing here waits for the device.
         """
         with self.engine.running():
             return self._epoch(images, labels, batches, optimizer, augment, observe)
@@ -77,7 +101,7 @@ class Trainer:
         optimizer: Optimizer,
         augment: BatchAugment | None,
         observe: Observe | None,
-    ) -> float:
+    ) -> Tensor:
         if not self.network.module.training:  # setting it takes as long as a small network's whole update
             self.network.module.train()
         losses = []
@@ -91,7 +115,7 @@ class Trainer:
             def loss_and_grad(
                 theta: Tensor, inputs: Tensor = inputs, targets: Tensor = targets, seen: list[Tensor] = seen
             ) -> tuple[Tensor, Tensor]:
-                loss, gradient, logits = self.engine.loss_grad_logits(self.task, theta, inputs, targets)
+                loss, gradient, logits = self._gradient(self.task, theta, inputs, targets)
                 seen.append(logits)
                 return loss, gradient
 
@@ -99,19 +123,82 @@ class Trainer:
             losses.append(loss)
             if observe is not None:
                 observe(batch, seen[0])  # an optimiser's second evaluation is at other parameters
-        return float(torch.stack(losses).mean())
+        return torch.stack(losses).mean(0)
 
     def logits(self, images: Tensor, *, chunk: int = 512) -> Tensor:
-        """Logits `[N, classes]` in eval mode, `chunk` images at a time."""
+        """Logits `[N, classes]` of `images` `[N, C, H, W]` in eval mode, `chunk` images at a time."""
         self.network.module.eval()
-        return torch.cat([self.engine.forward(self.task, self.theta, piece) for piece in images.split(chunk)])
+        return torch.cat([self.forward(piece) for piece in images.split(chunk)], -2)
 
-    def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Percentage of `images` whose largest logit is the right one."""
-        return float((self.logits(images).argmax(-1) == labels).double().mean() * 100)
+    def accuracy(self, images: Tensor, labels: Tensor, *, chunk: int = 512) -> Tensor:
+        """Percentage of `images` whose largest logit is the right one: float64 `[]`, on the device."""
+        self.network.module.eval()
+        pieces = zip(images.split(chunk), labels.split(chunk), strict=True)
+        right = [(self.forward(piece).argmax(-1) == classes).sum(-1) for piece, classes in pieces]
+        return torch.stack(right).sum(0).double() / len(labels) * 100
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[B, classes]` of a few images `[B, C, H, W]`, in the mode that the module is in."""
+        if not self.stacked:
+            return self.engine.forward(self.task, self.theta, images)
+        return self.engine.stacked_forward(self.task, self.theta, images.expand(len(self.theta), *images.shape))
+
+
+class Draws:
+    """What networks draw while they are trained: the order of their images, and their augmentation.
+
+    Each network has a stream of its own, drawn on the CPU: it sees the same whatever device it is trained on, and
+    whatever other networks together with it.
+
+    Args:
+        trainer: of the networks.
+        streams: one for each of them.
+        dsa: how batches are augmented.
+
+    Attributes:
+        augment: for :meth:`Trainer.epoch`; None where there is nothing to do.
+    """
+
+    def __init__(self, trainer: Trainer, streams: Sequence[torch.Generator], dsa: DSA) -> None:
+        self.streams, self.stacked = streams, trainer.stacked
+        self.augment: BatchAugment | None = None
+        if dsa.operations:
+            one = partial(dsa, generator=streams[0])
+            self.augment = partial(self._augment_each, dsa, trainer.engine) if self.stacked else one
+
+    def batches(self, indices: Tensor, size: int) -> tuple[Tensor, ...]:
+        """`indices` `[N]` in another order for each network, cut into batches `[size]`; the last one may be short.
+
+        Networks that have images of their own take their indices in a row each, `[K, N]`.
+        """
+        if not self.stacked:
+            return shuffled_batches(indices, size, self.streams[0])
+        order = torch.stack([torch.randperm(indices.shape[-1], generator=stream) for stream in self.streams])
+        return indices.expand(order.shape).gather(1, sent(order, indices.device)).split(size, 1)
+
+    def _augment_each(self, dsa: DSA, engine: Engine, images: Tensor) -> Tensor:
+        shape = images.shape[2:]
+        return engine.augment_each(images, [dsa.draw(images.shape[1], shape, generator=each) for each in self.streams])
 
 
 def shuffled_batches(indices: Tensor, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
     """`indices` in random order, cut into batches; the last one may be short. The draw is made on the CPU."""
     order = torch.randperm(len(indices), generator=generator)
-    return indices[order.to(indices.device)].split(batch_size)
+    return indices[sent(order, indices.device)].split(batch_size)
+
+
+def together(spec: NetworkSpec, batch: int, *, device: torch.device, backend: str) -> int:
+    """How many networks of a kind are best trained together on batches of `batch` images; 1 where none are."""
+    task = Task(spec.build(0, "probe"), device, torch.float32)
+    return select(backend, task).together(task, batch)
+
+
+def in_groups(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
+    """As few groups of at most `most` items as possible, which differ by one item at most.
+
+    Example:
+        >>> in_groups([0, 1, 2, 3, 4], 3), in_groups([], 3)
+        ([[0, 1], [2, 3, 4]], [])
+    """
+    count = -(-len(items) // most)
+    return [items[len(items) * i // count : len(items) * (i + 1) // count] for i in range(count)]

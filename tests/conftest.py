@@ -59,6 +59,13 @@ def kernel_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.fixture
+def on_kernel_device(kernel_device: torch.device) -> Iterator[None]:
+    """What a test makes without naming a device is on the kernels'."""
+    with kernel_device:
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_interpreter() -> Iterator[None]:
     """Leave out of Triton's interpreter what costs most of its time and shows nothing.

@@ -207,13 +207,13 @@ def scored(folder: Path) -> dict[str, Tensor]:
 def experts(folder: Path) -> dict[str, Any]:
     """A store that the ranks fill together, file by file, and which of it this rank has trained."""
     trained = []
-    original = ExpertTraining.train_one
+    original = ExpertTraining.train
 
-    def record(self: ExpertTraining, index: int) -> Any:
-        trained.append(index)
-        return original(self, index)
+    def record(self: ExpertTraining, numbers: list[int]) -> Any:
+        trained.extend(numbers)
+        return original(self, numbers)
 
-    with mock.patch.object(ExpertTraining, "train_one", record):
+    with mock.patch.object(ExpertTraining, "train", record):
         train_experts(small_data(), out=folder, experts=5, model=MODEL, epochs=3, batch=16, lr=0.05, progress=QUIET)
     stored = {path.name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in folder.iterdir()}
     return {"stored": stored, "trained": trained}

@@ -33,6 +33,13 @@ def noise(*shape: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
+def drawn(seed: int, *shape: int) -> torch.Tensor:
+    """Normal numbers in float64 on the default device, the same on every one."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return values.to(torch.get_default_device())
+
+
 def small_data(*, noise: float = 0.35, seed: int = 0) -> ImageDataset:
     """Three classes of 8x8 images around random patterns, of 13, 9 and 16 training and 10 test images each."""
     draws = torch.Generator().manual_seed(seed)

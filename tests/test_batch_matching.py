@@ -73,13 +73,13 @@ class Small:
     def __init__(self, config: Config, curriculum: Curriculum | None = None) -> None:
         data = small_data()
         self.images = fit_normalization(data, "mean-std").apply(data.train_images)
-        self.order = [data.images_of_class(label) for label in range(data.classes)]
+        self.order = data.images_by_class()
         self.spec = NetworkSpec(config.model, 1, data.classes, 8)
         shown = prune(self.order, config.prune)
         real = RealImages(self.images, shown, curriculum or Curriculum.none())
         initial = initial_images(config, real)
         self.state = State.start(initial.images, initial.label_logits, initial.labels, config, CPU)
-        self.loop = BatchLoop(self.spec, real, config, CPU)
+        self.loop = BatchLoop(self.spec.build(config.seed, "student"), self.spec, real, config, CPU)
 
     def iterate(self) -> dict[str, float]:
         return self.loop.settle(self.state, self.loop.begin(self.state))
@@ -297,7 +297,7 @@ def test_a_finished_run_goes_on_unless_a_curriculum_was_stretched_over_it(tmp_pa
 
 def test_an_order_table_gives_the_stages(tmp_path: Path) -> None:
     data = pad_fast.load_dataset("digits")
-    order = [data.images_of_class(label).flip(0) for label in range(10)]
+    order = [members.flip(0) for members in data.images_by_class()]
     shortest = min(map(len, order))
     torch.save(torch.stack([indices[:shortest] for indices in order]), tmp_path / "order.pt")
     plain = distill(tmp_path / "plain", method="dm", curriculum=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import pad_fast
-from pad_fast.cli import build_parser, main
+from pad_fast.cli import build_parser, main, parse
 from pad_fast.config import Config
 from pad_fast.errors import DistillationStopped
 
@@ -145,7 +145,10 @@ def test_config_file_of_the_reference(tmp_path, capsys):
         (["distill", "--ipc", "0"], "ipc is 0"),
         (["distill", "--dataset", "cifar11"], "Did you mean 'cifar10'"),
         (["distill", "--config", "nothing.yaml"], "cannot read config"),
+        (["distill", "--config", "torn.yaml"], "torn.yaml is not valid YAML: while parsing"),
+        (["distill", "--order-file", "code.pt"], "code.pt cannot be read as a tensor file"),
         (["evaluate", "nothing"], "no distilled set"),
+        (["evaluate", "nothing", "--out", "torn.yaml/rows.json"], "output folder torn.yaml is not writable"),
         (["report", "nothing"], "there is no folder"),
         (["score", "--out", "x.safetensors", "--score-method", "el3n"], "Did you mean 'el2n'"),
         (["experts"], "--out"),
@@ -155,13 +158,15 @@ def test_config_file_of_the_reference(tmp_path, capsys):
 )
 def test_errors_are_one_line_and_exit_2(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
+    Path("torn.yaml").write_text("ipc: [1,\n")
+    Path("code.pt").write_bytes(b"\x80\x04cos\nsystem\n")
     try:
         status = main(arguments)
     except SystemExit as stop:
         status = int(stop.code or 0)
     assert status == 2
     errors = capsys.readouterr().err
-    assert message in errors and "Traceback" not in errors
+    assert message in errors and "Traceback" not in errors and "weights_only" not in errors
     assert len([line for line in errors.splitlines() if not line.startswith("backend:")]) == 1
 
 
@@ -192,6 +197,16 @@ def test_bench_runs_a_suite_of_the_checkout_and_says_where_it_is_missing(tmp_pat
     monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if "editable" not in repr(finder)])
     assert main(["bench", "unroll"]) == 2
     assert "run this in a checkout" in capsys.readouterr().err
+
+
+def test_every_suite_of_the_registry_can_be_run(capsys):
+    from benchmarks.registry import MODULES
+
+    for suite in MODULES:
+        assert parse(["bench", suite]).suite == suite
+    with pytest.raises(SystemExit):
+        parse(["bench", "registry"])
+    assert "invalid choice" in capsys.readouterr().err
 
 
 def test_env_names_versions_and_the_extension(capsys):

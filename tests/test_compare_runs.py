@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import pad_fast
+from pad_fast import distributed
 from pad_fast.cli import main
 from pad_fast.compare import aligned, compare
+from pad_fast.distributed import Group
 from pad_fast.errors import ConfigError, StoreError
 
 from .settings import SMALL
@@ -124,6 +126,16 @@ def test_runs_may_be_the_same_or_unfinished(sweep, tmp_path):
     assert "The settings are the same." in comparison.text()
     assert re.search(r"two/run( +-){6} +0 +0 ", comparison.text())
     assert "1 runs are not shown" in comparison.page()
+
+
+def test_one_of_several_processes_speaks_and_writes(sweep, tmp_path, monkeypatch, capsys):
+    """As the others do that read a folder alone: the ranks would otherwise write the same page at the same time."""
+    for rank in (1, 0):
+        for ask in ("join", "group"):
+            monkeypatch.setattr(distributed, ask, lambda rank=rank: Group(rank, 2))
+        page = tmp_path / "page.html"
+        assert main(["compare", str(sweep), "--out", str(page)]) == 0
+        assert bool(capsys.readouterr().out) == page.exists() == (rank == 0)
 
 
 @pytest.mark.parametrize(("names", "kind", "message"), [

@@ -90,6 +90,7 @@ def test_images_of_class() -> None:
     for label in (-1, 3):
         with pytest.raises(DatasetError, match=f"class {label} does not exist"):
             dataset.images_of_class(label)
+    assert [members.tolist() for members in dataset.images_by_class()] == [list(range(i, 13, 3)) for i in range(3)]
 
 
 def test_frozen_and_compared_by_identity() -> None:

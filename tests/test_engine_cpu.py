@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pad_fast
 from pad_fast import ConvNet, ParameterMask, trajectory_matching_loss
-from pad_fast.engines import Task, record_backends, select
+from pad_fast.engines import Task, native_cpu, record_backends, select
 from pad_fast.engines import registry as engine_registry
 from pad_fast.errors import BackendError, InputError
 from pad_fast.models import FlatNetwork
@@ -24,6 +24,7 @@ from .conftest import require_native
 from .small import NETS
 
 CPU = torch.device("cpu")
+INSTRUCTIONS = pad_fast.native.instruction_sets() if pad_fast.native.available() else []  # best first
 STEP = 1e-9  # relative L2 in float64; worst seen 4e-13
 EXACT = 1e-12
 FLOATS = 1e-5  # in float32
@@ -108,9 +109,16 @@ def compare_in_floats(name: str, count: int, **task: Any) -> None:
     assert all(error < FLOATS for error in best.values()), (name, count, best)
 
 
-@pytest.mark.parametrize("precision", ["high", "fast"])
+def as_if_many(monkeypatch) -> None:
+    """Small batches get the tiles of large ones."""
+    monkeypatch.setattr(native_cpu, "_FEW_IMAGES", 0)
+
+
+@pytest.mark.parametrize(("precision", "many"), [("high", False), ("high", True), ("fast", True)])
 @pytest.mark.parametrize("name", NETS)
-def test_a_step_and_its_adjoint_in_double(name, precision):
+def test_a_step_and_its_adjoint_in_double(name, precision, many, monkeypatch):
+    if many:
+        as_if_many(monkeypatch)
     compare(name, 3, precision=precision)
 
 
@@ -184,9 +192,12 @@ def test_transposes(name):
     assert float(phi["phi"]) == pytest.approx(float(phi["gradient"][0] @ v), rel=1e-10)
 
 
+@pytest.mark.parametrize("instructions", INSTRUCTIONS[:2])
 @pytest.mark.parametrize("name", ["cifar", "gray28", "digits"])
-def test_float32_error_is_of_torchs_size(name):
+def test_float32_error_is_of_torchs_size(name, instructions, monkeypatch):
     """Medians over seeds: now and then an activation within rounding of 0 switches, here or in torch."""
+    monkeypatch.setenv("PAD_FAST_ISA", instructions)
+    as_if_many(monkeypatch)  # the larger the tiles, the larger the error
     errors: dict[str, list[list[float]]] = {"torch": [], "high": [], "fast": []}
     for seed in range(9):
         network, theta = make(name, torch.float32, seed)
@@ -276,10 +287,12 @@ def test_nan_is_not_hidden():
     assert bool(loss.isnan()) and not bool(gradient.isfinite().all())
 
 
+@pytest.mark.parametrize("instructions", INSTRUCTIONS[:2])
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0x7F800001, 0x7F800000], ids=hex)
 @pytest.mark.parametrize("where", ["weights", "images"])
-def test_no_kind_of_nan_and_no_infinity_is_hidden(where, bits):
+def test_no_kind_of_nan_and_no_infinity_is_hidden(where, bits, instructions, monkeypatch):
     """In a layer whose products may run on bfloat16 parts of the floats."""
+    monkeypatch.setenv("PAD_FAST_ISA", instructions)
     network, theta = make("gray28", torch.float32)
     images, labels = batch_of(network, 4, hard=False)
     at = theta.view(torch.int32) if where == "weights" else images.view(-1).view(torch.int32)
@@ -317,9 +330,10 @@ def native_gradient(precision: str, network: FlatNetwork, theta: Tensor, images:
     return gradient
 
 
-@pytest.mark.skipif(
-    not pad_fast.native.available() or "amx" not in pad_fast.native.instruction_sets(), reason="no AMX here"
-)
+needs_amx = pytest.mark.skipif("amx" not in INSTRUCTIONS, reason="no AMX here")
+
+
+@needs_amx
 def test_products_of_bfloat16_parts(monkeypatch):
     """Three parts of a float make its products as good as float32's (1.0 of AVX-512's error); two parts do not."""
     errors: dict[tuple[str, str], list[float]] = {}
@@ -404,23 +418,24 @@ INSTRUCTION_SETS = """
 import sys, torch
 from pad_fast import native
 from tests.test_engine_cpu import compare, compare_in_floats, make, CPU
-from pad_fast.engines import Task, select
+from pad_fast.engines import Task, native_cpu, select
 network, _ = make("digits")
 task = Task(network, CPU, torch.float64)
 used = select("cpu", task)._plan(task, 3).native.isa
 assert used == sys.argv[1], used
+few = native_cpu._FEW_IMAGES
 for name in ("digits", "gray28", "odd33"):
     for precision in ("high", "fast"):
         compare(name, 5, precision=precision)
 for name in ("digits", "gray28", "odd33", "channels17", "classes200", "wide", "deep5", "one_pixel"):
     for count in (1, 3, 19):
-        compare_in_floats(name, count)
-        compare_in_floats(name, count, cache_bytes=1 << 30)
+        for native_cpu._FEW_IMAGES, cache in ((few, 0), (0, 1 << 30)):
+            compare_in_floats(name, count, cache_bytes=cache)
 print("compared")
 """
 
 
-@pytest.mark.parametrize("instructions", pad_fast.native.instruction_sets() if pad_fast.native.available() else [])
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
 def test_every_instruction_set_of_this_machine(instructions):
     """Forced by the environment variable, each in a process of its own."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -432,6 +447,43 @@ def test_every_instruction_set_of_this_machine(instructions):
         text=True,
     )
     assert done.stdout.strip() == "compared", done.stderr
+
+
+@needs_amx
+@pytest.mark.parametrize(
+    ("width", "resolution", "batch", "expected"),
+    [
+        (32, 8, 100, "avx512"),
+        (32, 32, 256, "avx512"),
+        (64, 16, 31, "avx512"),
+        (64, 16, 32, "amx"),
+        (128, 8, 10, "avx512"),
+        (128, 32, 10, "amx"),
+    ],
+)
+def test_matrix_tiles_serve_what_is_large_enough(width, resolution, batch, expected, monkeypatch):
+    monkeypatch.delenv("PAD_FAST_ISA", raising=False)
+    task = Task(FlatNetwork(ConvNet(width=width, depth=2, resolution=resolution)), CPU, torch.float32)
+    engine = select("cpu", task)
+    assert engine._plan(task, batch).native.isa == expected
+    for forced in ("amx", "avx512"):
+        monkeypatch.setenv("PAD_FAST_ISA", forced)
+        assert engine._plan(task, batch).native.isa == forced
+
+
+def test_the_tiles_of_small_batches_are_chosen_for_them(monkeypatch):
+    """A plan for each power of two, and one for all larger batches; the numbers agree to rounding."""
+    network, theta = make("gray28", torch.float32)
+    images, labels = batch_of(network, 3, hard=True)
+    task = Task(network, CPU, torch.float32, precision="fast")
+    engine = select("cpu", task)
+    plans = {count: engine._plan(task, count) for count in (2, 3, 4, 32, 33, 500)}
+    assert plans[3] is plans[4] and plans[33] is plans[500]
+    assert len(set(map(id, plans.values()))) == 4
+    few = engine.loss_and_grad(task, theta, images, labels)[1]
+    as_if_many(monkeypatch)
+    many = engine.loss_and_grad(task, theta, images, labels)[1]
+    assert not torch.equal(few, many) and relative_error(few, many) < FLOATS
 
 
 def test_an_instruction_set_this_machine_lacks(monkeypatch):

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.harness import machine
 from pad_fast import environment as module
 from pad_fast import native
 from pad_fast._version import __version__
 from pad_fast.environment import cpu_name, environment, format_environment
+from pad_fast.errors import BackendError
 
 
 def test_names_versions_and_hardware() -> None:
@@ -78,7 +80,30 @@ def test_the_extension_is_described(monkeypatch: pytest.MonkeyPatch, cuda: bool)
     monkeypatch.setattr(native, "build_record", lambda: {"cuda_reason": "nvcc not found"})
     detail = environment()["extension"]["detail"]
     ending = "with CUDA kernels" if cuda else "no CUDA kernels (nvcc not found)"
-    assert detail == f"gcc 12.2.0, C++17, avx2, {ending}"
+    assert detail == f"gcc 12.2.0, C++17, scores by avx2, {ending}"
+
+
+@pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
+def test_the_instructions_are_those_the_engine_runs_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_with() -> str:
+        size = {"channels": 1, "height": 4, "width": 4, "pad_first": 1, "depth": 1, "net_width": 2, "classes": 2}
+        return native.plan(**size, dtype="f32", precision="high", threads=1).isa
+
+    monkeypatch.delenv("PAD_FAST_ISA", raising=False)
+    best = native.instruction_sets()[0]
+    assert run_with() == best
+    values = environment()
+    assert (values["cpu_instructions"], values["torch_instructions"]) == (
+        best.upper(),
+        torch.backends.cpu.get_cpu_capability(),
+    )
+    assert machine()["cpu_instructions"] == best.upper()
+    monkeypatch.setenv("PAD_FAST_ISA", "baseline")
+    assert run_with() == "baseline"
+    assert environment()["cpu_instructions"] == machine()["cpu_instructions"] == "BASELINE"
+    monkeypatch.setenv("PAD_FAST_ISA", "mmx")
+    with pytest.raises(BackendError, match="isa='mmx' is not available on this machine; available: .*baseline"):
+        environment()
 
 
 def test_cuda_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

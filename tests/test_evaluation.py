@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -16,7 +17,8 @@ from pad_fast.engines.registry import record_backends
 from pad_fast.errors import ConfigError, DatasetError, InputError, StoreError
 from pad_fast.evaluation import AccuracyRow, EvaluationReport, RobustScore, export_ddranking
 from pad_fast.evaluation import network as evaluated_network
-from pad_fast.evaluation.network import Network, Recipe
+from pad_fast.evaluation import run as run_module
+from pad_fast.evaluation.network import Network, Recipe, train
 from pad_fast.evaluation.robustness import augmentation_robust_score, label_robust_score
 from pad_fast.evaluation.side_by_side import side_by_side
 from pad_fast.optimizers import SGD
@@ -99,7 +101,7 @@ def test_training_is_the_recipe_by_torch(soft):
     recipe = Recipe(lr=0.1, epochs=4, batch=4, momentum=0.8, weight_decay=1e-2, dsa="none")
     test = distilled.whitening.apply(data.test_images), data.test_labels
     network = Network(NetworkSpec(MODEL, 1, 3, 8), 5, "y", 0)
-    trained = finish(network.train(distilled.images, distilled.targets, recipe, device=CPU, backend="autograd"))
+    trained = finish(train([network], [(distilled.images, distilled.targets)], recipe, device=CPU, backend="autograd"))
     found = trained.accuracy(*test)
     module = network.spec.build(5, "evaluation", MODEL, "y", 0).module
     draws = generator(5, "evaluation", MODEL, "y", 0, "draws")
@@ -165,13 +167,14 @@ def test_rows_of_a_full_report():
 def trained_on(monkeypatch):
     """(images, targets, recipe) of every network, by what it was trained on."""
     seen = {}
-    original = Network.train
+    original = run_module.train
 
-    def record(self, images, targets, recipe, **named):
-        seen.setdefault(self.purpose, []).append((images, targets, recipe))
-        return original(self, images, targets, recipe, **named)
+    def record(networks, sets, recipe, **named):
+        for network, taken in zip(networks, sets, strict=True):
+            seen.setdefault(network.purpose, []).append((*taken, recipe))
+        return original(networks, sets, recipe, **named)
 
-    monkeypatch.setattr(Network, "train", record)
+    monkeypatch.setattr(run_module, "train", record)
     return seen
 
 
@@ -273,7 +276,7 @@ def test_robust_scores_come_from_the_rows(trained_on, soft):
         assert len(trained_on["full data"]) == 2
         teacher = Network(NetworkSpec(MODEL, 1, 3, 8), 0, "full data", 0)
         images, labels, recipe = trained_on["full data"][0]
-        logits = finish(teacher.train(images, labels, recipe, device=CPU, backend="auto")).logits(images)
+        logits = finish(train([teacher], [(images, labels)], recipe, device=CPU, backend="auto")).logits(images)
         seen = [(x, y) for x, y, _ in trained_on["random real"] if y.is_floating_point()]
         assert len(seen) == 4
         for x, y in seen:
@@ -583,6 +586,26 @@ def test_divergence_is_an_error_not_an_accuracy():
     data = small_data()
     with pytest.raises(InputError, match=r"training on distilled diverged in epoch \d with learning rate 1e\+30"):
         evaluate(real_images(data), data, baselines=False, progress=QUIET, **{**SETTINGS, "lr": 1e30})
+
+
+def test_a_report_is_read_as_written_and_older_files_too(tmp_path):
+    rows = (AccuracyRow("PAD", "MLP", (30.0, 31.5)), AccuracyRow("random", "MLP", (20.25,)))
+    report = EvaluationReport(rows, (RobustScore("LRS", "PAD", "MLP", (0.25, 0.75)),), "abc")
+    path = tmp_path / "evaluation.json"
+    report.write(path)
+    assert EvaluationReport.read(path) == report
+    stored = json.loads(path.read_text())
+    for older in (stored["rows"], {"rows": stored["rows"]}):
+        path.write_text(json.dumps(older))
+        assert EvaluationReport.read(path) == EvaluationReport(rows)
+
+
+@pytest.mark.parametrize("content", ["", "3", "[1]", '{"rows": [{"name": "PAD", "model": "MLP", "accuracies": []}]}'])
+def test_a_report_that_is_none(tmp_path, content):
+    path = tmp_path / "evaluation.json"
+    path.write_text(content)
+    with pytest.raises(StoreError, match=r"evaluation\.json"):
+        EvaluationReport.read(path)
 
 
 def test_mean_and_standard_deviation():

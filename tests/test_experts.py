@@ -315,7 +315,7 @@ def test_backend_is_the_one_asked_for(tmp_path):
 
     with record_backends() as used:
         train_experts(small_data(), out=tmp_path / "a", experts=2, backend="autograd", **SETTINGS)
-    assert used == ["autograd", "autograd"]
+    assert set(used) == {"autograd"}
     with pytest.raises(BackendError, match="unknown backend 'autogard'.*Did you mean 'autograd'"):
         train_experts(small_data(), out=tmp_path / "b", experts=1, backend="autogard", **SETTINGS)
 
@@ -351,7 +351,7 @@ def test_accuracy_is_remembered_and_changes_nothing(tmp_path):
         assert torch.equal(tested.snapshot(1, int(epoch)), plain.snapshot(1, int(epoch)))
         trainer.theta = tested.snapshot(1, int(epoch))
         images = fit_normalization(data, "mean-std").apply(data.test_images)
-        assert accuracy == pytest.approx(trainer.accuracy(images, data.test_labels), abs=1e-3)
+        assert accuracy == pytest.approx(float(trainer.accuracy(images, data.test_labels)), abs=1e-3)
 
 
 # -- several at once, and killed ------------------------------------------------------------------------------------
@@ -367,14 +367,14 @@ def eight(tmp_path_factory):
 
 def logged(log: Path, monkeypatch) -> None:
     """Write down who trains which expert; forked processes write it down as well."""
-    original = train_module.ExpertTraining.train_one
+    original = train_module.ExpertTraining.train
 
-    def train_one(self, index):
+    def train(self, numbers):
         with log.open("a") as file:
-            file.write(f"{os.getpid()} {index}\n")
-        return original(self, index)
+            file.writelines(f"{os.getpid()} {number}\n" for number in numbers)
+        return original(self, numbers)
 
-    monkeypatch.setattr(train_module.ExpertTraining, "train_one", train_one)
+    monkeypatch.setattr(train_module.ExpertTraining, "train", train)
 
 
 def trained_by(log: Path) -> list[tuple[int, int]]:
@@ -394,41 +394,41 @@ def test_experts_do_not_depend_on_how_many_are_trained_at_once(tmp_path, eight, 
 def test_experts_go_to_every_worker(tmp_path, monkeypatch):
     """Each worker waits in its first expert until all of them have one."""
     barrier = multiprocessing.get_context("fork").Barrier(3)
-    original = train_module.ExpertTraining.train_one
+    original = train_module.ExpertTraining.train
     met = []
 
-    def train_one(self, index):
+    def train(self, numbers):
         if not met:
             met.append(barrier.wait(20))
-        return original(self, index)
+        return original(self, numbers)
 
-    monkeypatch.setattr(train_module.ExpertTraining, "train_one", train_one)
+    monkeypatch.setattr(train_module.ExpertTraining, "train", train)
     assert len(train_experts(small_data(), out=tmp_path, experts=5, workers=3, **SETTINGS)) == 5
 
 
 def test_a_killed_worker_is_replaced_by_the_others(tmp_path, eight, monkeypatch):
-    original = train_module.ExpertTraining.train_one
+    original = train_module.ExpertTraining.train
 
-    def train_one(self, index):
-        if index == 2 and not (tmp_path / "killed").exists():
+    def train(self, numbers):
+        if numbers == [2] and not (tmp_path / "killed").exists():
             (tmp_path / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, index)
+        return original(self, numbers)
 
-    monkeypatch.setattr(train_module.ExpertTraining, "train_one", train_one)
+    monkeypatch.setattr(train_module.ExpertTraining, "train", train)
     train_experts(small_data(), out=tmp_path / "out", experts=8, workers=2, **SETTINGS)
     assert (tmp_path / "killed").exists() and contents(tmp_path / "out") == eight
 
 
 def test_when_all_workers_are_killed_it_is_an_error(tmp_path, monkeypatch):
-    original = train_module.ExpertTraining.train_one
+    original = train_module.ExpertTraining.train
 
-    def train_one(self, index):
-        if index >= 2:
+    def train(self, numbers):
+        if numbers[0] >= 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, index)
+        return original(self, numbers)
 
-    monkeypatch.setattr(train_module.ExpertTraining, "train_one", train_one)
+    monkeypatch.setattr(train_module.ExpertTraining, "train", train)
     with pytest.raises(PadFastError, match=r"all workers ended early \(exit codes -9, -9.*repeat the command"):
         train_experts(small_data(), out=tmp_path, experts=8, workers=2, **SETTINGS)
     assert len(ExpertStore.open(tmp_path)) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 
 import pytest
 import torch
@@ -113,3 +114,32 @@ def test_output_folders_are_proved_before_work(tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     with pytest.raises(StoreError, match="Read-only file system"):
         files.require_writable(tmp_path)
+
+
+def test_a_lock_is_seen_without_being_taken(tmp_path):
+    path = tmp_path / "a.lock"
+    said: list[str] = []
+    assert files.is_locked(path) is None
+    with files.locked(path, waiting=lambda: said.append("waiting")):
+        assert files.is_locked(path) and files.is_locked(path)
+    assert files.is_locked(path) is False and not said
+    (tmp_path / "folder.lock").mkdir()
+    with pytest.raises(StoreError, match=r"cannot lock .*folder\.lock"), files.locked(tmp_path / "folder.lock"):
+        pass
+
+
+def test_who_finds_a_lock_taken_says_so_and_waits(tmp_path):
+    path = tmp_path / "a.lock"
+    inside: list[bool | None] = []
+
+    def second() -> None:
+        with files.locked(path, waiting=found.set):
+            inside.append(files.is_locked(path))
+
+    found = threading.Event()
+    other = threading.Thread(target=second)
+    with files.locked(path):
+        other.start()
+        assert found.wait(10) and not inside
+    other.join(10)
+    assert inside == [True]

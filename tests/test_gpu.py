@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pad_fast import DSA, ConvNet, ParameterMask, trajectory_matching_loss
+from pad_fast import DSA, ConvNet, ParameterMask, train_experts, trajectory_matching_loss
 from pad_fast.engines import Task, record_backends, registry, select
 from pad_fast.engines.steps import Operations, Steps
 from pad_fast.engines.triton import TritonEngine
@@ -25,10 +25,13 @@ from pad_fast.matching.distributions import match_distributions
 from pad_fast.matching.gradients import channels_of, match_gradients
 from pad_fast.models import FlatNetwork
 from pad_fast.optimizers import GSAM, SGD
-from pad_fast.training import Trainer
+from pad_fast.rng import generator
+from pad_fast.score_networks import Forgetting
+from pad_fast.training import Draws, NetworkSpec, Trainer
 
 from .compare import describe_difference, relative_error
 from .conftest import ROOT
+from .small import QUIET, small_data
 from .test_matching_golden import CASES, arguments_of, network_of, served_natively
 
 
@@ -477,6 +480,43 @@ def test_networks_trained_together_equal_one_by_one(engine, shared):
     for _ in range(3):  # plainly, recorded, replayed
         assert_same(list(engine.stacked_loss_grad_logits(task, theta, images, labels)), truth, DOUBLE)
     assert relative_error(engine.stacked_forward(task, theta, images), truth[2]) < DOUBLE
+
+
+@pytest.mark.parametrize("optimizer", ["gsam", "sgd"])
+def test_experts_together_equal_one_by_one(engine, tmp_path, monkeypatch, optimizer):
+    """With augmentation by one kernel, against torch."""
+    monkeypatch.setattr("pad_fast.engines.triton.PRECISIONS", {"auto": "ieee"})
+    settings = {"model": "ConvNetD2W32", "experts": 5, "epochs": 2, "batch": 10, "lr": 0.02, "optimizer": optimizer}
+    stores = [
+        train_experts(small_data(), out=tmp_path / name, device="cuda", backend=name, progress=QUIET, **settings)
+        for name in ("triton", "autograd")
+    ]
+    for index in range(5):
+        moved = [store.snapshot(index, 2) - store.snapshot(index, 0) for store in stores]
+        assert relative_error(*moved) < STEP["ieee"]
+    assert len(engine._limits) == 1, "the engine trained them"
+
+
+def test_training_together_does_not_wait_for_the_gpu(engine):
+    spec = NetworkSpec("ConvNetW32", 3, 10, 32)
+    draws = torch.Generator().manual_seed(3)
+    images = torch.randn(70, 3, 32, 32, generator=draws).to(GPU)
+    labels = torch.randint(0, 10, (70,), generator=draws).to(GPU)
+    for count in (1, 4):
+        trainer = Trainer([spec.build(0, k) for k in range(count)], device=GPU, backend="triton")
+        drawn = Draws(trainer, [generator(0, k) for k in range(count)], DSA())
+        forgetting = Forgetting(labels, 4, networks=count if trainer.stacked else None)
+        everything, optimizer = torch.arange(70, device=GPU), GSAM(0.05)
+        for epoch in range(12):
+            if epoch == 11:  # every operation of DSA was seen, and every shape recorded
+                torch.cuda.synchronize()
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                batches = drawn.batches(everything, 32)
+                trainer.epoch(images, labels, batches, optimizer, drawn.augment, forgetting.observe)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        assert bool(trainer.theta.isfinite().all())
 
 
 def test_it_must_be_asked_for():

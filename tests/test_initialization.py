@@ -69,7 +69,7 @@ def rows_of(images, chosen):
 def test_images_come_from_those_an_expert_gets_right_going_on_to_others():
     data = small_data()
     images = data.train_images
-    by_class = [data.images_of_class(label).tolist() for label in range(3)]
+    by_class = [members.tolist() for members in data.images_by_class()]
     # Expert 0 knows many of class 0, two of class 1 and nothing of class 2; expert 1 helps with class 1; nobody
     # knows more than one of class 2.
     right = [

@@ -28,11 +28,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6}
 
 def table_of(draws: Sequence[DSADraw], *, device: torch.device) -> Tensor:
     """Draws for equally many images as a table `[len(draws), images, 4]`."""
-    table = torch.zeros(len(draws), len(draws[0].values), kernels.COLUMNS)
-    for line, draw in zip(table, draws, strict=True):
-        line[:, 0] = OPERATIONS.index(draw.operation) if draw.operation != "none" else -1
-        line[:, 1 : 1 + draw.values.shape[1]] = draw.values
-    return table.to(device)
+    return kernels.table_of(draws, len(draws[0].values)).to(device)
 
 
 def some_images(*shape: int, device: torch.device, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -17,27 +16,16 @@ from pad_fast.kernels import classifier, head
 from pad_fast.kernels.launch import counting
 
 from .compare import describe_difference, relative_error
+from .small import drawn
 
 pytestmark = [
-    pytest.mark.usefixtures("poisoned"),
+    pytest.mark.usefixtures("poisoned", "on_kernel_device"),
     # NumPy under the interpreter says so about rows behind the last image, which hold no number.
     pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning"),
 ]
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}  # worst seen 4e-7 and 5e-16
 DTYPES = [torch.float32, torch.float64]
-
-
-@pytest.fixture(autouse=True)
-def on_kernel_device(kernel_device: torch.device) -> Iterator[None]:
-    with kernel_device:
-        yield
-
-
-def drawn(seed: int, *shape: int) -> Tensor:
-    generator = torch.Generator("cpu").manual_seed(seed)
-    drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-    return drawn.to(torch.get_default_device())
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:

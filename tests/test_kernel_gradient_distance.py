@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +18,9 @@ from pad_fast.matching.gradients import Channels, channels_of, gradient_distance
 from pad_fast.models import FlatNetwork
 
 from .compare import describe_difference, relative_error
+from .small import drawn
+
+pytestmark = pytest.mark.usefixtures("poisoned", "on_kernel_device")
 
 TOLERANCE = {torch.float32: 2e-7, torch.float64: 1e-13}  # worst seen 5e-8 and 2e-15
 PIECES = {
@@ -30,25 +32,8 @@ PIECES = {
 LENGTHS = {"a net's": 263, "one entry each": 6, "long stretches": 10700, "longer than a block": 9008}
 
 
-@pytest.fixture(autouse=True)
-def on_kernel_device(kernel_device: torch.device) -> Iterator[None]:
-    with kernel_device:
-        yield
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that nobody has written is NaN."""
-    empty, empty_like = torch.empty, torch.empty_like
-    fill = lambda x: x.fill_(torch.nan) if x.is_floating_point() else x  # noqa: E731
-    monkeypatch.setattr(torch, "empty", lambda *args, **options: fill(empty(*args, **options)))
-    monkeypatch.setattr(torch, "empty_like", lambda *args, **options: fill(empty_like(*args, **options)))
-
-
 def gradients(classes: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    draws = torch.Generator("cpu").manual_seed(classes + length)
-    drawn = torch.randn(2, classes, length, generator=draws, dtype=torch.float64, device="cpu")
-    real, other = drawn.to(torch.get_default_device())
+    real, other = drawn(classes + length, 2, classes, length)
     return real.to(dtype), (0.3 * real + 0.5 * other).to(dtype)
 
 

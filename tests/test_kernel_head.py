@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -15,9 +13,10 @@ from pad_fast.kernels import head
 from pad_fast.kernels.launch import counting, dry_run
 
 from .compare import describe_difference, relative_error
+from .small import drawn
 
 pytestmark = [
-    pytest.mark.usefixtures("poisoned"),
+    pytest.mark.usefixtures("poisoned", "on_kernel_device"),
     # NumPy under the interpreter says so about rows behind the last image, which hold no number.
     pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning"),
 ]
@@ -26,18 +25,6 @@ TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-13}  # worst seen 2.6e-6 (u'
 DTYPES = [torch.float32, torch.float64]
 LABELS = ["hard", "soft", "hard per row", "soft per row"]
 SHAPES = [(1, 1, 2), (3, 7, 10), (1, 100, 10), (2, 150, 17), (2, 3, 1000), (3, 2, 2500)]  # K, B, classes
-
-
-@pytest.fixture(autouse=True)
-def on_kernel_device(kernel_device: torch.device) -> Iterator[None]:
-    with kernel_device:
-        yield
-
-
-def drawn(seed: int, *shape: int) -> Tensor:
-    generator = torch.Generator("cpu").manual_seed(seed)
-    drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-    return drawn.to(torch.get_default_device())
 
 
 def labels_of(kind: str, trajectories: int, images: int, classes: int) -> Tensor:

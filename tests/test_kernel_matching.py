@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,9 +17,10 @@ from pad_fast.matching import normalized_distance
 from pad_fast.matching.masks import keep_largest
 
 from .compare import describe_difference, relative_error
+from .small import drawn
 
 pytestmark = [
-    pytest.mark.usefixtures("poisoned"),
+    pytest.mark.usefixtures("poisoned", "on_kernel_device"),
     # NumPy under the interpreter says so where a mask leaves nothing.
     pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning"),
 ]
@@ -31,16 +31,8 @@ SHAPES = [(1, 7), (3, 300), (1, 2048), (2, 2100)]
 DTYPES = [torch.float32, torch.float64]
 
 
-@pytest.fixture(autouse=True)
-def on_kernel_device(kernel_device: torch.device) -> Iterator[None]:
-    with kernel_device:
-        yield
-
-
 def vectors(shape: tuple[int, ...], dtype: torch.dtype, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator("cpu").manual_seed(seed + sum(shape))
-    drawn = torch.randn((3, *shape), generator=generator, dtype=torch.float64, device="cpu")
-    start, end, target = drawn.to(torch.get_default_device())
+    start, end, target = drawn(seed + sum(shape), 3, *shape)
     return (start + 0.3 * end).to(dtype), start.to(dtype), (start + 0.5 * target).to(dtype)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,21 +16,16 @@ from pad_fast.kernels.launch import counting, dry_run
 from pad_fast.optimizers import GSAM, SGD
 
 from .compare import describe_difference, relative_error
+from .small import drawn
+
+pytestmark = pytest.mark.usefixtures("on_kernel_device")
 
 TOLERANCE = {torch.float32: 3e-7, torch.float64: 1e-14}  # worst seen 4e-8 and 2e-16
 SHAPES = [(1,), (37,), (1, 4096), (3, 1000), (2, 5001)]
 
 
-@pytest.fixture(autouse=True)
-def on_kernel_device(kernel_device: torch.device) -> Iterator[None]:
-    with kernel_device:
-        yield
-
-
 def vectors(shape: tuple[int, ...], dtype: torch.dtype, count: int) -> list[Tensor]:
-    generator = torch.Generator("cpu").manual_seed(sum(shape) + count)
-    drawn = (torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") for _ in range(count))
-    return [x.to(torch.get_default_device(), dtype) for x in drawn]
+    return list(drawn(sum(shape) + count, count, *shape).to(dtype))
 
 
 def poisoned(like: Tensor) -> Tensor:

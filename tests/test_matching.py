@@ -13,6 +13,7 @@ from pad_fast import DSA, ConvNet, ParameterMask, trajectory_matching_loss
 from pad_fast.engines import backends, record_backends
 from pad_fast.errors import BackendError, InputError
 from pad_fast.matching import normalized_distance
+from pad_fast.matching.masks import keep_largest
 from pad_fast.models import FlatNetwork
 
 from .compare import describe_difference, relative_error
@@ -444,6 +445,17 @@ def test_loss_mask_drops_exactly_the_smallest_even_with_ties():
     value = normalized_distance(end, start, target, dropped=3)
     # 0.5 goes first, then the first two of the tied ones.
     assert float(value) == pytest.approx((1 + 9) / (900 + 1600))
+
+
+def test_the_largest_are_those_behind_a_stable_sort():
+    draws = torch.Generator().manual_seed(0)
+    few = torch.randint(5, (3, 40), generator=draws).float()
+    few[few == 4] = float("inf")
+    with_nan = few.masked_fill(torch.rand((3, 40), generator=draws) < 0.3, float("nan"))
+    for values in (few, with_nan, torch.rand((3, 40), generator=draws)):
+        ranks = values.argsort(dim=-1, stable=True).argsort()
+        for dropped in range(41):
+            assert torch.equal(keep_largest(values, dropped), ranks >= dropped)
 
 
 def test_a_module_without_parameters_is_refused():

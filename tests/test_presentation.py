@@ -6,6 +6,11 @@ import json
 import math
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,13 +21,13 @@ import torch
 import pad_fast
 from pad_fast import files
 from pad_fast.cli import main
-from pad_fast.errors import StoreError
+from pad_fast.errors import DistillationStopped, StoreError
 from pad_fast.presentation import present, report_data, watch
 from pad_fast.preview import read_preview
 from pad_fast.report import duration
-from pad_fast.run_folder import read_run
+from pad_fast.run_folder import LOCK, read_run
 
-from .settings import SMALL
+from .settings import SMALL, flags
 from .small import QUIET
 from .test_report import HOSTILE, Page
 
@@ -154,7 +159,9 @@ def test_a_run_in_progress(run):
     (run / "timing.json").write_text(json.dumps(timing))
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:7]) + lines[7][:20])
-    page = page_of(run)
+    assert "Stopped before its end: distillation, iteration 7 of 30" in page_of(run).text
+    with files.locked(run / LOCK):
+        page = page_of(run)
     assert "Not finished: distillation, iteration 7 of 30" in page.text
     assert "7 iterations," in page.text and "Not evaluated yet." in page.text
     assert "the first checkpoint brings them" in page.text and not (run / "images.png").exists()
@@ -251,6 +258,8 @@ def test_what_is_no_run_is_refused(tmp_path, make, capsys):
     if make == "foreign":
         (folder / "run.json").write_text('["not", "a", "run"]')
     for command in (["report"], ["report", "--watch"]):
+        if "--watch" in command and make in ("nothing", "empty"):
+            continue  # a run may begin there
         assert main([*command, str(folder)]) == 2
         errors = capsys.readouterr().err
         assert errors.count("\n") == 1 and str(folder) in errors
@@ -292,15 +301,68 @@ def test_watching_follows_a_run_to_its_end(run):
         if len(seen) == 3:
             (run / "metrics.jsonl").write_text("".join(lines))
             (run / "timing.json").write_text(json.dumps(timing))
+        if len(seen) == 4:
+            held.close()
 
+    held = ExitStack()
+    held.enter_context(files.locked(run / LOCK))
     said: list[str] = []
-    assert watch(run, every=0.25, wait=wait, say=said.append) == run / "report.html"
-    assert [(count, again) for count, again, _ in seen] == [("4", True), ("4", True), ("20", True)]
+    with held:
+        assert watch(run, every=0.25, wait=wait, say=said.append) == run / "report.html"
+    assert [(count, again) for count, again, _ in seen] == [("4", True), ("4", True), ("20", True), ("30", True)]
     assert seen[0][2] == seen[1][2], "nothing had changed"
     last = Page((run / "report.html").read_text())
     assert "30 iterations" in last.text
     assert not [meta for meta in last.all("meta") if meta.get("http-equiv")]
     assert "watching" in said[0] and "finished" in said[-1]
+
+
+@pytest.mark.parametrize("ending", ["finished", "killed"])
+def test_a_run_is_watched_from_before_it_begins(tmp_path, monkeypatch, capsys, ending):
+    """A process of its own, and the command line beside it, which ends by itself however the run does."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "pad_fast.cli", "distill", "--out", str(out), "--quiet"]
+    running: list[subprocess.Popen[bytes]] = []
+    seen: set[tuple[int, bool]] = set()
+    sleep = time.sleep
+
+    def look(_: float) -> None:
+        if not running:
+            running.append(
+                subprocess.Popen([*command, *flags({**SMALL, "iterations": 150})], stdout=subprocess.DEVNULL)
+            )
+        if (out / "report.html").exists():
+            page = Page((out / "report.html").read_text())
+            rows = re.search(r"(\d+) iterations, ", page.text)
+            seen.add((int(rows[1]) if rows else 0, "http-equiv" in str(page.all("meta"))))
+        if ending == "killed" and len(seen) > 3:
+            running[0].kill()
+            running[0].wait()
+        sleep(0.02)
+
+    monkeypatch.setattr("time.sleep", look)
+    status = main(["report", str(out), "--watch"])
+    monkeypatch.undo()
+    assert running[0].wait(timeout=60) == (0 if ending == "finished" else -signal.SIGKILL)
+    assert len({rows for rows, _ in seen}) > 2 and (True in {again for _, again in seen}), "rewritten while it ran"
+    page = Page((out / "report.html").read_text())
+    said = capsys.readouterr()
+    assert said.err.startswith(f"no run in {out} yet; waiting for one to begin\nwatching {out}")
+    assert not [meta for meta in page.all("meta") if meta.get("http-equiv")]
+    if ending == "finished":
+        assert status == 0 and said.out == f"{out / 'report.html'}\n" and "150 iterations" in page.text
+        return
+    assert status == 1 and f"the run in {out} was killed or has failed" in said.err and "--resume" in said.err
+    assert "Stopped before its end: distillation, iteration" in page.text
+
+
+def test_watching_a_run_that_has_failed(tmp_path, capsys):
+    out = tmp_path / "run"
+    with pytest.raises(DistillationStopped):
+        pad_fast.distill("digits", out=out, progress=QUIET, **{**SMALL, "lr_img": 1e30})
+    assert main(["report", str(out), "--watch"]) == 1
+    assert "was killed or has failed" in capsys.readouterr().err
+    assert "Stopped before its end" in (out / "report.html").read_text()
 
 
 def test_interrupting_a_watch(run, monkeypatch, capsys):
@@ -311,7 +373,8 @@ def test_interrupting_a_watch(run, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("time.sleep", stop)
-    assert main(["report", str(run), "--watch"]) == 0
+    with files.locked(run / LOCK):
+        assert main(["report", str(run), "--watch"]) == 0
     assert "stopped watching" in capsys.readouterr().err
     page = Page((run / "report.html").read_text())
     assert not [meta for meta in page.all("meta") if meta.get("http-equiv")], "nobody writes the page any more"

@@ -309,6 +309,8 @@ def test_an_unfinished_run_says_how_far_it_is() -> None:
     (bar,) = page.all("progress")
     assert (bar["value"], bar["max"]) == ("60", "800")
     assert "Not finished" not in Page(render_report(report())).text
+    left = Page(render_report(report(status=Status("distill", 60, 800, stopped=True), accuracy=())))
+    assert "Stopped before its end: distillation, iteration 60 of 800" in left.text and "Not finished" not in left.text
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 3000])

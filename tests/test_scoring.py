@@ -275,11 +275,11 @@ def test_a_repeated_call_uses_the_networks_that_are_there(tmp_path, monkeypatch,
     trained = []
     original = scoring.score_networks.train
 
-    def train(recipe, index, *arguments):
+    def train(recipe, numbers, *arguments):
         if len(trained) == 2:
             raise KeyboardInterrupt  # in the middle of the third network
-        trained.append(index)
-        return original(recipe, index, *arguments)
+        trained.extend(numbers)
+        return original(recipe, numbers, *arguments)
 
     monkeypatch.setattr(scoring.score_networks, "train", train)
     settings = {**SETTINGS, "networks_dir": tmp_path / "networks"}

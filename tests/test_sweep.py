@@ -16,6 +16,7 @@ import pad_fast.sweep
 from pad_fast import Progress, files
 from pad_fast.cli import main
 from pad_fast.errors import ConfigError, InputError
+from pad_fast.evaluation import EvaluationReport
 from pad_fast.pipeline import Pipeline
 from pad_fast.sweep import Cell, SweepResult, parse_axis, sweep
 
@@ -62,6 +63,28 @@ def test_every_cell_is_a_run_and_the_table_is_their_accuracies(finished: Path) -
     table = (finished / "sweep.md").read_text()
     assert "| pruned \\ masked | none | depth 0 |" in table
     assert f"{fmean(expected):.1f} ± {stdev(expected):.1f}" in table
+
+
+def test_download_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(dataset: str, *, download: bool, **_: Any) -> None:
+        asked.append((dataset, download))
+        raise InputError("nothing is fetched here")
+
+    monkeypatch.setattr(pad_fast.sweep, "load_dataset", refuse)
+    for options in ([], ["--download"]):
+        assert main(["sweep", "--out", str(tmp_path), "--dataset", "cifar10", "--device", "cpu", *options]) == 2
+    assert asked == [("cifar10", False), ("cifar10", True)]
+
+
+def test_with_validation_the_chosen_iterate_counts(tmp_path: Path) -> None:
+    chosen = {"prune": ["none"], "mask": ["none"], "seeds": [0], "validation_fraction": 0.2, "validation_every": 1}
+    result = run(tmp_path, **chosen, checkpoint_every=1, validation_networks=1)
+    assert result is not None
+    report = EvaluationReport.read(tmp_path / "runs" / "prune-none_mask-none_seed-0" / "evaluation.json")
+    assert [row.name for row in report.rows] == ["DM, best", "DM, last"]
+    assert list(result.accuracies.values()) == [report.row("DM, best").accuracies]
 
 
 def test_the_page_draws_both_filters_with_error_bars(finished: Path) -> None:

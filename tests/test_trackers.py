@@ -59,7 +59,7 @@ def test_an_unknown_tracker():
 def test_wandb_gets_every_row_and_the_result(tmp_path, wandb):
     out = tmp_path / "run"
     pad_fast.distill("digits", out=out, log=["wandb"], progress=QUIET, **{**SMALL, "layer_loss_every": 4})
-    calls = wandb()
+    calls = list(wandb())
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     logged = [call for call in calls if call[0] == "log"]
     assert [call[1] for call in logged] == [*range(12), 12]
@@ -71,10 +71,12 @@ def test_wandb_gets_every_row_and_the_result(tmp_path, wandb):
     accuracies = next(row["accuracies"] for row in stored if row["name"] == "PAD")
     assert result["accuracy/PAD/ConvNetD2W8"] == pytest.approx(sum(accuracies) / len(accuracies))
     assert result["images"] == ("image", str(out / "images.png"))
-    begun = [call[1] for call in calls if call[0] == "init"]
-    assert begun[0]["config"]["iterations"] == 12 and begun[0]["id"] is None
-    assert begun[1]["id"] == "abc123", "the result goes where the rows went"
-    assert sum(call[0] == "finish" for call in calls) == len(begun) == 2
+    assert calls[0][0] == "init" and calls[0][1]["config"]["iterations"] == 12 and calls[0][1]["id"] is None
+    assert [call[0] for call in calls].count("init") == 1 and calls[-1] == ("finish",)
+    pad_fast.distill("digits", out=out, log=["wandb"], progress=QUIET, **{**SMALL, "layer_loss_every": 4})
+    again = wandb()[len(calls) :]
+    assert [call[0] for call in again] == ["init", "log", "finish"]
+    assert again[0][1]["id"] == "abc123", "a repeated result goes where the rows went"
 
 
 def test_tensorboard_files_hold_the_rows(tmp_path):

@@ -32,6 +32,7 @@ struct Isa {
   Engine* (*make)(const Network&, const Options&, bool);
   bool (*available)();
   Scheme high, fast;
+  bool tiles;
 };
 
 constexpr Scheme kFmaHigh{2, 3}, kFmaFast{4, 3};
@@ -47,16 +48,16 @@ bool has_avx512() {
 const Isa kIsas[] = {
     {"amx", pad_fast::unroll::make_engine_amx,
      [] { return pad_fast::unroll::kAmxBuilt && has_avx512() && pad_fast::unroll::amx_allowed(); },
-     kTilesHigh, kTilesHigh},
-    {"avx512", pad_fast::unroll::make_engine_avx512, has_avx512, kFmaHigh, kFmaFast},
+     kTilesHigh, kTilesHigh, true},
+    {"avx512", pad_fast::unroll::make_engine_avx512, has_avx512, kFmaHigh, kFmaFast, false},
     {"avx2", pad_fast::unroll::make_engine_avx2,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
-     kFmaHigh, kFmaFast},
-    {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }, kFmaHigh, kFmaFast},
+     kFmaHigh, kFmaFast, false},
+    {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }, kFmaHigh, kFmaFast, false},
 };
 #else
 const Isa kIsas[] = {
-    {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }, kFmaHigh, kFmaFast}};
+    {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }, kFmaHigh, kFmaFast, false}};
 #endif
 
 std::vector<std::string> isas() {
@@ -75,6 +76,16 @@ const Isa& find_isa(std::string name) {
   std::string known;
   for (const std::string& n : isas()) known += (known.empty() ? "" : ", ") + n;
   throw std::invalid_argument("isa='" + name + "' is not available on this machine; available: " + known);
+}
+
+// The instruction set for calls on maps of `pixels` pixels behind the first block, all images together. Matrix tiles want
+// wide maps, and enough values to pay for packing the filters (docs section 7).
+std::string suited_isa(std::ptrdiff_t net_width, std::ptrdiff_t pixels) {
+  constexpr std::ptrdiff_t least_width = 64, least_values = 1 << 17;
+  const char* forced = std::getenv("PAD_FAST_ISA");
+  const Isa& best = find_isa("auto");
+  const bool small = net_width < least_width || net_width * pixels < least_values;
+  return best.tiles && small && !(forced && *forced) ? find_isa("avx512").name : best.name;
 }
 
 Scheme scheme_of(const std::string& precision, const Isa& isa) {
@@ -101,8 +112,8 @@ class Plan {
  public:
   Plan(std::ptrdiff_t channels, std::ptrdiff_t height, std::ptrdiff_t width, std::ptrdiff_t pad_first,
        std::ptrdiff_t depth, std::ptrdiff_t net_width, std::ptrdiff_t classes, const std::string& dtype,
-       const std::string& precision, int threads, const std::string& isa, std::ptrdiff_t chunk_tiles,
-       std::ptrdiff_t group_bytes) {
+       const std::string& precision, int threads, std::ptrdiff_t images, const std::string& isa,
+       std::ptrdiff_t chunk_tiles, std::ptrdiff_t group_bytes) {
     classes_ = classes;
     if (channels < 1 || height < 1 || width < 1 || net_width < 1 || classes < 1)
       throw std::invalid_argument("channels, height, width, net_width and classes must be positive");
@@ -123,7 +134,7 @@ class Plan {
     const Scheme scheme = scheme_of(precision, chosen);
     Options options;
     options.largest_tile = scheme.largest_tile, options.parts = scheme.parts;
-    options.threads = threads;
+    options.threads = threads, options.images = images;
     if (chunk_tiles > 0) options.chunk_tiles = chunk_tiles;
     if (group_bytes > 0) options.group_bytes = group_bytes;
     const Network network = {channels, height, width, pad_first, depth, net_width, classes};
@@ -186,16 +197,19 @@ class Plan {
 
 void bind_unroll(py::module_& m) {
   m.def("instruction_sets", &isas, "Instruction sets this machine can run, best first.");
+  m.def("engine_instructions", [] { return find_isa("auto").name; }, "The set that a Plan takes by itself.");
+  m.def("suited_isa", &suited_isa, py::kw_only(), py::arg("net_width"), py::arg("pixels"),
+        "The fastest for calls whose maps behind the first block have so many pixels, unless PAD_FAST_ISA names one.");
   py::class_<Cache>(m, "Cache", "Activations of one plain step, for its adjoint.")
       .def_property_readonly("bytes", &Cache::bytes);
   py::class_<Plan>(m, "Plan", "A network, its workspaces and its threads.")
       .def(py::init<std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t,
-                    std::ptrdiff_t, const std::string&, const std::string&, int, const std::string&, std::ptrdiff_t,
-                    std::ptrdiff_t>(),
+                    std::ptrdiff_t, const std::string&, const std::string&, int, std::ptrdiff_t, const std::string&,
+                    std::ptrdiff_t, std::ptrdiff_t>(),
            py::kw_only(), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("pad_first") = 1,
            py::arg("depth"), py::arg("net_width"), py::arg("classes"), py::arg("dtype") = "f32",
-           py::arg("precision") = "high", py::arg("threads") = 1, py::arg("isa") = "auto", py::arg("chunk_tiles") = 0,
-           py::arg("group_bytes") = 0)
+           py::arg("precision") = "high", py::arg("threads") = 1, py::arg("images") = 0, py::arg("isa") = "auto",
+           py::arg("chunk_tiles") = 0, py::arg("group_bytes") = 0)
       .def_property_readonly("isa", &Plan::isa)
       .def("parameter_count", &Plan::parameter_count)
       .def("workspace_bytes", &Plan::workspace_bytes, "Bytes held now; grows with the largest batch seen, then stays.")

@@ -2,6 +2,7 @@
 // transposes, as tile transforms around small matrix products (docs section 5). Tiles are taken in chunks whose
 // transformed data stays in the cache; the weights stream past once per chunk.
 #pragma once
+#include "engine.h"
 #if PAD_TILES
 #include "product_tiles.h"
 #else
@@ -33,14 +34,13 @@ template <class T> struct Conv {
   index_t in_row, in_image, out_row, out_image;  // element strides of input (with border) and output images
   index_t plane;                                 // elements between points of the chunk buffers
 
-  void set_up(index_t cin, index_t cout, index_t h, index_t w, int largest_tile, int parts,
-              index_t tiles_wanted) {
+  void set_up(index_t cin, index_t cout, index_t h, index_t w, const Options& options) {
     inputs = cin, outputs = cout, height = h, width = w;
     in_padded = padded<T>(cin), out_padded = padded<T>(cout);
     in_stride = pixel_stride<T>(cin), out_stride = pixel_stride<T>(cout);
-    ops = choose_tile<T>(h, w, largest_tile);
+    ops = choose_tile<T>(h, w, options.largest_tile, options.images, products.kFilterRows);
     tiles_y = ceil_div(h, ops.rows), tiles_x = ceil_div(w, ops.columns);
-    if (tiles_wanted == 0) tiles_wanted = products.kChunkTiles;
+    const index_t tiles_wanted = options.chunk_tiles > 0 ? options.chunk_tiles : products.kChunkTiles;
     chunk_rows = max_of<index_t>(1, (tiles_wanted + tiles_x / 2) / tiles_x);
     chunk_tiles = 2 * chunk_rows * tiles_x;  // primal and tangent tiles together, or twice as many of one kind
     in_row = (tiles_x * ops.columns + 2) * in_stride;
@@ -52,7 +52,7 @@ template <class T> struct Conv {
     while (lines % page != 9) ++lines;
     plane = lines * line;
     static_cast<ProductShape&>(products) = {cin,       cout,       in_padded, out_padded,
-                                            in_stride, out_stride, plane,     parts};
+                                            in_stride, out_stride, plane,     options.parts};
   }
   index_t forward_elements() const { return ops.points * products.forward_plane(); }
   index_t backward_elements() const { return ops.points * products.backward_plane(); }
@@ -60,8 +60,9 @@ template <class T> struct Conv {
   index_t chunk_elements() const { return (ops.points + 1) * plane; }
   index_t scratch_elements() const { return products.scratch_elements(chunk_tiles); }
   index_t tile_rows(index_t images) const { return images * tiles_y; }
+  index_t images_in_chunk() const { return ceil_div(2 * chunk_rows, tiles_y); }
   // Images a chunk of tiles may touch: z' and zd' only need room for that many.
-  index_t images_at_once() const { return ceil_div(2 * chunk_rows, tiles_y) + 1; }
+  index_t images_at_once() const { return images_in_chunk() + 1; }
 
   // --- weights -----------------------------------------------------------------------------------------------------
   // `w` is torch's [outputs][inputs][3][3]. Work is split by blocks of inputs (forward), by groups of outputs

@@ -48,7 +48,7 @@ template <class T> struct FirstBlock {
   index_t taps, taps_padded, height, width, pooled_h, pooled_w;
   index_t row, plane;  // of the padded image, channel by channel
   index_t outputs, outputs_padded, stride, vectors;
-  index_t offset[kMostTaps + 4];  // moments() takes taps four at a time
+  index_t offset[kMostTaps + 4];  // moments() takes taps four or eight at a time
   PoolWindows<T> windows;
   using Tiles = typename TilesOf<T>::type;
   Tiles tiles;
@@ -206,42 +206,56 @@ template <class T> struct FirstBlock {
     }
   }
 
-  static PAD_INLINE double total(V v) {
-    double part[4] = {};  // four chains of additions instead of one
-    for (int l = 0; l < L; ++l) part[l % 4] += double(v[l]);
-    return (part[0] + part[1]) + (part[2] + part[3]);
+  // to[i] += the sum of the lanes of x[i], in double.
+  template <int count> static PAD_INLINE void add_lanes(const V* x, double* to) {
+    constexpr int D = lanes<double>;
+    static_assert(count % D == 0, "whole vectors of sums");
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i += D) {
+      VecDouble rows[D];
+#pragma GCC unroll 8
+      for (int j = 0; j < D; ++j) rows[j] = widened(x[i + j]);
+      store_unaligned(to + i, load_unaligned(to + i) + sums_of_rows<double>(rows));
+    }
+  }
+  static PAD_INLINE VecDouble widened(VecDouble v) { return v; }
+  static PAD_INLINE VecDouble widened(VecFloat v) {  // the sum of its halves
+    typedef float Half __attribute__((vector_size(PAD_VECTOR_BYTES / 2)));
+    Half half[2];
+    __builtin_memcpy(half, &v, sizeof(v));
+    return __builtin_convertvector(half[0], VecDouble) + __builtin_convertvector(half[1], VecDouble);
   }
 
   // Mean and covariance of the patches (eq. 28).
   void moments(const T* x, Saved to) const {
-    constexpr int B = 4;
+    constexpr int B = 4, M = 8;
     V tail = V{};
     for (int l = 0; l < L; ++l) tail[l] = l < (width - 1) % L + 1 ? T(1) : T(0);
     const index_t last = (width - 1) / L * L;
     const double scale = 1.0 / double(height * width);
     const index_t rows_at_once = max_of<index_t>(1, 64 * L / width);  // so long do sums stay in T
-    for (index_t k = 0; k < taps; ++k) {
-      double sum = 0;
+    for (index_t k = 0; k < taps; k += M) {
+      double sum[M] = {};
       for (index_t y0 = 0; y0 < height; y0 += rows_at_once) {
-        V part = V{};
-        for (index_t y = y0; y < min_of(height, y0 + rows_at_once); ++y) {
-          const T* p = x + offset[k] + y * row;
-          for (index_t i = 0; i < last; i += L) part += load_unaligned(p + i);
-          part += tail * load_unaligned(p + last);
-        }
-        sum += total(part);
+        V part[M] = {};
+        for (index_t y = y0; y < min_of(height, y0 + rows_at_once); ++y)
+#pragma GCC unroll 8
+          for (int i = 0; i < M; ++i) {
+            const T* p = x + offset[k + i] + y * row;
+            for (index_t at = 0; at < last; at += L) part[i] += load_unaligned(p + at);
+            part[i] += tail * load_unaligned(p + last);
+          }
+        add_lanes<M>(part, sum);
       }
-      to.mean[k] = sum * scale;
+      for (index_t i = 0; i < min_of<index_t>(M, taps - k); ++i) to.mean[k + i] = sum[i] * scale;
     }
     for (index_t a = 0; a < taps; a += B)
       for (index_t b = a; b < taps; b += B) {
-        double sum[B][B] = {};
+        double sum[B * B] = {};
         for (index_t y0 = 0; y0 < height; y0 += rows_at_once) {
-          V part[B][B];
-#pragma GCC unroll 4
-          for (int i = 0; i < B; ++i)
-#pragma GCC unroll 4
-            for (int j = 0; j < B; ++j) part[i][j] = V{};
+          V part[B * B];
+#pragma GCC unroll 16
+          for (int i = 0; i < B * B; ++i) part[i] = V{};
           for (index_t y = y0; y < min_of(height, y0 + rows_at_once); ++y)
             for (index_t s = 0; s <= last; s += L) {
               V u[B], v[B];
@@ -254,17 +268,14 @@ template <class T> struct FirstBlock {
 #pragma GCC unroll 4
               for (int i = 0; i < B; ++i)
 #pragma GCC unroll 4
-                for (int j = 0; j < B; ++j) part[i][j] += u[i] * v[j];
+                for (int j = 0; j < B; ++j) part[i * B + j] += u[i] * v[j];
             }
-#pragma GCC unroll 4
-          for (int i = 0; i < B; ++i)
-#pragma GCC unroll 4
-            for (int j = 0; j < B; ++j) sum[i][j] += total(part[i][j]);
+          add_lanes<B * B>(part, sum);
         }
         for (int i = 0; i < B; ++i)
           for (int j = 0; j < B; ++j)
             if (a + i < taps && b + j < taps) {
-              const double value = sum[i][j] * scale - to.mean[a + i] * to.mean[b + j];
+              const double value = sum[i * B + j] * scale - to.mean[a + i] * to.mean[b + j];
               to.covariance[(a + i) * taps + b + j] = to.covariance[(b + j) * taps + a + i] = value;
             }
       }

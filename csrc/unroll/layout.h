@@ -39,7 +39,7 @@ template <class T> struct Layout {
     index_t h = net.height + extra, w = net.width + extra, cin = net.channels, at = 0;
     for (index_t l = 0; l < depth; ++l) {
       Layer<T>& y = layer[l];
-      y.conv.set_up(cin, net.net_width, h, w, options.largest_tile, options.parts, options.chunk_tiles);
+      y.conv.set_up(cin, net.net_width, h, w, options);
       y.height = h, y.width = w, y.pooled_h = h / 2, y.pooled_w = w / 2;
       y.w = at, at += net.net_width * cin * 9;
       y.bias = at, at += net.net_width;
@@ -62,6 +62,13 @@ template <class T> struct Layout {
     }
     fused_first = FirstBlock<T>::serves(net);
     if (fused_first) first.set_up(net);
+  }
+
+  // Images that fill the chunks of every layer; more of them in a group would only leave the cache.
+  index_t images_for_chunks() const {
+    index_t most = 1;
+    for (index_t l = fused_first ? 1 : 0; l < depth; ++l) most = max_of(most, layer[l].conv.images_in_chunk());
+    return most;
   }
 
   View<T> output(index_t l, T* maps, index_t image) const {

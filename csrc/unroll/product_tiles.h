@@ -12,7 +12,7 @@ namespace PAD_ISA {
 struct TileProducts : ProductShape {
   using ThreadState = TileScope;
   // More than for FMA: filters and sums stream past three times as fast, so that L3 would not keep up.
-  static constexpr index_t kChunkTiles = 64;
+  static constexpr index_t kChunkTiles = 64, kFilterRows = 150;
   // Filters are stored point by point as packed B operands; sums of the weight gradient in panels of 32 columns, so
   // that they stream.
   static constexpr index_t kInputsAtOnce = kTileTerms;

@@ -40,7 +40,7 @@ template <class T> struct BackwardPoint {
 
 template <class T> struct FmaProducts : ProductShape {
   struct ThreadState {};  // what a thread needs while it works
-  static constexpr index_t kChunkTiles = 32;
+  static constexpr index_t kChunkTiles = 32, kFilterRows = 50;  // see Conv::set_up
   // Filters are stored point by point, packed in panels (gemm.h): forward [inputs x out_padded], backward
   // [outputs x in_padded]; so are the sums of the weight gradient, like forward ones.
   static constexpr index_t kInputsAtOnce = 16;

@@ -126,7 +126,7 @@ template <class T> class EngineOf final : public Engine {
     probe.carve(one, y_, 1);
     probe.carve(two, y_, 2);
     const index_t fits = max_of<index_t>(1, options_.group_bytes / ((two.used - one.used) * index_t(sizeof(T))));
-    const index_t wanted = min_of(share, fits);
+    const index_t wanted = min_of(share, min_of(fits, y_.images_for_chunks()));
     if (wanted == group_ && shared_.size() > 0) return;
     group_ = wanted;
     Carver<T> shared{nullptr};

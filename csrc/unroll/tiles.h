@@ -174,14 +174,17 @@ template <class T, int mr, int mc> struct Tile {
   }
 };
 
-// The cheapest allowed scheme for a map of height x width: fewest products, counting the waste at the borders.
-template <class T> static TileOps<T> choose_tile(index_t height, index_t width, int largest) {
+// The cheapest allowed scheme for `images` maps of height x width (0: many): fewest products, counting the waste at the
+// borders and, for every point, the filters, which take as long to prepare as `filter_rows` rows to multiply.
+template <class T>
+static TileOps<T> choose_tile(index_t height, index_t width, int largest, index_t images, index_t filter_rows) {
   const TileOps<T> all[3] = {Tile<T, 1, 1>::ops(), Tile<T, 2, 2>::ops(), Tile<T, 4, 4>::ops()};
   TileOps<T> best = all[0];
   index_t best_cost = 0;
   for (const TileOps<T>& ops : all) {
     if (ops.rows > largest) continue;
-    const index_t cost = ops.points * ceil_div(height, ops.rows) * ceil_div(width, ops.columns);
+    const index_t tiles = ceil_div(height, ops.rows) * ceil_div(width, ops.columns);
+    const index_t cost = ops.points * (images > 0 ? images * tiles + filter_rows : tiles);
     if (best_cost == 0 || cost < best_cost) best = ops, best_cost = cost;
   }
   return best;

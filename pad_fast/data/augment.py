@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import sent
 from ..errors import ConfigError, InputError, nearest
 from ..rng import generator as named_generator
 
@@ -175,7 +176,7 @@ class DSA:
             )
         # Coordinates in half precision would be off by whole pixels, so those types compute in float32.
         working = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
-        values = draw.values.to(device=images.device, dtype=working.dtype)
+        values = sent(draw.values, images.device).to(working.dtype)
         return _APPLY[draw.operation](working, values).to(images.dtype).contiguous()
 
     def _choose(self, generator: torch.Generator | None) -> str:

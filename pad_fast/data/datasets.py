@@ -109,6 +109,10 @@ class ImageDataset:
             raise DatasetError(f"class {label} does not exist; {self.name} has classes 0 to {self.classes - 1}.")
         return (self.train_labels == label).nonzero().flatten()
 
+    def images_by_class(self) -> list[Tensor]:
+        """:meth:`images_of_class` of every class, in order."""
+        return [self.images_of_class(label) for label in range(self.classes)]
+
     def hold_out(self, fraction: float, *, seed: int) -> tuple[ImageDataset, ImageDataset]:
         """The data without `fraction` of every class's training images, and one tested on those.
 

@@ -120,7 +120,8 @@ def load_torchvision(name: str, folder: Path, *, download: bool) -> Splits:
         except Exception as error:  # RuntimeError, OSError, pickle or network errors, by file and version
             raise DatasetError(
                 f"{class_name} cannot be read from {folder.absolute()} (looked for {files}): {error} Put the official "
-                "files there, name another folder with data_dir=, or fetch them with download=True."
+                "files there, name another folder with data_dir=, or fetch them with download=True "
+                "(--download)."
             ) from error
     names = getattr(parts[0], "classes", None) or [str(digit) for digit in range(10)]
     return Splits(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..data.augment import DSA, DSADraw
 from ..models.flat import FlatNetwork
 from ..updates import Updates
 
@@ -274,6 +275,17 @@ class Engine(ABC):
     def stacked_forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
         """:meth:`forward` of K networks: logits `[K, B, classes]`; see :meth:`stacked_loss_grad_logits`."""
         return torch.stack([self.forward(task, *one) for one in zip(theta, images, strict=True)])
+
+    def together(self, task: Task, batch: int) -> int:
+        """How many networks should go through stacked steps on batches of `batch` images at once.
+
+        1 where they take no less time like that, and where they have buffers, which they would share.
+        """
+        return 1
+
+    def augment_each(self, images: Tensor, draws: Sequence[DSADraw]) -> Tensor:
+        """`images` `[K, B, C, H, W]` of K networks, those of each augmented by a draw of its own."""
+        return torch.stack([DSA.apply(*one) for one in zip(images, draws, strict=True)])
 
     def group_gradients(self, task: Task, theta: Tensor, images: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
         """Gradients `[G, P]` of the mean cross entropy of every group `[B_g, C, H, W]` at the same `theta` `[P]`."""

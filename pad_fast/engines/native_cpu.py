@@ -26,6 +26,8 @@ _PLANS_KEPT = 4
 # Below this many multiplications in a batch's convolutions a step takes well under a millisecond, and waking a second
 # thread costs more than it gains, above all on a machine that is busy with other things.
 _SINGLE_THREAD_WORK = 20_000_000
+# Up to so many images it matters for the choice of tiles how many there are: a plan for every power of two.
+_FEW_IMAGES = 32
 
 _outer = threading.local()  # .threads: torch's number of threads outside running()
 
@@ -178,7 +180,9 @@ class CpuEngine(Engine):
         threads = getattr(_outer, "threads", None) or torch.get_num_threads()
         if batch * _multiplications(config) < _SINGLE_THREAD_WORK:
             threads = 1
-        key = (config, task.dtype, _PRECISIONS[task.precision], threads)
+        isa = native.suited_isa(net_width=config.width, pixels=batch * config.map_sizes[1] ** 2)
+        images = 1 << (batch - 1).bit_length() if batch <= _FEW_IMAGES else 0
+        key = (config, task.dtype, _PRECISIONS[task.precision], threads, images, isa)
         if key not in plans:
             plans[key] = _Plan(
                 native.plan(
@@ -192,6 +196,8 @@ class CpuEngine(Engine):
                     dtype=_DTYPES[task.dtype],
                     precision=_PRECISIONS[task.precision],
                     threads=threads,
+                    images=images,
+                    isa=isa,
                 )
             )
             while len(plans) > _PLANS_KEPT:

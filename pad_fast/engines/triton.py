@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..data.augment import SeededDSA
+from ..data.augment import DSADraw, SeededDSA
+from ..device import sent
 from ..models import ConvNetConfig
 from ..updates import Updates
 from .base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, contiguous_data
@@ -27,6 +28,8 @@ _CAPABILITY = (8, 0)
 # Activations that one step may have alive at once; larger batches go in parts, which changes only the order of sums.
 # A part of this size keeps any GPU busy.
 _WORKING_BYTES = 3 << 30
+# Vectors `[P]` of a network in training: parameters, gradients, what the optimiser keeps, and a graph's own of them.
+_VECTORS = 8
 
 Result = TypeVar("Result")
 
@@ -145,6 +148,20 @@ class TritonEngine(Engine):
             return _joined([steps.logits(theta, piece) for piece in images.split(self._part(task, images), 1)], 1)
 
         return self._within_memory(task, run)
+
+    def together(self, task: Task, batch: int) -> int:
+        """As many as keep a GPU busy, which is as many as a step takes without going in parts."""
+        size = task.dtype.itemsize
+        activations = self._steps(task).working_bytes(1, batch, size)
+        return max(1, _WORKING_BYTES // (activations + _VECTORS * task.network.parameter_count * size))
+
+    def augment_each(self, images: Tensor, draws: Sequence[DSADraw]) -> Tensor:
+        """One launch, whatever the networks drew."""
+        augment = self.operations.augment
+        table = sent(augment.table_of(draws, images.shape[1]), images.device)
+        with on(images.device):
+            augmented: Tensor = augment.apply(images, table)
+        return augmented
 
     def _steps(self, task: Task) -> Steps:
         precision = "ieee" if task.dtype == torch.float64 else PRECISIONS[task.precision]
@@ -374,9 +391,7 @@ class _DeviceDSA(Augmentation):
         self.sizes, self.shape, self.device = tuple(sizes), tuple(images.shape[1:]), images.device
         self.places = [augment.place(size, step) for step, size in enumerate(sizes)]
         self.key = ("dsa", self.dsa.operations, self.dsa.siamese)
-        seed = torch.tensor(augment.seed, dtype=torch.int64)
-        pinned = seed.pin_memory() if images.device.type == "cuda" else seed
-        self.seed = pinned.to(images.device, non_blocking=True)
+        self.seed = sent(torch.tensor(augment.seed, dtype=torch.int64), images.device)
 
     def begin(self, seed: Tensor | None) -> None:
         with on(self.device):

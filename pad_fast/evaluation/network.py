@@ -1,11 +1,9 @@
-"""One network of an evaluation: a fresh one is trained on a set and tested once."""
+"""The networks of an evaluation: fresh ones are trained on a set and tested once."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +12,10 @@ from ..data import DSA
 from ..errors import InputError
 from ..optimizers import SGD
 from ..rng import generator
-from ..training import NetworkSpec, Trainer, shuffled_batches
+from ..training import Draws, NetworkSpec, Trainer
+
+# Epochs between two looks at the losses: each look waits for the device.
+_LOOK_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -65,38 +66,63 @@ class Network:
         """What its random streams are named after."""
         return ("evaluation", self.spec.model, self.purpose, self.index)
 
-    def train(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        recipe: Recipe,
-        *,
-        device: torch.device,
-        backend: str,
-    ) -> Generator[None, None, Trainer]:
-        """Train it, epoch by epoch: yields after each, and returns the trained network.
 
-        Args:
-            images: normalised `[N, C, H, W]` on `device`.
-            targets: label logits `[N, classes]` (soft), or classes int64 `[N]`.
+def train(
+    networks: Sequence[Network],
+    sets: Sequence[tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    backend: str,
+) -> Generator[None, None, Trainer]:
+    """Train networks of one architecture together, epoch by epoch: yields after each, and returns the trained ones.
 
-        Raises:
-            InputError: training diverged.
-        """
-        trainer = Trainer(self.spec.build(self.seed, *self.names), device=device, backend=backend)
-        augment = DSA(recipe.dsa, mode=recipe.dsa_mode)
-        draws = generator(self.seed, *self.names, "draws")
-        everything = torch.arange(len(images), device=device)
-        optimizer = recipe.optimizer()
-        for epoch in range(recipe.epochs):
-            if epoch == recipe.halfway:
-                optimizer = recipe.optimizer(0.1)
-            batches = shuffled_batches(everything, recipe.batch, draws)
-            loss = trainer.epoch(images, targets, batches, optimizer, partial(augment, generator=draws))
-            # Parameters that are not finite show in the next epoch's loss.
-            if not math.isfinite(loss) or (epoch == recipe.epochs - 1 and not bool(trainer.theta.isfinite().all())):
-                raise InputError(
-                    f"training on {self.purpose} diverged in epoch {epoch} with learning rate {recipe.lr:g}; lower lr"
-                )
-            yield
-        return trainer
+    Args:
+        sets: for each network what it is trained on: normalised images `[N, C, H, W]` and targets, label logits
+            `[N, classes]` (soft) or classes int64 `[N]`, on `device`; of the same shapes for all of them.
+
+    Raises:
+        InputError: training diverged.
+    """
+    modules = [each.spec.build(each.seed, *each.names) for each in networks]
+    trainer = Trainer(modules, device=device, backend=backend)
+    streams = [generator(each.seed, *each.names, "draws") for each in networks]
+    draws = Draws(trainer, streams, DSA(recipe.dsa, mode=recipe.dsa_mode))
+    images, targets, rows = _joined(sets)
+    optimizer = recipe.optimizer()
+    losses: list[Tensor] = []
+    for epoch in range(recipe.epochs):
+        if epoch == recipe.halfway:
+            optimizer = recipe.optimizer(0.1)
+        losses.append(trainer.epoch(images, targets, draws.batches(rows, recipe.batch), optimizer, draws.augment))
+        last = epoch == recipe.epochs - 1
+        if last:
+            # Parameters that are not finite would show in the next epoch's loss.
+            losses[-1] = losses[-1].where(trainer.theta.isfinite().all(-1), torch.nan)
+        if last or len(losses) == _LOOK_EVERY:
+            _require_finite(losses, epoch, networks, recipe)
+            losses.clear()
+        yield
+    return trainer
+
+
+def _joined(sets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """All images and all targets, and the rows of them that are each network's: `[N]` of all, or `[K, N]`."""
+    images, targets = sets[0]
+    rows = torch.arange(len(images), device=images.device)
+    if all(one[0] is images and one[1] is targets for one in sets):
+        return images, targets, rows
+    starts = torch.arange(len(sets), device=images.device)[:, None] * len(images)
+    return torch.cat([one[0] for one in sets]), torch.cat([one[1] for one in sets]), starts + rows
+
+
+def _require_finite(losses: list[Tensor], epoch: int, networks: Sequence[Network], recipe: Recipe) -> None:
+    """Check the losses of the last epochs, up to `epoch`."""
+    finite = torch.stack(losses).isfinite().reshape(len(losses), -1)
+    if bool(finite.all()):
+        return
+    place, index = (~finite).nonzero()[0].tolist()
+    raise InputError(
+        f"training on {networks[index].purpose} diverged in epoch {epoch - len(losses) + 1 + place} with learning rate "
+        f"{recipe.lr:g}; lower lr"
+    )

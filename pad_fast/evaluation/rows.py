@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 
-from ..errors import InputError
+from .. import files
+from ..errors import InputError, StoreError
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
@@ -16,6 +18,18 @@ def mean_std(values: Sequence[float]) -> tuple[float, float]:
     if not math.isfinite(mean):
         return mean, math.nan
     return mean, statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def numbers(values: Iterable[float | str]) -> tuple[float, ...]:
+    """At least one number.
+
+    Raises:
+        TypeError, ValueError: something else.
+    """
+    found = tuple(float(value) for value in values)
+    if not found:
+        raise ValueError("no values")
+    return found
 
 
 @dataclass(frozen=True)
@@ -77,10 +91,16 @@ class RobustScore:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Rows of the final table, and the scores computed from them."""
+    """Rows of the final table, and the scores computed from them.
+
+    Attributes:
+        rows, scores: as they are shown.
+        key: names everything the rows depend on, so that a run knows its own; empty where nobody asks.
+    """
 
     rows: tuple[AccuracyRow, ...]
     scores: tuple[RobustScore, ...] = ()
+    key: str = ""
 
     def __repr__(self) -> str:
         return self.table()
@@ -95,6 +115,29 @@ class EvaluationReport:
             if row.name == name and model in (None, row.model):
                 return row
         raise InputError(f"no row {name!r}; there are {', '.join(sorted({row.name for row in self.rows}))}")
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write everything as JSON."""
+        files.write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> EvaluationReport:
+        """What :meth:`write` has written; from older versions also a list of rows alone, or rows without scores.
+
+        Raises:
+            StoreError: no such file, or something else in it.
+        """
+        stored = files.read_json(path, "evaluation")
+        stored = {"rows": stored} if isinstance(stored, list) else stored
+        try:
+            rows = (AccuracyRow(str(r["name"]), str(r["model"]), numbers(r["accuracies"])) for r in stored["rows"])
+            scores = (
+                RobustScore(str(s["name"]), str(s["trained_on"]), str(s["model"]), numbers(s["values"]))
+                for s in stored.get("scores", ())
+            )
+            return cls(tuple(rows), tuple(scores), str(stored.get("key", "")))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(f"{path} does not hold rows of an evaluation ({error})") from error
 
     def table(self) -> str:
         """The rows as aligned text, the scores below them."""

@@ -21,8 +21,8 @@ from ..engines import Engine, Task, select
 from ..errors import ConfigError, DatasetError
 from ..progress import Progress
 from ..scoring import Difficulty, score
-from ..training import NetworkSpec, Trainer
-from .network import Network, Recipe
+from ..training import NetworkSpec, Trainer, together
+from .network import Network, Recipe, train
 from .results import Results, digest, key_of
 from .robustness import robust_scores
 from .rows import AccuracyRow, EvaluationReport, RobustScore
@@ -154,6 +154,10 @@ def evaluate(
     )
 
 
+_Taken = tuple[Tensor, Tensor]
+"""Images and targets."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     """One network and what it is trained on."""
@@ -190,6 +194,7 @@ class _Trial:
         self.test = normalization.apply(data.test_images).to(device), data.test_labels.to(device)
         self._tested_on = digest(*self.test)
         self._engines: dict[NetworkSpec, Engine] = {}
+        self._together: dict[tuple[NetworkSpec, int], int] = {}
 
     def describe(self, job: _Job) -> dict[str, Any]:
         """Everything the result of a job depends on, besides versions."""
@@ -220,11 +225,11 @@ class _Trial:
         done = len(mine) - len(missing)
         if done:
             self.progress.say(f"evaluate: {done} of {len(mine)} networks are known already")
-        together = [place for place in missing if self._side_by_side(dealt[place])]
-        alone = [place for place in missing if not self._side_by_side(dealt[place])]
+        threaded = [place for place in missing if self._side_by_side(dealt[place])]
+        others = [place for place in missing if not self._side_by_side(dealt[place])]
         # Of all jobs, not only the missing ones: rounding depends on how many threads a network gets.
         workers = min(torch.get_num_threads(), sum(self._side_by_side(job) for job in jobs))
-        results = chain(self._run(dealt, together, workers), self._run(dealt, alone, 1))
+        results = chain(self._run(dealt, threaded, workers), self._run(dealt, others, 1))
         for place, accuracy in self.progress.track(results, "evaluate", total=len(mine), done=done, unit="network"):
             values[place] = accuracy
         group.wait("the networks that other ranks evaluate")
@@ -240,8 +245,8 @@ class _Trial:
             self.progress.say(f"evaluate: training a {spec.model} on the full set, whose outputs label random images")
 
             def run(_: None) -> Work[Tensor]:
-                trainer = yield from self._train(job, full.take(0))
-                self._test(job, trainer)
+                trainer = yield from self._train([(job, full.take(0))])
+                self._test([job], trainer)
                 return trainer.logits(images).cpu()
 
             known = {"logits": next(side_by_side(run, [None], workers=1))}
@@ -249,22 +254,48 @@ class _Trial:
         return known["logits"].to(self.device)
 
     def _run(self, jobs: Sequence[_Job], places: Sequence[int], workers: int) -> Iterator[tuple[int, float]]:
-        taken = ((place, jobs[place].trained_on.take(jobs[place].network.index)) for place in places)
+        def run(group: Sequence[tuple[int, _Taken]]) -> Work[list[tuple[int, float]]]:
+            trainer = yield from self._train([(jobs[place], taken) for place, taken in group])
+            accuracies = self._test([jobs[place] for place, _ in group], trainer)
+            return [(place, accuracy) for (place, _), accuracy in zip(group, accuracies, strict=True)]
 
-        def run(item: tuple[int, tuple[Tensor, Tensor]]) -> Work[tuple[int, float]]:
-            place, taken = item
-            trainer = yield from self._train(jobs[place], taken)
-            return place, self._test(jobs[place], trainer)
+        return chain.from_iterable(side_by_side(run, self._groups(jobs, places), workers=workers))
 
-        return side_by_side(run, taken, workers=workers)
+    def _groups(self, jobs: Sequence[_Job], places: Sequence[int]) -> Iterator[list[tuple[int, _Taken]]]:
+        """Jobs, by their places, with what each is trained on: as many at a time as are best trained together."""
+        group: list[tuple[int, _Taken]] = []
+        kind: Any = None
+        for place in places:
+            job = jobs[place]
+            taken = job.trained_on.take(job.network.index)
+            now = job.network.spec, job.trained_on.recipe, *((each.shape, each.dtype) for each in taken)
+            if group and now != kind:
+                yield group
+                group = []
+            kind = now
+            group.append((place, taken))
+            if len(group) == self._most(job, len(taken[0])):
+                yield group
+                group = []
+        if group:
+            yield group
 
-    def _train(self, job: _Job, taken: tuple[Tensor, Tensor]) -> Work[Trainer]:
-        return job.network.train(*taken, job.trained_on.recipe, device=self.device, backend=self.backend)
+    def _most(self, job: _Job, images: int) -> int:
+        key = job.network.spec, min(job.trained_on.recipe.batch, images)
+        if key not in self._together:
+            self._together[key] = together(*key, device=self.device, backend=self.backend)
+        return self._together[key]
 
-    def _test(self, job: _Job, trainer: Trainer) -> float:
-        accuracy = trainer.accuracy(*self.test)
-        self.results.put(self.describe(job), accuracy=torch.tensor(accuracy, dtype=torch.float64))
-        return accuracy
+    def _train(self, group: Sequence[tuple[_Job, _Taken]]) -> Work[Trainer]:
+        networks, sets = [job.network for job, _ in group], [taken for _, taken in group]
+        recipe = group[0][0].trained_on.recipe
+        return train(networks, sets, recipe, device=self.device, backend=self.backend)
+
+    def _test(self, jobs: Sequence[_Job], trainer: Trainer) -> list[float]:
+        accuracies: list[float] = trainer.accuracy(*self.test).reshape(-1).tolist()
+        for job, accuracy in zip(jobs, accuracies, strict=True):
+            self.results.put(self.describe(job), accuracy=torch.tensor(accuracy, dtype=torch.float64))
+        return accuracies
 
     def _side_by_side(self, job: _Job) -> bool:
         spec = job.network.spec

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import distributed
 from .._version import __version__
 from ..data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
-from ..device import resolve_device
+from ..device import free_bytes, resolve_device
 from ..errors import ConfigError
 from ..keep import parse_keep
 from ..optimizers import Optimizer, make_optimizer
 from ..progress import Progress
 from ..rng import generator
 from ..scoring import Difficulty
-from ..training import NetworkSpec, Trainer, shuffled_batches
-from .claim import remove_leftovers
+from ..training import Draws, NetworkSpec, Trainer, in_groups, together
+from .claim import Claim, remove_leftovers
 from .curriculum import Curriculum, prune
 from .store import ExpertStore, shapes_text
 from .workers import in_processes, require_processes
@@ -63,7 +64,8 @@ def train_experts(
 
     Snapshot k is the weights after k epochs, 0 the initial ones. An interrupted call is continued by repeating it:
     finished experts are kept, and expert i is the same whichever call trained it. Several calls may fill one store at
-    the same time.
+    the same time. An engine for GPUs trains as many experts together as keep the GPU busy; what is trained together
+    changes an expert by rounding only.
 
     Args:
         dataset: anything :func:`pad_fast.load_dataset` takes.
@@ -151,7 +153,7 @@ def train_experts(
         spec=spec,
         images=normalization.apply(data.train_images).to(where),
         labels=data.train_labels.to(where),
-        order=order,
+        order=[indices.to(where) for indices in order],
         curriculum=curriculum,
         epochs=epochs,
         kept=kept,
@@ -163,6 +165,7 @@ def train_experts(
         backend=backend,
         test=(normalization.apply(data.test_images).to(where), data.test_labels.to(where)) if test_every else None,
         test_every=test_every,
+        together=_together(store, spec, len(missing), min(batch, sum(map(len, order))), device=where, backend=backend),
     )
     fill = partial(train_missing, store, training, missing)
     detail = ""
@@ -182,17 +185,27 @@ def train_missing(store: ExpertStore, training: ExpertTraining, missing: Sequenc
     Numbers that another process has claimed are left to it, and come last: it is waited for, and where it ends without
     having finished, its expert is trained here.
     """
-    others: list[int] = []
-    for wait, numbers in ((False, missing), (True, others)):
-        for index in numbers:
-            claim = store.claim(index, wait=wait)
-            if claim is not None:
-                with claim:
-                    store.finish(claim, *training.train_one(index))
-            elif not store.holds(index):
-                others.append(index)
-                continue
-            yield index
+    left, wait = list(missing), False
+    while left:
+        claims: dict[int, Claim] = {}
+        others: list[int] = []
+        with ExitStack() as held:
+            while left and len(claims) < training.together:
+                index = left.pop(0)
+                claim = store.claim(index, wait=wait)
+                wait = False  # never with a claim in hand, which the other might be waiting for
+                if claim is not None:
+                    claims[index] = held.enter_context(claim)
+                elif store.holds(index):
+                    yield index
+                else:
+                    others.append(index)
+            if claims:
+                for index, result in zip(claims, training.train([*claims]), strict=True):
+                    store.finish(claims[index], *result)
+                    yield index
+        left += others
+        wait = not claims
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,10 +214,11 @@ class ExpertTraining:
 
     Attributes:
         images: normalised `[N, C, H, W]`; labels: int64 `[N]`; both on `device`.
-        order: dataset indices per class, easy to hard, as far as they are shown at all.
+        order: dataset indices per class, easy to hard, as far as they are shown at all; on `device`.
         kept: the epochs whose snapshots are wanted.
         optimizer: makes a fresh one.
         test: images and labels to test on every `test_every` epochs, if any.
+        together: how many experts :meth:`train` should be given.
     """
 
     spec: NetworkSpec
@@ -222,31 +236,48 @@ class ExpertTraining:
     backend: str
     test: tuple[Tensor, Tensor] | None = None
     test_every: int = 0
+    together: int = 1
 
-    def train_one(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        """Expert `index` from its first weights on, whatever was trained before it.
+    def train(self, numbers: Sequence[int]) -> list[tuple[Tensor, dict[str, Any]]]:
+        """The experts of these numbers from their first weights on, whatever was trained before them.
 
         Returns:
-            Snapshots `[len(kept), P]` on the CPU, and what to remember: the mean training `loss` of the last epoch, and
-            test `accuracy` in percent by epoch.
+            For each expert, snapshots `[len(kept), P]` on the CPU, and what to remember: the mean training `loss` of
+            the last epoch, and test `accuracy` in percent by epoch.
         """
-        trainer = Trainer(self.spec.build(self.seed, "expert", index), device=self.device, backend=self.backend)
-        optimizer, draws = self.optimizer(), generator(self.seed, "expert draws", index)
-        augment = partial(self.augment, generator=draws)
-        snapshots: list[Tensor] = []
-        accuracy: dict[str, float] = {}
-        loss = float("nan")
+        networks = [self.spec.build(self.seed, "expert", number) for number in numbers]
+        trainer = Trainer(networks, device=self.device, backend=self.backend)
+        streams = [generator(self.seed, "expert draws", number) for number in numbers]
+        draws, optimizer = Draws(trainer, streams, self.augment), self.optimizer()
+        snapshots = torch.empty(len(numbers), len(self.kept), trainer.theta.shape[-1])
+        places = {epoch: place for place, epoch in enumerate(self.kept)}
+        accuracies: dict[str, Tensor] = {}
+        losses = trainer.theta.new_full((len(numbers),), float("nan"))
         for epoch in range(self.epochs + 1):
             if epoch:
-                shown = self.curriculum.indices(epoch - 1, self.order).to(self.device)
-                batches = shuffled_batches(shown, self.batch, draws)
-                loss = trainer.epoch(self.images, self.labels, batches, optimizer, augment)
+                shown = self.curriculum.indices(epoch - 1, self.order)
+                batches = draws.batches(shown, self.batch)
+                losses = trainer.epoch(self.images, self.labels, batches, optimizer, draws.augment)
                 if self.test is not None and (epoch % self.test_every == 0 or epoch == self.epochs):
-                    accuracy[str(epoch)] = round(trainer.accuracy(*self.test), 3)
-            if epoch in self.kept:
-                # On a CPU `.cpu()` returns the live tensor itself, so the clone is what makes it a snapshot.
-                snapshots.append(trainer.theta.cpu().clone())
-        return torch.stack(snapshots), {"loss": loss, **({"accuracy": accuracy} if accuracy else {})}
+                    accuracies[str(epoch)] = trainer.accuracy(*self.test)
+            if epoch in places:
+                snapshots[:, places[epoch]] = trainer.theta
+        facts: list[dict[str, Any]] = [{"loss": loss} for loss in losses.reshape(-1).tolist()]
+        for epoch_text, percent in accuracies.items():
+            for fact, value in zip(facts, percent.reshape(-1).tolist(), strict=True):
+                fact.setdefault("accuracy", {})[epoch_text] = round(value, 3)
+        return list(zip(snapshots, facts, strict=True))
+
+
+def _together(
+    store: ExpertStore, spec: NetworkSpec, missing: int, batch: int, *, device: torch.device, backend: str
+) -> int:
+    """How many experts to train at once: what pays, less where their snapshots take too much memory."""
+    most = together(spec, batch, device=device, backend=backend)
+    most = min(most, max(1, free_bytes(torch.device("cpu")) // 4 // store.bytes_per_expert)) if most > 1 else 1
+    # Every process of the run gets its share of them, in groups of about the same size.
+    share = -(-missing // distributed.group().size)
+    return max(map(len, in_groups(range(share), most)))
 
 
 def _warn_of_full_disk(store: ExpertStore, experts: int, progress: Progress) -> None:
@@ -271,7 +302,7 @@ def _digest(order: list[Tensor]) -> str:
 def _order(data: ImageDataset, difficulty: Difficulty | str | os.PathLike[str] | None, *, needed: bool) -> list[Tensor]:
     if not needed:
         # Even when an order is given: it must not change which batches such experts see.
-        return [data.images_of_class(label) for label in range(data.classes)]
+        return data.images_by_class()
     if difficulty is None:
         raise ConfigError(
             "a curriculum or pruning needs to know which images are hard: pass difficulty=pad_fast.score(...), "

