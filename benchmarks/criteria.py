@@ -155,7 +155,8 @@ class Study:
         initial = initial_images(config, real)
         state = State.start(initial.images, initial.label_logits, initial.labels, config, CPU)
         spec = NetworkSpec(config.model, self.data.channels, self.data.classes, self.data.resolution)
-        return Run(config, normalization, BatchLoop(spec, real, config, CPU), state, time.process_time() - before)
+        loop = BatchLoop(spec.build(config.seed, "student"), spec, real, config, CPU)
+        return Run(config, normalization, loop, state, time.process_time() - before)
 
     def record(self, run: Run, row: dict[str, Any], *, networks: int, rates: Sequence[float | None]) -> None:
         """Evaluate what a run has come to, and keep that at once."""
