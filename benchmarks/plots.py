@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks.unroll import WEIGHED
 from pad_fast import files
 from pad_fast.grid import png_bytes
 
@@ -29,8 +30,10 @@ def log_log(curves: Curves, *, title: str, x_label: str, y_label: str) -> Image.
     """Draw positive points (x, y) of named curves; a curve's points are joined in the order of x.
 
     Raises:
-        ValueError: no point, or one that has no logarithm.
+        ValueError: no point, one that has no logarithm, or more curves than there are colours.
     """
+    if len(curves) > len(_COLOURS):
+        raise ValueError(f"{len(curves)} curves, and {len(_COLOURS)} colours to tell them apart")
     points = [point for curve in curves.values() for point in curve]
     if not points or min(min(point) for point in points) <= 0:
         raise ValueError("curves on logarithmic axes need points, all of them positive")
@@ -62,13 +65,15 @@ def log_log(curves: Curves, *, title: str, x_label: str, y_label: str) -> Image.
     draw.text(((_LEFT + _SIZE[0] - _RIGHT) / 2, _SIZE[1] - 12), x_label, fill=_INK, font=font, anchor="ms")
     draw.text((_SIZE[0] - _RIGHT + 20, _TOP), y_label, fill=_INK, font=font, anchor="lt")
     for number, (name, curve) in enumerate(curves.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = _COLOURS[number]
         spots = [place(*point) for point in sorted(curve)]
-        draw.line(spots, fill=colour, width=3)
+        # Later curves are thinner: one that lies on an earlier one leaves its edges to be seen.
+        more = len(curves) - 1 - number
+        draw.line(spots, fill=colour, width=3 + 2 * more)
         for spot in spots:
-            _mark(draw, spot, number, colour)
+            _mark(draw, spot, number, colour, 5 + more)
         row = _TOP + 40 + 26 * number
-        _mark(draw, (_SIZE[0] - _RIGHT + 28, row), number, colour)
+        _mark(draw, (_SIZE[0] - _RIGHT + 28, row), number, colour, 6)
         draw.text((_SIZE[0] - _RIGHT + 44, row), name, fill=_INK, font=font, anchor="lm")
     return image
 
@@ -76,13 +81,13 @@ def log_log(curves: Curves, *, title: str, x_label: str, y_label: str) -> Image.
 def draw_unroll(result: Path, out: Path) -> list[Path]:
     """The four pictures of one result of `benchmarks.unroll`: time and memory against T and against the batch.
 
-    A picture whose curves would be single points is left out.
+    They show the rivals of the memory table. A picture whose curves would be single points is left out.
     """
     content = json.loads(result.read_text(encoding="utf-8"))
     timed = [
         {**row, "seconds": row["ms_per_step"]["median"] * row["steps"] / 1e3}
         for row in content["rows"]
-        if row["mask"] == "none"
+        if row["mask"] == "none" and row["rival"] in WEIGHED
     ]
     written = []
     for quantity, key, unit, rows in (
@@ -116,9 +121,11 @@ def _series(rows: Sequence[dict[str, Any]], key: str, against: str, fixed: str) 
     return best
 
 
-def _mark(draw: ImageDraw.ImageDraw, spot: tuple[float, float], number: int, colour: tuple[int, int, int]) -> None:
+def _mark(
+    draw: ImageDraw.ImageDraw, spot: tuple[float, float], number: int, colour: tuple[int, int, int], r: float
+) -> None:
     x, y = spot
-    kind, r = number % 3, 6
+    kind = number % 3
     if kind == 0:
         draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
     elif kind == 1:

@@ -42,9 +42,6 @@ def source(content: Content, rows: Sequence[Content] = ()) -> str:
     hardware = f"{machine['cpu']} ({machine['threads']} threads, {machine['cpu_instructions']})"
     commands = dict.fromkeys(row.get("command", content["command"]) for row in rows or [content])
     typed = "; ".join(f"`{command}`" for command in commands)
-    for origin in dict.fromkeys(row["transcribed_from"] for row in rows if "transcribed_from" in row):
-        affected = dict.fromkeys(row["command"] for row in rows if row.get("transcribed_from") == origin)
-        typed += f"\n(rows of {' and '.join(f'`{command}`' for command in affected)}: from {origin})"
     return f"\n{typed}\n{hardware}, torch {machine['torch']}, commit {machine['commit']}.\n"
 
 

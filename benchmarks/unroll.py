@@ -43,7 +43,7 @@ _CHECKED = 5
 # Timed with more steps than this: only those rivals whose growth with T is the question.
 _SHORT = 20
 LONG = ("plain loop", "cpu high, recompute", "TESLA (approximate)")
-# Of the memory table.
+# Of the memory table, and of the pictures.
 WEIGHED = ("plain loop", "plain loop, tuned", "functional", "cpu high, recompute", "TESLA (approximate)")
 
 
@@ -238,7 +238,9 @@ def keep(
     sections = {}
     for section, new, keys in (("rows", rows, ("batch", "steps", "mask")), ("memory", memory, ("batch", "steps"))):
         together = harness.merged(path, [{**row, "command": command} for row in new], keys, section=section)
-        sections[section] = sorted(together, key=lambda row: (row["batch"], row["steps"]))
+        sections[section] = sorted(
+            together, key=lambda row: (row["batch"], row["steps"], row.get("mask", "none") != "none")
+        )
     grown = growth(sections["memory"])
     harness.write(path, "unroll", "python -m benchmarks.unroll", **sections, growth=grown)
 
