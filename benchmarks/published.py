@@ -77,18 +77,18 @@ def plain_bytes(setting: Setting) -> float:
     return corner[2, 2] + batch * by_batch + steps * by_steps + batch * steps * both
 
 
-def cpu_rate(measured: dict[str, Any], batch: int) -> tuple[float, int]:
-    """Counted operations per second of our CPU engine at the nearest measured batch, and that batch."""
+def cpu_rate(measured: dict[str, Any], wanted: Setting) -> tuple[float, Setting]:
+    """Counted operations per second of our CPU engine at the nearest measured batch and T, and what was measured."""
     rows = [row for row in measured["rows"] if row["rival"] == "cpu high, recompute" and row["mask"] == "none"]
-    row = min(rows, key=lambda row: (abs(row["batch"] - batch), row["batch"]))
-    setting = Setting("measured", row["batch"], row["batch"], row["steps"])
-    return model.our_total(setting).flops / (row["ms_per_step"]["median"] * row["steps"] / 1e3), row["batch"]
+    row = min(rows, key=lambda row: (abs(row["batch"] - wanted.batch), row["batch"], abs(row["steps"] - wanted.steps)))
+    setting = Setting(wanted.name, row["batch"], row["batch"], row["steps"])
+    return model.our_total(setting).flops / (row["ms_per_step"]["median"] * row["steps"] / 1e3), setting
 
 
 def row(setting: Setting, measured: dict[str, Any]) -> dict[str, Any]:
     """Everything about one setting."""
     mine, other = model.our_total(setting), model.plain_total(setting)
-    rate, batch = cpu_rate(measured, setting.batch)
+    rate, known = cpu_rate(measured, setting)
     return {
         "setting": setting.name,
         "batch": setting.batch,
@@ -96,7 +96,8 @@ def row(setting: Setting, measured: dict[str, Any]) -> dict[str, Any]:
         "gpu_seconds": {"ours": mine.seconds, "plain": other.seconds},
         "gpu_bytes": {"ours": our_bytes(setting), "plain": plain_bytes(setting)},
         "cpu_seconds": mine.flops / rate,
-        "cpu_measured_at_batch": batch,
+        "cpu_measured_at": {"batch": known.batch, "steps": known.steps},
+        "cpu_is_measured": known == setting,
         "printed": PRINTED.get(setting.name, ""),
     }
 
@@ -104,7 +105,11 @@ def row(setting: Setting, measured: dict[str, Any]) -> dict[str, Any]:
 def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table of docs/scaling.md."""
     header = ["setting", "batch", "T", "H200, s per iteration: ours / plain (predicted)"]
-    header += ["GB: ours / plain (counted)", "2 CPU cores, s per iteration (predicted)", "printed by others (measured)"]
+    header += [
+        "GB: ours / plain (counted)",
+        "2 CPU cores, s per iteration (predicted, or measured)",
+        "printed by others (measured)",
+    ]
     return header, [
         [
             row["setting"],
@@ -112,7 +117,7 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
             str(row["steps"]),
             f"{row['gpu_seconds']['ours']:.3g} / {row['gpu_seconds']['plain']:.3g}",
             f"{row['gpu_bytes']['ours'] / 1e9:.2f} / {row['gpu_bytes']['plain'] / 1e9:,.1f}",
-            f"{row['cpu_seconds']:.3g}",
+            f"{row['cpu_seconds']:.3g}{', measured' if row['cpu_is_measured'] else ''}",
             row["printed"],
         ]
         for row in rows
