@@ -8,8 +8,8 @@ The budget is time of the processor, so that waiting on a busy machine does not 
 time of an undisturbed run. Everything a method needs is in it: for PAD the scores and the experts too. Because experts
 serve every number of images per class, PAD is also measured when only its iterations count ("given" experts).
 
-* `search`, with seed 0: the first candidate of every method is its preset, and each method has the same number of
-  them. Each gets `--search-seconds` (experts given). Sets without a learning rate of their own are evaluated at two.
+* `search`, with seed 0: each method has the same number of candidates; on the digits the first is its preset.
+  Each gets `--search-seconds` (experts given). Sets without a learning rate of their own are evaluated at two.
 * `compare`, with `--seeds`: every method with the candidate and the learning rate that were best in `search`.
 * `filters`, with `--seeds`: the same once more, with one filter at a time; only iterations count.
 
@@ -174,7 +174,7 @@ class Study:
             print(line(self.rows[-1]), flush=True)
         options = self.options
         kept = harness.merged(options.json, self.rows, KEY)
-        described = {"data": options.data and "CIFAR-10", "images_per_class": [options.images, options.test_images]}
+        described = {"data": options.data, "images_per_class": [options.images, options.test_images]}
         harness.write(options.json, "criteria", self.command, kept, **(described if options.data else {}))
 
     def search(self, method: str, candidates: Sequence[dict[str, Any]]) -> None:

@@ -35,18 +35,6 @@ _STAGE_TITLES = {
 
 
 _EXPERT_COMMANDS = ("info", "verify", "convert")
-_SUITES = (
-    "unroll",
-    "augmentation",
-    "scoring",
-    "training",
-    "experts",
-    "evaluation",
-    "matching",
-    "end_to_end",
-    "fidelity",
-)
-"""Those of benchmarks/registry.py, which is not installed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -207,11 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", metavar="FILE", help="also write a page (HTML)")
 
     bench = _command(commands, "bench", "measure engines against plain torch (in a source checkout)", _bench)
-    bench.add_argument(
-        "suite",
-        choices=_SUITES,
-        help="what to measure",
-    )
+    bench.add_argument("suite", metavar="SUITE", help="what to measure; docs/benchmarks.md lists them")
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the suite, e.g. --rounds 3")
 
     _command(commands, "env", "say what is installed, built and missing", _env)
@@ -487,13 +471,17 @@ def _bench(options: argparse.Namespace) -> None:
     # The suites are no part of the installed package; its entry point does not put the working folder on the path.
     sys.path.insert(0, os.getcwd())
     try:
-        suite = importlib.import_module(f"benchmarks.{options.suite}")
+        from benchmarks.registry import MODULES
     except ModuleNotFoundError as error:
         raise ConfigError(
             "the benchmarks are in the source tree, not in the installed package; run this in a checkout of it"
         ) from error
+    if options.suite not in MODULES:
+        raise ConfigError(
+            f"there is no suite {options.suite!r}.{nearest(options.suite, MODULES)} There are: {', '.join(MODULES)}"
+        )
     sys.argv = [f"benchmarks.{options.suite}", *options.arguments]
-    suite.main()
+    importlib.import_module(f"benchmarks.{options.suite}").main()
 
 
 def _env(options: argparse.Namespace) -> None:

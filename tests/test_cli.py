@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import pad_fast
-from pad_fast.cli import build_parser, main, parse
+from pad_fast.cli import build_parser, main
 from pad_fast.config import Config
 from pad_fast.errors import DistillationStopped
 
@@ -199,14 +199,10 @@ def test_bench_runs_a_suite_of_the_checkout_and_says_where_it_is_missing(tmp_pat
     assert "run this in a checkout" in capsys.readouterr().err
 
 
-def test_every_suite_of_the_registry_can_be_run(capsys):
-    from benchmarks.registry import MODULES
-
-    for suite in MODULES:
-        assert parse(["bench", suite]).suite == suite
-    with pytest.raises(SystemExit):
-        parse(["bench", "registry"])
-    assert "invalid choice" in capsys.readouterr().err
+def test_a_suite_that_does_not_exist_is_named_with_those_that_do(capsys):
+    assert main(["bench", "unrol"]) == 2
+    printed = capsys.readouterr().err
+    assert "there is no suite 'unrol'" in printed and "Did you mean 'unroll'?" in printed and "criteria" in printed
 
 
 def test_env_names_versions_and_the_extension(capsys):
