@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.rivals import plain_gsam_epoch, plain_sgd_epoch, plain_unroll
+from benchmarks.rivals import Step, compiled_step, plain_gsam_epoch, plain_sgd_epoch, plain_unroll
 from pad_fast import DSA, ConvNet, trajectory_matching_loss
 from pad_fast.engines import record_backends
 from pad_fast.matching import normalized_distance
@@ -60,6 +60,7 @@ class UnrollCase:
     steps: int
     width: int = 128
     more: tuple[str, ...] = ()
+    compiled: bool = False  # also the plain loop with its step out of torch.compile
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ UNROLLS: dict[str, UnrollCase] = {
     "CIFAR-10 IPC 1000": UnrollCase(1000, 100, more=("ours, activations kept",)),
     "batch 500": UnrollCase(500, 40, more=("ours, activations kept",)),
     "CIFAR-10 IPC 500": UnrollCase(1000, 40),
+    "IPC 10, torch.compile": UnrollCase(100, 80, compiled=True),
 }
+# What this case's rival needs, a compiler that gets through in time, is not ours to promise.
+OPTIONAL = ("IPC 10, torch.compile",)
 # What was asked for: times faster than the plain loop, and MiB at batch 1000 whatever T is.
 TARGETS = {"CIFAR-10 IPC 1": 15, "CIFAR-10 IPC 10": 8, "batch 500": 5, "CIFAR-10 IPC 500": 5, "CIFAR-10 IPC 1000": 5}
 MOST_MIB = 6144
@@ -235,10 +239,11 @@ class Unroll:
         self.batches = [torch.randperm(case.batch, generator=draws) for _ in range(case.steps)]
         self.seed = 0
 
-    def plain(self, steps: int, *, augmented: bool = True) -> tuple[Tensor, ...]:
+    def plain(self, steps: int, *, augmented: bool = True, step: Step | None = None) -> tuple[Tensor, ...]:
         batches = [batch.to(self.device) for batch in self.batches[:steps]]
         inputs = (self.theta, self.target, self.images, self.labels, self.lr)
-        return plain_unroll(self.module, *inputs, batches, augment=self._augment() if augmented else None)[1]
+        augment = self._augment() if augmented else None
+        return plain_unroll(self.module, *inputs, batches, augment=augment, step=step)[1]
 
     def ours(self, how: Ours, steps: int, *, augmented: bool = True, **options: Any) -> tuple[Tensor, ...]:
         learned = [tensor.detach().requires_grad_() for tensor in (self.images, self.labels, self.lr)]
@@ -260,12 +265,15 @@ class Unroll:
         self.seed += 1
         return DSA().seeded(self.seed)
 
-    def check(self, how: Ours) -> float:
+    def check(self, how: Ours | Step) -> float:
         """Relative error of the image gradient of two steps, both sides in full float32."""
         with full_float32(self.backend) as precision:
             steps = min(2, self.case.steps)
-            ours = self.ours(how, steps, augmented=False, precision=precision)[0]
-            return harness.relative_error(ours, self.plain(steps, augmented=False)[0])
+            if isinstance(how, Ours):
+                checked = self.ours(how, steps, augmented=False, precision=precision)[0]
+            else:
+                checked = self.plain(steps, augmented=False, step=how)[0]
+            return harness.relative_error(checked, self.plain(steps, augmented=False)[0])
 
 
 def run_unroll(case: UnrollCase, device: Device, backend: str, *, rounds: int, seconds: float) -> list[Rival]:
@@ -286,6 +294,12 @@ def run_unroll(case: UnrollCase, device: Device, backend: str, *, rounds: int, s
         rival = Rival(name, run, steps=case.steps, environment={} if how.graphs else {"PAD_FAST_GRAPHS": "0"})
         rival.check = errors[name]
         rivals.append(rival)
+    if case.compiled:
+        step = compiled_step(problem.module)
+        rivals.append(
+            Rival("plain loop, torch.compile", partial(problem.plain, case.steps, step=step), steps=case.steps)
+        )
+        rivals[-1].check = problem.check(step)
     refuse_wrong(rivals, UNROLL_TOLERANCE)
     device.clean()
     try:
@@ -479,6 +493,10 @@ def run_once(case: UnrollCase, device: Device, backend: str) -> None:
         for augmented in (False, True):
             problem.ours(VARIANTS[name], min(2, case.steps), augmented=augmented)
         problem.check(VARIANTS[name])
+    if case.compiled:
+        step = compiled_step(problem.module)
+        problem.check(step)
+        problem.plain(min(2, case.steps), step=step)
 
 
 def in_process(suite: str, name: str, arguments: list[str], seconds: float) -> list[dict[str, Any]]:
@@ -592,7 +610,7 @@ def main() -> None:
     print(table(rows))
     if options.suites[0] == "unroll" and not options.tiny:
         print("\n" + verdict(rows))
-    if any(row["status"] in ("failed", "not run") for row in rows):
+    if any(row["status"] in ("failed", "not run") and row["case"] not in OPTIONAL for row in rows):
         raise SystemExit("some cases failed")
 
 

@@ -12,12 +12,16 @@ import ctypes
 import math
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pad_fast import ParameterMask
+
+Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Parameters, a batch's images and label logits, and the learning rate: to the next parameters."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -42,10 +46,12 @@ def plain_unroll(
     tuned: bool = False,
     mask: ParameterMask | None = None,
     augment: Callable[[Tensor, int], Tensor] | None = None,
+    step: Step | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Loss, and its gradient in images, label logits and lr, by autograd through all steps.
 
     `mask` may be `none`, `depth` (slices leave the first entries out) or `loss` (the smallest distances are dropped).
+    `step` takes the place of a step's lines; :func:`compiled_step` makes one.
     """
     names, shapes = zip(*((name, p.shape) for name, p in module.named_parameters()), strict=True)
     sizes = [shape.numel() for shape in shapes]
@@ -53,8 +59,11 @@ def plain_unroll(
     label_logits = label_logits.detach().requires_grad_()
     lr = lr.detach().requires_grad_()
     theta = theta_start.detach().requires_grad_()
-    for step, batch in enumerate(batches):
-        inputs = images[batch] if augment is None else augment(images[batch], step)
+    for number, batch in enumerate(batches):
+        inputs = images[batch] if augment is None else augment(images[batch], number)
+        if step is not None:
+            theta = step(theta, inputs, label_logits[batch], lr)
+            continue
         parameters = {n: piece.view(s) for n, piece, s in zip(names, theta.split(sizes), shapes, strict=True)}
         if tuned:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -72,6 +81,28 @@ def plain_unroll(
         left, reference = left[kept], reference[kept]
     matching = left.sum() / reference.sum()
     return matching.detach(), torch.autograd.grad(matching, (images, label_logits, lr))
+
+
+def compiled_step(module: nn.Module, **options: Any) -> Step:
+    """A student step for :func:`plain_unroll` out of `torch.compile`, which `options` are for.
+
+    Compiled code is differentiated once at most, so the gradient inside the step is taken by `torch.func.grad`, which
+    is compiled with it, and autograd goes through compiled steps from outside.
+    """
+    names, shapes = zip(*((name, p.shape) for name, p in module.named_parameters()), strict=True)
+    sizes = [shape.numel() for shape in shapes]
+
+    def loss(theta: Tensor, inputs: Tensor, label_logits: Tensor) -> Tensor:
+        parameters = {n: piece.view(s) for n, piece, s in zip(names, theta.split(sizes), shapes, strict=True)}
+        logits = torch.func.functional_call(module, parameters, (inputs,))
+        return functional.cross_entropy(logits, label_logits.softmax(-1))
+
+    def step(theta: Tensor, inputs: Tensor, label_logits: Tensor, lr: Tensor) -> Tensor:
+        stepped: Tensor = theta - lr * torch.func.grad(loss)(theta, inputs, label_logits)
+        return stepped
+
+    compiled: Step = torch.compile(step, **options)
+    return compiled
 
 
 def plain_gsam_epoch(

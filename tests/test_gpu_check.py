@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_check
+from benchmarks import gpu, gpu_check, rivals
 
 SMALL = gpu.UnrollCase(4, 4, width=4, more=("ours, 8 trajectories",))
 
@@ -52,6 +52,20 @@ def test_out_of_memory_keeps_its_row_and_fewer_steps_are_measured(monkeypatch):
     ]
     assert rows[1]["times_faster"] == pytest.approx(rows[2]["ms_per_step"] / rows[1]["ms_per_step"])
     assert "out of memory" in gpu.table(rows)
+
+
+def test_the_compiled_loop_computes_the_same_and_is_timed_beside_the_others(monkeypatch):
+    compiled, really = [], torch.compile
+
+    def traced(step: Any) -> Any:
+        compiled.append(step)
+        return really(step, backend="aot_eager")  # all but the generated code, which takes a minute to make
+
+    monkeypatch.setattr(rivals.torch, "compile", traced)
+    case = gpu.UnrollCase(3, 3, width=4, compiled=True)
+    measured = gpu.run_unroll(case, gpu.Device("cpu"), "autograd", rounds=1, seconds=20)
+    (rival,) = [rival for rival in measured if rival.name == "plain loop, torch.compile"]
+    assert len(compiled) == 1 and rival.check is not None and rival.check < 1e-4 and len(rival.milliseconds) == 1
 
 
 def test_no_speed_is_reported_of_something_else(monkeypatch):
