@@ -296,10 +296,9 @@ def run_unroll(case: UnrollCase, device: Device, backend: str, *, rounds: int, s
         rivals.append(rival)
     if case.compiled:
         step = compiled_step(problem.module)
-        rivals.append(
-            Rival("plain loop, torch.compile", partial(problem.plain, case.steps, step=step), steps=case.steps)
-        )
-        rivals[-1].check = problem.check(step)
+        rival = Rival("plain loop, torch.compile", partial(problem.plain, case.steps, step=step), steps=case.steps)
+        rival.check = problem.check(step)
+        rivals.append(rival)
     refuse_wrong(rivals, UNROLL_TOLERANCE)
     device.clean()
     try:
