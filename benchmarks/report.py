@@ -210,6 +210,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "criteria-digits-search": partial(criteria, "search", "digits"),
     "criteria-cifar": partial(criteria, "compare", "cifar10"),
     "criteria-cifar-search": partial(criteria, "search", "cifar10"),
+    "criteria-cifar-filters": partial(criteria, "filters", "cifar10"),
 }
 
 
