@@ -56,7 +56,7 @@ class Recipe:
 
     def together(self, batch: int) -> int:
         """How many networks are best taken together on batches of `batch` images."""
-        return together(self.spec, batch, device=self.device, backend=self.backend)
+        return together(self.spec.build(self.seed, "probe"), batch, device=self.device, backend=self.backend)
 
     def key(self, fingerprint: str, normalization: Normalization) -> str:
         """Digest of everything a network depends on, to tell kept ones from those of other settings."""

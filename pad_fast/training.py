@@ -187,9 +187,9 @@ def shuffled_batches(indices: Tensor, batch_size: int, generator: torch.Generato
     return indices[sent(order, indices.device)].split(batch_size)
 
 
-def together(spec: NetworkSpec, batch: int, *, device: torch.device, backend: str) -> int:
-    """How many networks of a kind are best trained together on batches of `batch` images; 1 where none are."""
-    task = Task(spec.build(0, "probe"), device, torch.float32)
+def together(network: FlatNetwork, batch: int, *, device: torch.device, backend: str) -> int:
+    """How many networks like this one are best trained together on batches of `batch` images; 1 where none are."""
+    task = Task(network, device, torch.float32)
     return select(backend, task).together(task, batch)
 
 

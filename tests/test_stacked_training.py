@@ -203,16 +203,16 @@ def test_a_diverged_expert_of_a_group(tmp_path, oracle):
 def test_every_rank_gets_its_share_of_a_group(tmp_path, oracle, monkeypatch, missing, ranks, expected):
     monkeypatch.setattr(distributed, "group", lambda: Group(0, ranks))
     store = ExpertStore.create(tmp_path, parameter_count=3, epochs=1, metadata={"model": MODEL})
-    spec = NetworkSpec(MODEL, 1, 3, 8)
-    assert train_module._together(store, spec, missing, 10, device=CPU, backend="oracle") == expected
+    network = NetworkSpec(MODEL, 1, 3, 8).build(0, "probe")
+    assert train_module._together(store, network, missing, 10, device=CPU, backend="oracle") == expected
 
 
 def test_snapshots_leave_memory_to_others(tmp_path, oracle, monkeypatch):
     store = ExpertStore.create(tmp_path, parameter_count=1000, epochs=9, metadata={"model": MODEL})
-    spec = NetworkSpec(MODEL, 1, 3, 8)
+    network = NetworkSpec(MODEL, 1, 3, 8).build(0, "probe")
     for free, expected in ((12, 3), (11, 2), (3, 1)):
         monkeypatch.setattr(train_module, "free_bytes", lambda _, free=free: free * store.bytes_per_expert)
-        found = train_module._together(store, spec, 6, 10, device=CPU, backend="oracle")
+        found = train_module._together(store, network, 6, 10, device=CPU, backend="oracle")
         assert found == expected
 
 
@@ -391,14 +391,14 @@ def test_an_evaluation_looks_at_its_losses_now_and_then(oracle):
 
 
 def test_engines_without_a_stack_take_networks_one_after_another():
-    spec = NetworkSpec(MODEL, 1, 3, 8)
+    network = NetworkSpec(MODEL, 1, 3, 8).build(0, "probe")
     for backend in ("auto", "autograd"):
-        assert together(spec, 16, device=CPU, backend=backend) == 1
+        assert together(network, 16, device=CPU, backend=backend) == 1
 
 
 def test_how_many_depends_on_size(kernels, monkeypatch):
     def most(model: str, resolution: int, batch: int) -> int:
-        return together(NetworkSpec(model, 3, 10, resolution), batch, device=CPU, backend="triton")
+        return together(NetworkSpec(model, 3, 10, resolution).build(0, "probe"), batch, device=CPU, backend="triton")
 
     assert most("ConvNet", 32, 10) > most("ConvNet", 32, 128) > most("ConvNet", 32, 256) > 1
     assert most("ConvNetD4", 64, 256) < most("ConvNet", 32, 256)

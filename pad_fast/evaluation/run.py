@@ -21,7 +21,7 @@ from ..engines import Engine, Task, select
 from ..errors import ConfigError, DatasetError
 from ..progress import Progress
 from ..scoring import Difficulty, score
-from ..training import NetworkSpec, Trainer, together
+from ..training import NetworkSpec, Trainer
 from .network import Network, Recipe, train
 from .results import Results, digest, key_of
 from .robustness import robust_scores
@@ -193,8 +193,7 @@ class _Trial:
         self.results, self.progress = results, progress
         self.test = normalization.apply(data.test_images).to(device), data.test_labels.to(device)
         self._tested_on = digest(*self.test)
-        self._engines: dict[NetworkSpec, Engine] = {}
-        self._together: dict[tuple[NetworkSpec, int], int] = {}
+        self._engines: dict[NetworkSpec, tuple[Engine, Task]] = {}
 
     def describe(self, job: _Job) -> dict[str, Any]:
         """Everything the result of a job depends on, besides versions."""
@@ -274,17 +273,12 @@ class _Trial:
                 group = []
             kind = now
             group.append((place, taken))
-            if len(group) == self._most(job, len(taken[0])):
+            engine, task = self._engine(job)
+            if len(group) == engine.together(task, min(job.trained_on.recipe.batch, len(taken[0]))):
                 yield group
                 group = []
         if group:
             yield group
-
-    def _most(self, job: _Job, images: int) -> int:
-        key = job.network.spec, min(job.trained_on.recipe.batch, images)
-        if key not in self._together:
-            self._together[key] = together(*key, device=self.device, backend=self.backend)
-        return self._together[key]
 
     def _train(self, group: Sequence[tuple[_Job, _Taken]]) -> Work[Trainer]:
         networks, sets = [job.network for job, _ in group], [taken for _, taken in group]
@@ -298,11 +292,15 @@ class _Trial:
         return accuracies
 
     def _side_by_side(self, job: _Job) -> bool:
+        return self.device.type == "cpu" and self._engine(job)[0].side_by_side
+
+    def _engine(self, job: _Job) -> tuple[Engine, Task]:
+        """What runs networks of this kind, and a task of theirs to ask it about."""
         spec = job.network.spec
         if spec not in self._engines:
             task = Task(spec.build(self.seed, "probe"), self.device, torch.float32)
-            self._engines[spec] = select(self.backend, task)
-        return self.device.type == "cpu" and self._engines[spec].side_by_side
+            self._engines[spec] = select(self.backend, task), task
+        return self._engines[spec]
 
 
 def _by_name(distilled: Distilled | Mapping[str, Distilled]) -> dict[str, DistilledDataset]:

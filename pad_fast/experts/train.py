@@ -20,6 +20,7 @@ from ..data import DSA, ImageDataset, Normalization, fit_normalization, load_dat
 from ..device import free_bytes, resolve_device
 from ..errors import ConfigError
 from ..keep import parse_keep
+from ..models import FlatNetwork
 from ..optimizers import Optimizer, make_optimizer
 from ..progress import Progress
 from ..rng import generator
@@ -165,7 +166,9 @@ def train_experts(
         backend=backend,
         test=(normalization.apply(data.test_images).to(where), data.test_labels.to(where)) if test_every else None,
         test_every=test_every,
-        together=_together(store, spec, len(missing), min(batch, sum(map(len, order))), device=where, backend=backend),
+        together=_together(
+            store, network, len(missing), min(batch, sum(map(len, order))), device=where, backend=backend
+        ),
     )
     fill = partial(train_missing, store, training, missing)
     detail = ""
@@ -270,10 +273,10 @@ class ExpertTraining:
 
 
 def _together(
-    store: ExpertStore, spec: NetworkSpec, missing: int, batch: int, *, device: torch.device, backend: str
+    store: ExpertStore, network: FlatNetwork, missing: int, batch: int, *, device: torch.device, backend: str
 ) -> int:
     """How many experts to train at once: what pays, less where their snapshots take too much memory."""
-    most = together(spec, batch, device=device, backend=backend)
+    most = together(network, batch, device=device, backend=backend)
     most = min(most, max(1, free_bytes(torch.device("cpu")) // 4 // store.bytes_per_expert)) if most > 1 else 1
     # Every process of the run gets its share of them, in groups of about the same size.
     share = -(-missing // distributed.group().size)
