@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
-from benchmarks.fidelity import CIFAR, Problem, accuracy, subset
+from benchmarks.fidelity import CIFAR, Problem, accuracy, parsed, subset
 from benchmarks.registry import Suite
 from pad_fast import ImageDataset, Progress, load_dataset
 from pad_fast.batch_matching import BatchLoop, RealImages, initial_images
@@ -231,15 +231,8 @@ def _rates(method: str) -> Sequence[float | None]:
 
 
 def words(changes: dict[str, Any]) -> str:
-    """Settings as they can be typed."""
+    """Settings as they can be typed, and :func:`parsed`."""
     return " ".join(f"{name}={value}" for name, value in changes.items())
-
-
-def parsed(items: Sequence[str]) -> dict[str, Any]:
-    """:func:`words` read again."""
-    import yaml
-
-    return {name: yaml.safe_load(value) for name, _, value in (item.partition("=") for item in items)}
 
 
 def line(row: dict[str, Any]) -> str:

@@ -30,6 +30,7 @@ from pad_fast.data import Normalization, fit_normalization
 from pad_fast.distillation import Loop, State, make_mask
 from pad_fast.distilled import DistilledDataset
 from pad_fast.engines import Task, select
+from pad_fast.errors import DistillationStopped
 from pad_fast.evaluation import AccuracyRow
 from pad_fast.evaluation.sets import RANDOM
 from pad_fast.initialization import Teachers, initial_set
@@ -55,7 +56,6 @@ INPUTS = ("images", "labels", "lr")
 TOLERANCE = 1e-9  # exact against autograd through all steps, float64
 SLICE = 0.5  # seconds of the processor a run gets before the other one's turn
 
-DIGITS: dict[str, Any] = {}
 # CIFAR-10 at a size that two cores distil in minutes; published settings where size does not matter.
 CIFAR: dict[str, Any] = {
     "model": "ConvNetD3W32", "zca": False, "score_networks": 1, "score_epochs": 3, "num_experts": 4, "train_epochs": 12,
@@ -186,7 +186,7 @@ def equal_time(problem: Problem, seconds: float, *, seed: int, networks: int) ->
             try:
                 while failure is None and used < seconds and time.process_time() - start < SLICE:
                     loop.iterate(state)
-            except Exception as error:  # a run that diverges is a result
+            except DistillationStopped as error:  # a run that diverges is a result
                 run[3] = str(error)
             run[2] = used + time.process_time() - start
     rows = []
@@ -278,10 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     options = parser.parse_args(argv)
 
-    import yaml
-
-    more = {name: yaml.safe_load(value) for name, _, value in (item.partition("=") for item in options.set)}
-    settings = {"ipc": options.ipc, **(CIFAR if options.data else DIGITS), **more}
+    settings = {"ipc": options.ipc, **(CIFAR if options.data else {}), **parsed(options.set)}
     config = make_settings(preset_name=None, file=None, overrides=settings).config
     data = load_dataset(options.data or "digits")
     if options.data:
@@ -299,6 +296,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(show(rows))
     used = {**config.describe(), "dataset": options.data or "digits"}
     harness.write(options.json, "fidelity", command, rows, gate=error, settings=used)
+
+
+def parsed(items: Sequence[str]) -> dict[str, Any]:
+    """Settings out of `NAME=VALUE`, values as in a YAML file."""
+    import yaml
+
+    return {name: yaml.safe_load(value) for name, _, value in (item.partition("=") for item in items)}
 
 
 def subset(data: ImageDataset, train: int, test: int | None = None) -> ImageDataset:

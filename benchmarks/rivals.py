@@ -51,29 +51,16 @@ def plain_unroll(
     """Loss, and its gradient in images, label logits and lr, by autograd through all steps.
 
     `mask` may be `none`, `depth` (slices leave the first entries out) or `loss` (the smallest distances are dropped).
-    `step` takes the place of a step's lines; :func:`compiled_step` makes one.
+    `step` takes the place of the usual one; :func:`compiled_step` makes one.
     """
-    names, shapes = zip(*((name, p.shape) for name, p in module.named_parameters()), strict=True)
-    sizes = [shape.numel() for shape in shapes]
+    step = step or _autograd_step(_student_loss(module, tuned=tuned))
     images = images.detach().requires_grad_()
     label_logits = label_logits.detach().requires_grad_()
     lr = lr.detach().requires_grad_()
     theta = theta_start.detach().requires_grad_()
     for number, batch in enumerate(batches):
         inputs = images[batch] if augment is None else augment(images[batch], number)
-        if step is not None:
-            theta = step(theta, inputs, label_logits[batch], lr)
-            continue
-        parameters = {n: piece.view(s) for n, piece, s in zip(names, theta.split(sizes), shapes, strict=True)}
-        if tuned:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-            parameters = {
-                n: p.contiguous(memory_format=torch.channels_last) if p.dim() == 4 else p for n, p in parameters.items()
-            }
-        logits = torch.func.functional_call(module, parameters, (inputs,))
-        loss = functional.cross_entropy(logits, label_logits[batch].softmax(-1))
-        (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
-        theta = theta - lr * gradient
+        theta = step(theta, inputs, label_logits[batch], lr)
     left, reference = (theta - theta_target).square(), (theta_start - theta_target).square()
     if mask is not None and mask.kind != "none":
         dropped = int(mask.amount * len(theta))
@@ -83,19 +70,41 @@ def plain_unroll(
     return matching.detach(), torch.autograd.grad(matching, (images, label_logits, lr))
 
 
+def _student_loss(module: nn.Module, *, tuned: bool = False) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Cross entropy of the network whose parameters are cut out of one flat vector."""
+    names, shapes = zip(*((name, p.shape) for name, p in module.named_parameters()), strict=True)
+    sizes = [shape.numel() for shape in shapes]
+
+    def loss(theta: Tensor, inputs: Tensor, label_logits: Tensor) -> Tensor:
+        parameters = {n: piece.view(s) for n, piece, s in zip(names, theta.split(sizes), shapes, strict=True)}
+        if tuned:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            parameters = {
+                n: p.contiguous(memory_format=torch.channels_last) if p.dim() == 4 else p for n, p in parameters.items()
+            }
+        logits = torch.func.functional_call(module, parameters, (inputs,))
+        return functional.cross_entropy(logits, label_logits.softmax(-1))
+
+    return loss
+
+
+def _autograd_step(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Step:
+    """A student step that autograd can go through again."""
+
+    def step(theta: Tensor, inputs: Tensor, label_logits: Tensor, lr: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(loss(theta, inputs, label_logits), theta, create_graph=True)
+        return theta - lr * gradient
+
+    return step
+
+
 def compiled_step(module: nn.Module, **options: Any) -> Step:
     """A student step for :func:`plain_unroll` out of `torch.compile`, which `options` are for.
 
     Compiled code is differentiated once at most, so the gradient inside the step is taken by `torch.func.grad`, which
     is compiled with it, and autograd goes through compiled steps from outside.
     """
-    names, shapes = zip(*((name, p.shape) for name, p in module.named_parameters()), strict=True)
-    sizes = [shape.numel() for shape in shapes]
-
-    def loss(theta: Tensor, inputs: Tensor, label_logits: Tensor) -> Tensor:
-        parameters = {n: piece.view(s) for n, piece, s in zip(names, theta.split(sizes), shapes, strict=True)}
-        logits = torch.func.functional_call(module, parameters, (inputs,))
-        return functional.cross_entropy(logits, label_logits.softmax(-1))
+    loss = _student_loss(module)
 
     def step(theta: Tensor, inputs: Tensor, label_logits: Tensor, lr: Tensor) -> Tensor:
         stepped: Tensor = theta - lr * torch.func.grad(loss)(theta, inputs, label_logits)
