@@ -22,7 +22,7 @@ from benchmarks.registry import Suite
 from benchmarks.rivals import PlainDSA, plain_dsa
 from pad_fast import DSA
 from pad_fast.data.augment import OPERATIONS
-from pad_fast.rng import generator
+from pad_fast.runtime.rng import generator
 
 SUITE = Suite(
     name="augmentation",

@@ -19,7 +19,7 @@ from typing import Any
 import pad_fast
 from benchmarks import harness
 from benchmarks.registry import Suite
-from pad_fast.progress import Progress
+from pad_fast.runtime.progress import Progress
 from pad_fast.stages import read_timing
 
 # Every stage once, and an accuracy that is still above chance.

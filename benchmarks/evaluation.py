@@ -28,8 +28,8 @@ from benchmarks import harness, rivals
 from benchmarks.registry import Suite
 from pad_fast import DSA, DistilledDataset, ImageDataset, Progress, evaluate, load_dataset
 from pad_fast.data import fit_normalization
-from pad_fast.rng import generator
-from pad_fast.training import NetworkSpec
+from pad_fast.models.spec import NetworkSpec
+from pad_fast.runtime.rng import generator
 
 SUITE = Suite(
     name="evaluation",

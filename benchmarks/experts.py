@@ -29,17 +29,18 @@ from benchmarks import harness
 from benchmarks.registry import Suite
 from benchmarks.rivals import keep_freed_memory, plain_gsam_epoch
 from benchmarks.training import TOLERANCE, Job, load_images
-from pad_fast import DSA, ConvNet, ExpertStore, Progress, distill, files, train_experts
-from pad_fast.config import Config
-from pad_fast.device import resolve_device
+from pad_fast import DSA, ConvNet, ExpertStore, Progress, distill, train_experts
 from pad_fast.distillation import Loop, State
 from pad_fast.experts import convert_experts
 from pad_fast.experts.expert_file import STORAGES
 from pad_fast.experts.snapshots import Snapshots
 from pad_fast.models import FlatNetwork
-from pad_fast.optimizers import GSAM
-from pad_fast.rng import generator
+from pad_fast.runtime import tensor_files
+from pad_fast.runtime.device import resolve_device
+from pad_fast.runtime.rng import generator
 from pad_fast.schedule import draw
+from pad_fast.settings.config import Config
+from pad_fast.training.optimizers import GSAM
 
 SUITE = Suite(
     name="experts",
@@ -191,7 +192,7 @@ def time_opening(rounds: int) -> list[dict[str, Any]]:
         folder = Path(name)
         store = ExpertStore.create(folder, parameter_count=_PARAMETERS, epochs=100, metadata={})
         shape = (101, _PARAMETERS)
-        header = files.tensor_pieces({"snapshots": torch.empty(shape)}, files.seal({"rows": [0] * 101}))
+        header = tensor_files.tensor_pieces({"snapshots": torch.empty(shape)}, tensor_files.seal({"rows": [0] * 101}))
         beginning = bytes(next(header)) + bytes(next(header))
         for number in range(experts):
             with (folder / f"expert_{number:05d}.safetensors").open("wb") as file:

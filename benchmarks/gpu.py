@@ -32,9 +32,9 @@ from pad_fast import DSA, ConvNet, trajectory_matching_loss
 from pad_fast.engines import record_backends
 from pad_fast.matching import normalized_distance
 from pad_fast.models import FlatNetwork
-from pad_fast.optimizers import GSAM, SGD
-from pad_fast.rng import generator
-from pad_fast.training import Draws, Trainer, in_groups, shuffled_batches
+from pad_fast.runtime.rng import generator
+from pad_fast.training.optimizers import GSAM, SGD
+from pad_fast.training.trainer import Draws, Trainer, in_groups, shuffled_batches
 
 # Of the image gradient after two steps without augmentation in full float32; a wrong one is off by far more.
 UNROLL_TOLERANCE = 2e-2

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_fast.environment import environment
+from pad_fast.runtime.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 

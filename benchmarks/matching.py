@@ -29,9 +29,9 @@ from pad_fast.batch_matching import BatchLoop, RealImages, initial_images, loops
 from pad_fast.distillation import State
 from pad_fast.engines import record_backends
 from pad_fast.experts import Curriculum
-from pad_fast.presets import make_settings
-from pad_fast.rng import derive_seed, generator
-from pad_fast.training import NetworkSpec
+from pad_fast.models.spec import NetworkSpec
+from pad_fast.runtime.rng import derive_seed, generator
+from pad_fast.settings.resolve import make_settings
 
 SUITE = Suite(
     name="matching",

@@ -21,8 +21,8 @@ from typing import Any
 
 from benchmarks import harness, model
 from benchmarks.model import GRAPH_LAUNCH, Setting, Total
-from pad_fast.distributed import Group
 from pad_fast.matching.reduce import Part
+from pad_fast.runtime.distributed import Group
 
 HOST_LAUNCH = 10e-6
 """Seconds that the host takes to start a kernel where passes are not recorded, as with divided batches."""

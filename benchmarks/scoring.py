@@ -23,11 +23,12 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.registry import Suite
-from pad_fast import ConvNet, load_dataset, native
+from pad_fast import ConvNet, load_dataset
 from pad_fast.data import fit_normalization
 from pad_fast.engines import Task, select
 from pad_fast.models import FlatNetwork
-from pad_fast.scoring import RunningScores, el2n_naive
+from pad_fast.scoring import native
+from pad_fast.scoring.formulas import RunningScores, el2n_naive
 
 SUITE = Suite(
     name="scoring",

@@ -22,9 +22,9 @@ from benchmarks.rivals import keep_freed_memory, plain_gsam_epoch, plain_sgd_epo
 from pad_fast import DSA, ConvNet, load_dataset
 from pad_fast.data import fit_normalization
 from pad_fast.models import FlatNetwork
-from pad_fast.optimizers import GSAM, SGD
-from pad_fast.rng import generator
-from pad_fast.training import Trainer, shuffled_batches
+from pad_fast.runtime.rng import generator
+from pad_fast.training.optimizers import GSAM, SGD
+from pad_fast.training.trainer import Trainer, shuffled_batches
 
 SUITE = Suite(
     name="training",

@@ -26,8 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pad_fast.errors import InputError
-
+from ..errors import InputError
 from . import routes
 from .launch import PRECISIONS, Cost, interpreted, launch
 from .layer import TAPS, Layer, Weights

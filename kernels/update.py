@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..engines.updates import Updates
 from ..errors import InputError
-from ..updates import Updates
 from .rows import WARPS, Call, moved, require_alike, row_stride, tiles, total
 
 if TYPE_CHECKING:

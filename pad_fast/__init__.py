@@ -8,17 +8,18 @@ Example:
 """
 
 from ._version import __version__
-from .config import Config
 from .data import DSA, ImageDataset, load_dataset
-from .distilled import DistilledDataset, load
+from .data.distilled import DistilledDataset, load
 from .errors import PadFastError
 from .evaluation import EvaluationReport, evaluate
 from .experts import Curriculum, ExpertStore, train_experts
 from .matching import ParameterMask, trajectory_matching_loss
 from .models import ConvNet, network
 from .pipeline import distill
-from .progress import Progress
-from .scoring import Difficulty, score
+from .runtime.progress import Progress
+from .scoring.difficulty import Difficulty
+from .scoring.score import score
+from .settings.config import Config
 
 __all__ = [
     "DSA",

@@ -10,10 +10,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import distributed
 from ._version import __version__
-from .config import METHODS, Config
 from .errors import ConfigError, DistillationStopped, PadFastError, StoreError, nearest
+from .runtime import distributed
+from .settings.config import METHODS, Config
 
 _STAGES: dict[str, tuple[str, ...]] = {
     "score": ("data", "scores", "run"),
@@ -277,7 +277,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _progress(options: argparse.Namespace) -> Any:
-    from .progress import Progress
+    from .runtime.progress import Progress
 
     return Progress(quiet=options.quiet)
 
@@ -318,9 +318,9 @@ def _sweep(options: argparse.Namespace) -> None:
 def _prepare(options: argparse.Namespace) -> Any:
     """Config, data, normalisation, device and progress for the commands that run a single stage and write to --out."""
     from .data import fit_normalization
-    from .device import resolve_device
     from .pipeline import configured_data, normalization_caches
-    from .presets import make_settings
+    from .runtime.device import resolve_device
+    from .settings.resolve import make_settings
 
     settings = make_settings(preset_name=options.preset, file=options.config, overrides=_given(options))
     config = settings.config
@@ -346,9 +346,9 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _experts(options: argparse.Namespace) -> None:
-    from .files import require_writable
     from .pipeline import keep_scores, needs_order, score_as_configured, train_as_configured
-    from .scoring import Difficulty
+    from .runtime.files import require_writable
+    from .scoring.difficulty import Difficulty
 
     config, data, normalization, device, progress = _prepare(options)
     out = require_writable(options.out)
@@ -400,9 +400,9 @@ def _experts_convert(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from .data import load_dataset
-    from .distilled import load
+    from .data.distilled import load
     from .evaluation import evaluate, export_ddranking
-    from .files import require_writable
+    from .runtime.files import require_writable
 
     if options.out:
         require_writable(Path(options.out).parent)
@@ -454,7 +454,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from .compare import compare
-    from .files import write_text
+    from .runtime.files import write_text
 
     if not distributed.group().main:
         return
@@ -485,7 +485,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _env(options: argparse.Namespace) -> None:
-    from .environment import environment, format_environment
+    from .runtime.environment import environment, format_environment
 
     _print(format_environment(environment()))
 

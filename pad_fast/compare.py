@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import files
 from .charts import Line, line_chart, moving_median, smoothing_window
 from .errors import ConfigError
 from .evaluation import AccuracyRow
@@ -18,6 +17,7 @@ from .page import hint, page, section, shown, table, text
 from .presentation import PAGE, class_names, drawable
 from .report import STAGES, accuracy_cell, accuracy_section, column, duration, late_median, loss_label, own_rows
 from .run_folder import RunFolder, is_run, read_run, runs_in
+from .runtime import files
 
 _SERIES = 8  # as many colours as can be told apart
 _COLUMNS = 12  # runs whose images are shown

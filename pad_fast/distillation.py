@@ -15,18 +15,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from . import distributed, files
-from .config import Config
 from .data import DSA
-from .distributed import ALONE
 from .errors import ConfigError, DistillationStopped, RankLost, StoreError
 from .experts import ExpertStore
 from .experts.snapshots import Snapshots
 from .matching import ParameterMask, layer_distances, require_divisible, student_end, trajectory_matching_loss
 from .models import FlatNetwork
-from .progress import Progress
-from .rng import derive_seed
+from .runtime import distributed, files, tensor_files
+from .runtime.distributed import ALONE
+from .runtime.progress import Progress
+from .runtime.rng import derive_seed
 from .schedule import Draw, draw
+from .settings.config import Config
 
 PATIENCE = 50
 """A run whose first this many iterations are all skipped is stopped: nothing would ever be updated."""
@@ -91,7 +91,7 @@ class State:
     def save(self, path: Path, key: str) -> None:
         """Write a checkpoint atomically; `key` identifies the settings it belongs to."""
         described = {"format": _FORMAT, "key": key, "iteration": self.iteration, "skipped": self.skipped}
-        files.write_bytes(path, files.pack_tensors(self.tensors(), described))
+        files.write_bytes(path, tensor_files.pack_tensors(self.tensors(), described))
 
     def require_same(self) -> None:
         """Prove that all ranks have come to the same state.
@@ -110,7 +110,7 @@ class State:
             StoreError: truncated, foreign, or written with other settings.
         """
         try:
-            stored, described = files.unpack_tensors(path.read_bytes())
+            stored, described = tensor_files.unpack_tensors(path.read_bytes())
             tensors = {name: value.to(device) for name, value in stored.items()}
             if described["format"] != _FORMAT:
                 raise StoreError(f"{path} has format {described['format']!r}; this version reads {_FORMAT!r}")

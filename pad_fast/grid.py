@@ -15,6 +15,7 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
+from .data.arrays import to_bytes
 
 _PAPER = (255, 255, 255)
 _INK = (32, 33, 36)
@@ -95,20 +96,6 @@ def image_grid(
         y = top + layout.height + 14 + _TEXT // 2
         draw.text((_MARGIN, y), sheet_notes, fill=_FAINT, font=_font(_TEXT), anchor="lm")
     return sheet
-
-
-def to_bytes(pixels: Tensor, *, stretch: bool = False) -> Tensor:
-    """Images as uint8 of the same shape `[N, C, H, W]` on the CPU; arguments as in :func:`image_grid`."""
-    values = pixels.detach().to("cpu", torch.float32)
-    if pixels.dtype == torch.uint8:
-        values = values / 255
-    if stretch:
-        ordered = values.flatten(1).sort(1).values  # torch.quantile refuses large tensors
-        rank = round(0.01 * (ordered.shape[1] - 1))
-        low, high = (ordered[:, i].view(-1, 1, 1, 1) for i in (rank, -1 - rank))
-        # An image of one value has nothing to stretch; it keeps its brightness.
-        values = torch.where(high > low, (values - low) / (high - low).clamp_min(1e-12), values)
-    return (values.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def single_png(image: Tensor) -> bytes:

@@ -11,7 +11,7 @@ from .data import ImageDataset
 from .engines import Engine, Task
 from .errors import DatasetError
 from .experts import ExpertStore
-from .rng import generator
+from .runtime.rng import generator
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,30 +30,32 @@ from typing import Any
 
 import torch
 
-from . import distributed, files
 from .batch_matching import BatchLoop, RealImages, initial_images, loops_of, make_criterion, require_alone
-from .config import Config, to_yaml
 from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
-from .device import cache_bytes, resolve_device
+from .data.distilled import FILE, DistilledDataset, load
 from .distillation import Iterations, Loop, State, read_history, require_possible, run
-from .distilled import FILE, DistilledDataset, load
 from .engines import Task, select
 from .errors import ConfigError, DatasetError
 from .evaluation import EvaluationReport, evaluate
 from .experts import ExpertStore, curriculum_of, prune, train_experts
 from .initialization import InitialSet, Teachers, initial_set
-from .keep import format_keep
 from .models import FlatNetwork
+from .models.spec import NetworkSpec
 from .presentation import present
-from .presets import make_settings
 from .preview import write_preview
-from .progress import Progress
-from .rng import derive_seed
 from .run_folder import LOCK
-from .scoring import Difficulty, score
+from .runtime import distributed, files, locks
+from .runtime.device import cache_bytes, resolve_device
+from .runtime.progress import Progress
+from .runtime.rng import derive_seed
+from .scoring.difficulty import Difficulty
+from .scoring.score import score
+from .settings.config import Config
+from .settings.resolve import make_settings
+from .settings.snapshot_ranges import format_keep
+from .settings.yaml_files import to_yaml
 from .stages import StageLog
 from .trackers import Tracker, open_trackers, require_trackers
-from .training import NetworkSpec
 
 LAST = "last"
 
@@ -234,7 +236,7 @@ class Pipeline:
         """Held while a process writes to the folder: whoever watches it sees when that has ended, however it did."""
         group, say = distributed.group(), self.progress.say
         waiting = partial(say, f"waiting for another process that writes to {self.out}")
-        with files.locked(self.out / LOCK, waiting=waiting) if group.main else nullcontext():
+        with locks.locked(self.out / LOCK, waiting=waiting) if group.main else nullcontext():
             group.wait("rank 0 to have the folder to itself")
             yield
 
@@ -242,7 +244,7 @@ class Pipeline:
     def _alone(self, stage: str) -> Iterator[None]:
         """Held while a stage that other runs share is looked up or made; rank 0 holds it for all ranks."""
         group = distributed.group()
-        with files.locked(self.cache / f"{stage}.lock") if self.shared and group.main else nullcontext():
+        with locks.locked(self.cache / f"{stage}.lock") if self.shared and group.main else nullcontext():
             group.wait("rank 0 to have the cache to itself")
             yield
 

@@ -10,18 +10,19 @@ from typing import Any
 
 from torch import Tensor
 
-from . import files
-from .config import Config
+from .data.arrays import to_bytes
+from .data.distilled import DistilledDataset
 from .difficulty_section import DifficultyView
-from .distilled import DistilledDataset
-from .environment import flat
 from .errors import DistillationStopped, PadFastError
 from .experts import Curriculum, curriculum_of
 from .gallery import Picture, PictureRow
-from .grid import image_grid, png_bytes, single_png, to_bytes
+from .grid import image_grid, png_bytes, single_png
 from .preview import Preview, ends
 from .report import ReportData, Status, render_report
 from .run_folder import RunFolder, is_run, is_running, read_run, runs_in
+from .runtime import files
+from .runtime.environment import flat
+from .settings.config import Config
 from .stages import FILE as TIMING
 
 PAGE = "report.html"

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from . import files
 from .data import ImageDataset, MeanStd, Normalization, normalization_from_state
+from .data.arrays import to_bytes
 from .errors import StoreError
-from .grid import to_bytes
-from .scoring import Difficulty
+from .runtime import files, tensor_files
+from .scoring.difficulty import Difficulty
 
 FILE = "preview.safetensors"
 SHOWN = 5  # images from either end of a class
@@ -64,7 +64,7 @@ def write_preview(
         chosen = [ends(indices) for indices in order[:_CLASSES]]
         tensors["images"] = _small(data.train_images[torch.cat(chosen)])
         tensors["image_counts"] = torch.tensor([len(indices) for indices in chosen])
-    path, packed = folder / FILE, files.pack_tensors(tensors, described)
+    path, packed = folder / FILE, tensor_files.pack_tensors(tensors, described)
     if path.is_file() and path.read_bytes() == packed:
         return path  # a run that is repeated touches nothing
     return files.write_bytes(path, packed)
@@ -78,7 +78,7 @@ def read_preview(folder: Path) -> Preview:
     """
     path = folder / FILE
     try:
-        tensors, described = files.unpack_tensors(path.read_bytes())
+        tensors, described = tensor_files.unpack_tensors(path.read_bytes())
         if described["format"] != _FORMAT:
             raise StoreError(f"{path} has format {described['format']!r}; this version reads {_FORMAT!r}")
         state = {k.removeprefix("normalization."): v for k, v in tensors.items() if k.startswith("normalization.")}

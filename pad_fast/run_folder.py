@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import files
-from .distilled import FILE, DistilledDataset, load
+from .data.distilled import FILE, DistilledDataset, load
 from .errors import StoreError
 from .evaluation import AccuracyRow, EvaluationReport, RobustScore
 from .evaluation.rows import numbers
 from .preview import Preview, read_preview
+from .runtime import files, locks, tensor_files
 from .stages import FILE as TIMING
 from .stages import StageCost, read_timing
 
@@ -78,7 +78,7 @@ def is_run(folder: Path) -> bool:
 
 def is_running(folder: Path) -> bool | None:
     """Whether a process works on the run in `folder`; None where that cannot be told."""
-    return files.is_locked(folder / LOCK)
+    return locks.is_locked(folder / LOCK)
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -201,7 +201,7 @@ def _settings(folder: Path, distilled: DistilledDataset | None) -> Mapping[str, 
 def _so_far(path: Path, settings: Mapping[str, Any], preview: Preview | None, rows: int) -> DistilledDataset | None:
     """The images of a checkpoint, unless it is that of a run which this one replaces."""
     try:
-        tensors, described = files.unpack_tensors(path.read_bytes())
+        tensors, described = tensor_files.unpack_tensors(path.read_bytes())
         if int(described["iteration"]) > rows:
             return None
         soft = settings.get("soft_labels", True) and "label_logits" in tensors

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .config import Config
-from .rng import generator
+from .runtime.rng import generator
+from .settings.config import Config
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from . import files
 from .charts import histogram
 from .data import ImageDataset
-from .environment import environment
 from .errors import StoreError
 from .grid import image_grid, png_bytes
 from .page import details, page, section, sheet
 from .preview import SHOWN, ends
-from .scoring import Difficulty
+from .runtime import files
+from .runtime.environment import environment
+from .scoring.difficulty import Difficulty
 
 _CLASSES = 100  # at most these get a histogram of their own
 

@@ -18,19 +18,19 @@ from typing import Any
 
 import torch
 
-from . import files
 from .charts import Line, line_chart
-from .config import Config, override
 from .data import load_dataset
-from .device import resolve_device
 from .errors import ConfigError, nearest
 from .evaluation import EvaluationReport
 from .evaluation.rows import mean_std
 from .page import hint, page, section, table
 from .pipeline import Pipeline
-from .presets import make_settings
-from .progress import Progress
 from .report import own_rows
+from .runtime import files
+from .runtime.device import resolve_device
+from .runtime.progress import Progress
+from .settings.config import Config
+from .settings.resolve import make_settings, override
 from .stages import FILE as TIMING
 from .stages import read_timing
 

@@ -111,7 +111,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def require_native() -> None:
     """Skip, with the reason, where the extension could not be built."""
-    from pad_fast import native
+    from pad_fast.runtime import extension
 
-    if not native.available():
-        pytest.skip(f"no compiled extension: {native.unavailable_reason()}")
+    if not extension.available():
+        pytest.skip(f"no compiled extension: {extension.unavailable_reason()}")

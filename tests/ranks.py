@@ -20,28 +20,18 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import torch
 from torch import Tensor
 
-from pad_fast import (
-    DSA,
-    ConvNet,
-    ExpertStore,
-    ParameterMask,
-    distributed,
-    evaluate,
-    native,
-    score,
-    train_experts,
-    trajectory_matching_loss,
-)
-from pad_fast.config import Config
+from pad_fast import DSA, ConvNet, ExpertStore, ParameterMask, evaluate, score, train_experts, trajectory_matching_loss
+from pad_fast.data.distilled import DistilledDataset
 from pad_fast.distillation import Loop, State
-from pad_fast.distilled import DistilledDataset
 from pad_fast.engines import record_backends, register
 from pad_fast.engines.registry import _engines
-from pad_fast.engines.steps import Operations
-from pad_fast.engines.triton import TritonEngine
+from pad_fast.engines.triton.engine import TritonEngine
+from pad_fast.engines.triton.steps import Operations
 from pad_fast.errors import PadFastError, RankError
 from pad_fast.experts.train import ExpertTraining
 from pad_fast.models import FlatNetwork
+from pad_fast.runtime import distributed, extension
+from pad_fast.settings.config import Config
 
 from .small import MODEL, QUIET, small_data
 
@@ -106,7 +96,7 @@ def naive_triton() -> Iterator[None]:
 def all_gradients() -> dict[str, dict[str, Tensor]]:
     """Every engine, mask, kind of label and augmentation."""
     found = {f"{mask!r}": gradients(mask=mask, backend="autograd") for mask in MASKS}
-    for backend in BACKENDS if native.available() else ("autograd", "triton"):
+    for backend in BACKENDS if extension.available() else ("autograd", "triton"):
         with record_backends() as used, naive_triton():
             found[backend] = gradients(backend=backend, cache=40_000)
         assert used == [backend]

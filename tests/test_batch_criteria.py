@@ -11,15 +11,10 @@ from torch.nn import functional
 
 from pad_fast import ConvNet, ParameterMask, network
 from pad_fast.engines import Task, record_backends, select
-from pad_fast.engines import functional as functional_engine
+from pad_fast.engines import autograd as functional_engine
 from pad_fast.errors import InputError
 from pad_fast.matching.distributions import blocks_kept, match_distributions
-from pad_fast.matching.gradients import (
-    channels_of,
-    gradient_distance,
-    gradient_distance_and_direction,
-    match_gradients,
-)
+from pad_fast.matching.gradients import channels_of, gradient_distance, gradient_distance_and_direction, match_gradients
 from pad_fast.models import FlatNetwork
 
 from .compare import describe_difference, relative_error

@@ -21,14 +21,15 @@ from torch.nn import functional
 import pad_fast
 from pad_fast import DSA, Config, Curriculum, DistilledDataset
 from pad_fast.batch_matching import BatchLoop, RealImages, initial_images, loops_of, require_alone
-from pad_fast.config import BATCH_METHODS
 from pad_fast.data import fit_normalization
 from pad_fast.distillation import State
 from pad_fast.errors import ConfigError, DatasetError, DistillationStopped, InputError
 from pad_fast.experts import prune
-from pad_fast.presets import make_settings
-from pad_fast.rng import derive_seed, generator
-from pad_fast.training import NetworkSpec, shuffled_batches
+from pad_fast.models.spec import NetworkSpec
+from pad_fast.runtime.rng import derive_seed, generator
+from pad_fast.settings.config import BATCH_METHODS
+from pad_fast.settings.resolve import make_settings
+from pad_fast.training.trainer import shuffled_batches
 
 from .compare import relative_error
 from .settings import flags
@@ -219,7 +220,7 @@ def test_settings_without_meaning_are_refused(method: str, changes: dict[str, An
 
 
 def test_several_ranks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pad_fast.batch_matching.distributed.group", lambda: SimpleNamespace(size=3))
+    monkeypatch.setattr("pad_fast.runtime.distributed.group", lambda: SimpleNamespace(size=3))
     with pytest.raises(ConfigError, match="method dm runs in one process, and there are 3 ranks.*pad-fast sweep"):
         require_alone(config_of("dm"))
 

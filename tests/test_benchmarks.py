@@ -29,7 +29,7 @@ from pad_fast import DSA
 from pad_fast.data.augment import OPERATIONS
 from pad_fast.evaluation import AccuracyRow
 from pad_fast.models import FlatNetwork
-from pad_fast.optimizers import GSAM
+from pad_fast.training.optimizers import GSAM
 
 from .compare import relative_error
 from .conftest import require_native

@@ -14,8 +14,8 @@ import pytest
 
 import pad_fast
 from pad_fast.cli import build_parser, main
-from pad_fast.config import Config
 from pad_fast.errors import DistillationStopped
+from pad_fast.settings.config import Config
 
 from .settings import SMALL, flags
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import pad_fast
-from pad_fast import distributed
 from pad_fast.cli import main
 from pad_fast.compare import aligned, compare
-from pad_fast.distributed import Group
 from pad_fast.errors import ConfigError, StoreError
+from pad_fast.runtime import distributed
+from pad_fast.runtime.distributed import Group
 
 from .settings import SMALL
 from .small import QUIET

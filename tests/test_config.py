@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pad_fast import Config
-from pad_fast.config import REFERENCE_KEYS, is_reference, known_keys, read_yaml, to_yaml, translate
 from pad_fast.errors import ConfigError
+from pad_fast.settings.yaml_files import REFERENCE_KEYS, is_reference, known_keys, read_yaml, to_yaml, translate
 
 REFERENCE_STYLE = """\
 # the keys of published files, every one of them

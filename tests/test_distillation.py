@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from pad_fast import ConvNet, ExpertStore, distillation, trajectory_matching_loss
-from pad_fast.config import Config
 from pad_fast.data import DSA
 from pad_fast.distillation import PATIENCE, Loop, MetricsLog, State, make_mask, read_history, run
 from pad_fast.errors import DistillationStopped, InputError, StoreError
 from pad_fast.experts.snapshots import Snapshots
 from pad_fast.models import FlatNetwork
-from pad_fast.progress import Progress
-from pad_fast.rng import derive_seed
+from pad_fast.runtime.progress import Progress
+from pad_fast.runtime.rng import derive_seed
 from pad_fast.schedule import draw
+from pad_fast.settings.config import Config
 
 from .compare import relative_error
 

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from pad_fast import distributed
-from pad_fast.distributed import Group
 from pad_fast.errors import RankError
 from pad_fast.matching.reduce import Part
+from pad_fast.runtime import distributed
+from pad_fast.runtime.distributed import Group
 
 from . import ranks
 from .compare import describe_difference, relative_error

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pad_fast import ParameterMask, native, trajectory_matching_loss
+from pad_fast import ParameterMask, trajectory_matching_loss
 from pad_fast.engines import Task, record_backends, select
 from pad_fast.errors import BackendError, InputError
 from pad_fast.models import ConvNet, ConvNetConfig, FlatNetwork
+from pad_fast.runtime import extension
 
 from .compare import describe_difference, relative_error
 
-NATIVE = "cpu" if native.available() else "autograd"
+NATIVE = "cpu" if extension.available() else "autograd"
 SHAPE = (2, 9, 9)
 
 

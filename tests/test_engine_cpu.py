@@ -14,17 +14,19 @@ from torch import Tensor, nn
 
 import pad_fast
 from pad_fast import ConvNet, ParameterMask, trajectory_matching_loss
-from pad_fast.engines import Task, native_cpu, record_backends, select
+from pad_fast.engines import Task, record_backends, select
+from pad_fast.engines import cpu as native_cpu
 from pad_fast.engines import registry as engine_registry
 from pad_fast.errors import BackendError, InputError
 from pad_fast.models import FlatNetwork
+from pad_fast.runtime import extension
 
 from .compare import describe_difference, relative_error
 from .conftest import require_native
 from .small import NETS
 
 CPU = torch.device("cpu")
-INSTRUCTIONS = pad_fast.native.instruction_sets() if pad_fast.native.available() else []  # best first
+INSTRUCTIONS = extension.instruction_sets() if extension.available() else []  # best first
 STEP = 1e-9  # relative L2 in float64; worst seen 4e-13
 EXACT = 1e-12
 FLOATS = 1e-5  # in float32
@@ -306,7 +308,7 @@ def native_gradient(precision: str, network: FlatNetwork, theta: Tensor, images:
     module = network.module
     assert isinstance(module, ConvNet)
     config = module.config
-    plan = pad_fast.native.plan(
+    plan = native_cpu.make_plan(
         channels=config.channels,
         height=config.resolution,
         width=config.resolution,
@@ -396,8 +398,8 @@ def test_auto_takes_it_for_the_networks_it_serves():
 
 
 def test_without_the_extension_auto_uses_torch(monkeypatch):
-    monkeypatch.setattr(pad_fast.native, "_module", None)
-    monkeypatch.setattr(pad_fast.native, "_reason", "no compiler was found")
+    monkeypatch.setattr(extension, "_module", None)
+    monkeypatch.setattr(extension, "_reason", "no compiler was found")
     task = Task(FlatNetwork(ConvNet(width=4)), CPU, torch.float32)
     with record_backends() as used:
         select("auto", task)
@@ -416,20 +418,20 @@ def test_cache_must_be_bytes_or_auto(cache):
 
 INSTRUCTION_SETS = """
 import sys, torch
-from pad_fast import native
+from pad_fast.runtime import extension
 from tests.test_engine_cpu import compare, compare_in_floats, make, CPU
-from pad_fast.engines import Task, native_cpu, select
+from pad_fast.engines import Task, cpu, select
 network, _ = make("digits")
 task = Task(network, CPU, torch.float64)
 used = select("cpu", task)._plan(task, 3).native.isa
 assert used == sys.argv[1], used
-few = native_cpu._FEW_IMAGES
+few = cpu._FEW_IMAGES
 for name in ("digits", "gray28", "odd33"):
     for precision in ("high", "fast"):
         compare(name, 5, precision=precision)
 for name in ("digits", "gray28", "odd33", "channels17", "classes200", "wide", "deep5", "one_pixel"):
     for count in (1, 3, 19):
-        for native_cpu._FEW_IMAGES, cache in ((few, 0), (0, 1 << 30)):
+        for cpu._FEW_IMAGES, cache in ((few, 0), (0, 1 << 30)):
             compare_in_floats(name, count, cache_bytes=cache)
 print("compared")
 """
@@ -517,4 +519,4 @@ def test_sizes_are_checked_where_pointers_are_used(change, message):
         "threads": 1,
     }
     with pytest.raises(BackendError, match=message):
-        pad_fast.native.plan(**{**sizes, **change})
+        native_cpu.make_plan(**{**sizes, **change})

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pad_fast import DSA, ConvNet, ParameterMask, native, trajectory_matching_loss
+from pad_fast import DSA, ConvNet, ParameterMask, trajectory_matching_loss
 from pad_fast.engines import Engine, Task, record_backends, registry, select
 from pad_fast.engines.base import Inputs, Passes
-from pad_fast.engines.graphs import Graphs
-from pad_fast.engines.steps import Operations, Steps
-from pad_fast.engines.triton import TritonEngine
+from pad_fast.engines.triton.engine import TritonEngine
+from pad_fast.engines.triton.graphs import Graphs
+from pad_fast.engines.triton.steps import Operations, Steps
 from pad_fast.errors import BackendError
 from pad_fast.models import FlatNetwork
-from pad_fast.optimizers import GSAM, SGD
-from pad_fast.training import Trainer
+from pad_fast.runtime import extension
+from pad_fast.training.optimizers import GSAM, SGD
+from pad_fast.training.trainer import Trainer
 
 from .compare import describe_difference, relative_error
 from .small import NETS
@@ -169,7 +170,7 @@ def test_several_trajectories_keeping_activations_or_not(engine, stacked, cache_
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
 def test_batches_in_parts(engine, monkeypatch, cache_bytes):
-    monkeypatch.setattr("pad_fast.engines.triton._WORKING_BYTES", 2 * 3 * 8 * 2_000)
+    monkeypatch.setattr("pad_fast.engines.triton.engine._WORKING_BYTES", 2 * 3 * 8 * 2_000)
     network, _ = make("digits")
     task = Task(network, CPU, torch.float64)
     assert engine._part(task, torch.empty(2, 7, 1, dtype=torch.float64)) < 7
@@ -569,7 +570,7 @@ def test_networks_trained_together_equal_one_by_one(recording, monkeypatch, shar
     network, _ = make("gray28")
     task = Task(network, CPU, torch.float64)
     for part in (1 << 40, recording._steps(task).working_bytes(3, 3, 8)):
-        monkeypatch.setattr("pad_fast.engines.triton._WORKING_BYTES", part)
+        monkeypatch.setattr("pad_fast.engines.triton.engine._WORKING_BYTES", part)
         for _ in range(3):  # plainly, recorded, replayed
             for ours, truth in stacked_step_of(recording, task, shared=shared, hard=hard):
                 assert ours.shape == truth.shape
@@ -582,7 +583,7 @@ def test_networks_trained_together_equal_one_by_one(recording, monkeypatch, shar
 def test_every_engine_trains_networks_together():
     network, _ = make("gray28")
     for backend in ("cpu", "autograd"):
-        if backend == "cpu" and not native.available():
+        if backend == "cpu" and not extension.available():
             continue
         task = Task(network, CPU, torch.float64)
         for ours, truth in stacked_step_of(select(backend, task), task, shared=False, hard=True):

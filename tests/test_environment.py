@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from benchmarks.harness import machine
-from pad_fast import environment as module
-from pad_fast import native
 from pad_fast._version import __version__
-from pad_fast.environment import cpu_name, environment, format_environment
+from pad_fast.engines import cpu
 from pad_fast.errors import BackendError
+from pad_fast.runtime import environment as module
+from pad_fast.runtime import extension
+from pad_fast.runtime.environment import cpu_name, environment, format_environment
 
 
 def test_names_versions_and_hardware() -> None:
@@ -28,7 +29,7 @@ def test_names_versions_and_hardware() -> None:
     assert values["numpy"] == importlib.metadata.version("numpy")
     assert values["threads"] == torch.get_num_threads()
     assert values["cpu"]
-    assert values["extension"]["available"] == native.available()
+    assert values["extension"]["available"] == extension.available()
     assert values["cuda"]["available"] == torch.cuda.is_available()
     assert json.loads(json.dumps(values)) == values
 
@@ -65,8 +66,8 @@ def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_extension_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_module", None)
-    monkeypatch.setattr(native, "_reason", "no C++ compiler found")
+    monkeypatch.setattr(extension, "_module", None)
+    monkeypatch.setattr(extension, "_reason", "no C++ compiler found")
     values = environment()
     assert values["extension"] == {"available": False, "detail": "no C++ compiler found"}
     assert "no: no C++ compiler found" in format_environment(values)
@@ -75,22 +76,22 @@ def test_a_missing_extension_is_explained(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("cuda", [True, False])
 def test_the_extension_is_described(monkeypatch: pytest.MonkeyPatch, cuda: bool) -> None:
     info = {"compiler": "gcc 12.2.0", "standard": "C++17", "instructions": "avx2", "cuda": cuda}
-    monkeypatch.setattr(native, "available", lambda: True)
-    monkeypatch.setattr(native, "build_info", lambda: info)
-    monkeypatch.setattr(native, "build_record", lambda: {"cuda_reason": "nvcc not found"})
+    monkeypatch.setattr(extension, "available", lambda: True)
+    monkeypatch.setattr(extension, "build_info", lambda: info)
+    monkeypatch.setattr(extension, "build_record", lambda: {"cuda_reason": "nvcc not found"})
     detail = environment()["extension"]["detail"]
     ending = "with CUDA kernels" if cuda else "no CUDA kernels (nvcc not found)"
     assert detail == f"gcc 12.2.0, C++17, scores by avx2, {ending}"
 
 
-@pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
+@pytest.mark.skipif(not extension.available(), reason=extension.unavailable_reason())
 def test_the_instructions_are_those_the_engine_runs_with(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_with() -> str:
         size = {"channels": 1, "height": 4, "width": 4, "pad_first": 1, "depth": 1, "net_width": 2, "classes": 2}
-        return native.plan(**size, dtype="f32", precision="high", threads=1).isa
+        return cpu.plan(**size, dtype="f32", precision="high", threads=1).isa
 
     monkeypatch.delenv("PAD_FAST_ISA", raising=False)
-    best = native.instruction_sets()[0]
+    best = extension.instruction_sets()[0]
     assert run_with() == best
     values = environment()
     assert (values["cpu_instructions"], values["torch_instructions"]) == (

@@ -21,9 +21,10 @@ from pad_fast.evaluation import run as run_module
 from pad_fast.evaluation.network import Network, Recipe, train
 from pad_fast.evaluation.robustness import augmentation_robust_score, label_robust_score
 from pad_fast.evaluation.side_by_side import side_by_side
-from pad_fast.optimizers import SGD
-from pad_fast.rng import generator
-from pad_fast.training import NetworkSpec, Trainer, shuffled_batches
+from pad_fast.models.spec import NetworkSpec
+from pad_fast.runtime.rng import generator
+from pad_fast.training.optimizers import SGD
+from pad_fast.training.trainer import Trainer, shuffled_batches
 
 from .conftest import require_native
 from .small import MODEL, QUIET, small_data

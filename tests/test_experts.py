@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pad_fast import Curriculum, Difficulty, ExpertStore, files, train_experts
+from pad_fast import Curriculum, Difficulty, ExpertStore, train_experts
 from pad_fast.errors import ConfigError, PadFastError, StoreError
 from pad_fast.experts import examine
 from pad_fast.experts import train as train_module
-from pad_fast.scoring import class_order
-from pad_fast.training import NetworkSpec, Trainer
+from pad_fast.models.spec import NetworkSpec
+from pad_fast.runtime import files
+from pad_fast.scoring.formulas import class_order
+from pad_fast.training.trainer import Trainer
 
 from .small import MODEL, QUIET, SIZES, small_data
 

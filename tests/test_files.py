@@ -10,8 +10,8 @@ import threading
 import pytest
 import torch
 
-from pad_fast import files
 from pad_fast.errors import StoreError
+from pad_fast.runtime import files, locks
 
 
 def listing(folder):
@@ -119,12 +119,12 @@ def test_output_folders_are_proved_before_work(tmp_path, monkeypatch):
 def test_a_lock_is_seen_without_being_taken(tmp_path):
     path = tmp_path / "a.lock"
     said: list[str] = []
-    assert files.is_locked(path) is None
-    with files.locked(path, waiting=lambda: said.append("waiting")):
-        assert files.is_locked(path) and files.is_locked(path)
-    assert files.is_locked(path) is False and not said
+    assert locks.is_locked(path) is None
+    with locks.locked(path, waiting=lambda: said.append("waiting")):
+        assert locks.is_locked(path) and locks.is_locked(path)
+    assert locks.is_locked(path) is False and not said
     (tmp_path / "folder.lock").mkdir()
-    with pytest.raises(StoreError, match=r"cannot lock .*folder\.lock"), files.locked(tmp_path / "folder.lock"):
+    with pytest.raises(StoreError, match=r"cannot lock .*folder\.lock"), locks.locked(tmp_path / "folder.lock"):
         pass
 
 
@@ -133,12 +133,12 @@ def test_who_finds_a_lock_taken_says_so_and_waits(tmp_path):
     inside: list[bool | None] = []
 
     def second() -> None:
-        with files.locked(path, waiting=found.set):
-            inside.append(files.is_locked(path))
+        with locks.locked(path, waiting=found.set):
+            inside.append(locks.is_locked(path))
 
     found = threading.Event()
     other = threading.Thread(target=second)
-    with files.locked(path):
+    with locks.locked(path):
         other.start()
         assert found.wait(10) and not inside
     other.join(10)

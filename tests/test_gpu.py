@@ -17,17 +17,18 @@ from torch import Tensor
 
 from pad_fast import DSA, ConvNet, ParameterMask, train_experts, trajectory_matching_loss
 from pad_fast.engines import Task, record_backends, registry, select
-from pad_fast.engines.steps import Operations, Steps
-from pad_fast.engines.triton import TritonEngine
+from pad_fast.engines.triton.engine import TritonEngine
+from pad_fast.engines.triton.steps import Operations, Steps
 from pad_fast.errors import BackendError
 from pad_fast.kernels.launch import counting
 from pad_fast.matching.distributions import match_distributions
 from pad_fast.matching.gradients import channels_of, match_gradients
 from pad_fast.models import FlatNetwork
-from pad_fast.optimizers import GSAM, SGD
-from pad_fast.rng import generator
-from pad_fast.score_networks import Forgetting
-from pad_fast.training import Draws, NetworkSpec, Trainer
+from pad_fast.models.spec import NetworkSpec
+from pad_fast.runtime.rng import generator
+from pad_fast.scoring.networks import Forgetting
+from pad_fast.training.optimizers import GSAM, SGD
+from pad_fast.training.trainer import Draws, Trainer
 
 from .compare import describe_difference, relative_error
 from .conftest import ROOT
@@ -485,7 +486,7 @@ def test_networks_trained_together_equal_one_by_one(engine, shared):
 @pytest.mark.parametrize("optimizer", ["gsam", "sgd"])
 def test_experts_together_equal_one_by_one(engine, tmp_path, monkeypatch, optimizer):
     """With augmentation by one kernel, against torch."""
-    monkeypatch.setattr("pad_fast.engines.triton.PRECISIONS", {"auto": "ieee"})
+    monkeypatch.setattr("pad_fast.engines.triton.engine.PRECISIONS", {"auto": "ieee"})
     settings = {"model": "ConvNetD2W32", "experts": 5, "epochs": 2, "batch": 10, "lr": 0.02, "optimizer": optimizer}
     stores = [
         train_experts(small_data(), out=tmp_path / name, device="cuda", backend=name, progress=QUIET, **settings)

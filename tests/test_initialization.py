@@ -11,7 +11,8 @@ from pad_fast.data import fit_normalization
 from pad_fast.engines import Task, select
 from pad_fast.errors import DatasetError
 from pad_fast.initialization import Teachers, average_correct_logits, initial_set
-from pad_fast.training import NetworkSpec, Trainer
+from pad_fast.models.spec import NetworkSpec
+from pad_fast.training.trainer import Trainer
 
 from .compare import relative_error
 from .small import MODEL, SIZES, small_data
@@ -107,7 +108,7 @@ def teachers_for(data, tmp_path, *, model=MODEL, epochs=8):
     spec = NetworkSpec(model, 1, data.classes, 8)
     network = spec.build(0, "student")
     store = ExpertStore.create(tmp_path, parameter_count=network.parameter_count, epochs=1, metadata={})
-    from pad_fast.optimizers import SGD
+    from pad_fast.training.optimizers import SGD
 
     for index in range(2):
         trainer = Trainer(spec.build(0, "expert", index), device=torch.device("cpu"), backend="auto")

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed, so there are no k
 from pad_fast.errors import InputError
 from pad_fast.kernels import rows, update
 from pad_fast.kernels.launch import counting, dry_run
-from pad_fast.optimizers import GSAM, SGD
+from pad_fast.training.optimizers import GSAM, SGD
 
 from .compare import describe_difference, relative_error
 from .small import drawn

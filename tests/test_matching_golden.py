@@ -10,7 +10,7 @@ import torch
 
 from pad_fast import ConvNet, ParameterMask, trajectory_matching_loss
 from pad_fast.engines import record_backends
-from pad_fast.engines.autograd import unroll
+from pad_fast.engines.unroll import unroll
 from pad_fast.errors import BackendError
 from pad_fast.models import FlatNetwork
 

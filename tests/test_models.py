@@ -15,8 +15,9 @@ from torch.func import functional_call
 from pad_fast.errors import InputError
 from pad_fast.models import ConvNet, network, network_names
 from pad_fast.models.convnet import default_depth
-from pad_fast.optimizers import SGD
-from pad_fast.training import NetworkSpec, Trainer
+from pad_fast.models.spec import NetworkSpec
+from pad_fast.training.optimizers import SGD
+from pad_fast.training.trainer import Trainer
 
 from .test_matching_golden import CASES, network_of
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 import pad_fast
-from pad_fast import native
 from pad_fast.errors import BackendError, InputError
+from pad_fast.runtime import extension
+from pad_fast.scoring import native
 
 # Continuous integration sets the variable, so that a broken build cannot turn these tests into skips.
 REQUIRED = os.environ.get("PAD_FAST_REQUIRE_EXTENSION") == "1"
 needs_extension = pytest.mark.skipif(
-    not native.available() and not REQUIRED, reason=f"pad_fast._C: {native.unavailable_reason()}"
+    not extension.available() and not REQUIRED, reason=f"pad_fast._C: {extension.unavailable_reason()}"
 )
 
 # Lanes are rows up to 64 classes and classes above; 64 rows make a block, and the last one is worked on in a copy.
@@ -59,7 +60,7 @@ def test_golden_scores(golden: Callable[[str], dict[str, np.ndarray]]) -> None:
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each instruction set of the scoring loops in turn; skips those this machine lacks."""
     monkeypatch.setenv("PAD_FAST_ISA", request.param)
-    if native.build_info()["instructions"] != request.param:
+    if extension.build_info()["instructions"] != request.param:
         pytest.skip(f"this machine has no {request.param}")
     return str(request.param)
 
@@ -328,12 +329,12 @@ def test_class_order_refuses_what_it_cannot_sort() -> None:
 
 @needs_extension
 def test_the_stub_lists_what_the_extension_has() -> None:
-    stub = ast.parse((Path(native.__file__).parent / "_C.pyi").read_text(encoding="utf-8"))
+    stub = ast.parse((Path(pad_fast.__file__).parent / "_C.pyi").read_text(encoding="utf-8"))
     functions = {node.name: node for node in stub.body if isinstance(node, ast.FunctionDef)}
-    module = native._extension()
+    module = extension.loaded()
     compiled = {name for name in dir(module) if not name.startswith("_")}
     classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
-    listed = {name for name in functions if native.build_info()["cuda"] or not name.endswith("_cuda")}
+    listed = {name for name in functions if extension.build_info()["cuda"] or not name.endswith("_cuda")}
     assert compiled == listed | set(classes)
     for name, declared in classes.items():
         members = {item.name for item in declared.body if isinstance(item, ast.FunctionDef)}
@@ -351,12 +352,12 @@ def test_the_stub_lists_what_the_extension_has() -> None:
 
 @needs_extension
 def test_build_info() -> None:
-    info = native.build_info()
+    info = extension.build_info()
     assert info["standard"] == "C++17"
     assert info["instructions"] in ("avx512", "avx2", "baseline")
     assert isinstance(info["cuda"], bool)
-    assert native.unavailable_reason() == ""
-    record = native.build_record()
+    assert extension.unavailable_reason() == ""
+    record = extension.build_record()
     assert record is not None
     assert record["extension"] is True
     assert (record["cuda"] is not None) == info["cuda"]
@@ -365,7 +366,9 @@ def test_build_info() -> None:
 @needs_extension
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.skipif(native.available() and not native.build_info()["cuda"], reason="pad_fast._C has no CUDA kernels")
+@pytest.mark.skipif(
+    extension.available() and not extension.build_info()["cuda"], reason="pad_fast._C has no CUDA kernels"
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("label_dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize(
@@ -395,16 +398,16 @@ def test_gpu_scores_equal_the_cpus(rows: int, classes: int, label_dtype: torch.d
 
 
 def test_without_the_extension_calls_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_module", None)
-    monkeypatch.setattr(native, "_reason", "no compiler that day")
-    assert not native.available()
-    assert native.unavailable_reason() == "no compiler that day"
+    monkeypatch.setattr(extension, "_module", None)
+    monkeypatch.setattr(extension, "_reason", "no compiler that day")
+    assert not extension.available()
+    assert extension.unavailable_reason() == "no compiler that day"
     logits, features, labels = problem(3, 4, torch.float32)
     for call in (
         lambda: native.el2n(logits, labels),
         lambda: native.grand(logits, features, labels),
         lambda: native.class_order(logits[:, 0], labels, 4),
-        native.build_info,
+        extension.build_info,
     ):
         with pytest.raises(BackendError, match=r"pad_fast\._C is not available: no compiler that day"):
             call()
@@ -412,12 +415,12 @@ def test_without_the_extension_calls_say_why(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_reasons_follow_the_build_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     record = tmp_path / "_build.json"
-    monkeypatch.setattr(native, "_BUILD_RECORD", record)
+    monkeypatch.setattr(extension, "_BUILD_RECORD", record)
     monkeypatch.delattr(pad_fast, "_C", raising=False)
     monkeypatch.setitem(sys.modules, "pad_fast._C", None)  # makes the import fail
 
     def reason() -> str:
-        module, text = native._load()
+        module, text = extension._load()
         assert module is None
         return text
 
@@ -427,4 +430,4 @@ def test_reasons_follow_the_build_record(monkeypatch: pytest.MonkeyPatch, tmp_pa
     record.write_text('{"extension": true, "python": "3.11.9"}', encoding="utf-8")
     assert reason().startswith("it was built for Python 3.11.9, but cannot be loaded: ")
     record.write_text('{"extension": tr', encoding="utf-8")
-    assert native.build_record() is None
+    assert extension.build_record() is None

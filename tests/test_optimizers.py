@@ -10,7 +10,7 @@ from pad_fast import ConvNet
 from pad_fast.engines import Task, backends, record_backends, registry, select
 from pad_fast.errors import BackendError, ConfigError
 from pad_fast.models import FlatNetwork
-from pad_fast.optimizers import GSAM, SGD, make_optimizer
+from pad_fast.training.optimizers import GSAM, SGD, make_optimizer
 
 from .compare import relative_error
 

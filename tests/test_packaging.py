@@ -160,9 +160,10 @@ def test_wheel_installs_and_imports_elsewhere(dists: tuple[Path, Path], tmp_path
     assert done.returncode == 0, done.stdout
     program = """
 import json, pad_fast, pad_fast.kernels, torch
-from pad_fast import native
+from pad_fast.runtime import extension
+from pad_fast.scoring import native
 scores = native.el2n(torch.zeros(2, 4), torch.tensor([3, 1]))
-files = [pad_fast.__file__, pad_fast.kernels.__file__, native._extension().__file__]
+files = [pad_fast.__file__, pad_fast.kernels.__file__, extension.loaded().__file__]
 print(json.dumps([pad_fast.__version__, scores.tolist(), files]))
 """
     # -P and another folder: nothing but the target can supply the package.
@@ -212,13 +213,13 @@ def test_install_without_a_compiler_succeeds_and_says_so(unpacked: Path, tmp_pat
     done = install(unpacked, target=target, CC="/nonexistent", CXX="/nonexistent")
     assert done.returncode == 0, done.stdout
     assert "installing without the extension: /nonexistent cannot be run" in done.stdout
-    assert (stale / "native.py").is_file(), "the build went elsewhere"
+    assert (stale / "errors.py").is_file(), "the build went elsewhere"
     assert not (target / "pad_fast" / "deleted.py").exists()
     assert not list(target.glob("pad_fast/_C.*.so"))
     program = (
-        "from pad_fast.environment import environment, format_environment\n"
-        "from pad_fast import native\n"
-        "assert native.__file__.startswith(sys.argv[1]) and not native.available()\n"
+        "from pad_fast.runtime import extension\n"
+        "from pad_fast.runtime.environment import environment, format_environment\n"
+        "assert extension.__file__.startswith(sys.argv[1]) and not extension.available()\n"
         "print(format_environment(environment()))"
     )
     done = run(sys.executable, "-P", "-c", ALONE + program, target, cwd=tmp_path, PYTHONPATH=str(target))

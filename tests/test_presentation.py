@@ -19,13 +19,13 @@ import pytest
 import torch
 
 import pad_fast
-from pad_fast import files
 from pad_fast.cli import main
 from pad_fast.errors import DistillationStopped, StoreError
 from pad_fast.presentation import present, report_data, watch
 from pad_fast.preview import read_preview
 from pad_fast.report import duration
 from pad_fast.run_folder import LOCK, read_run
+from pad_fast.runtime import locks, tensor_files
 
 from .settings import SMALL, flags
 from .small import QUIET
@@ -160,7 +160,7 @@ def test_a_run_in_progress(run):
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:7]) + lines[7][:20])
     assert "Stopped before its end: distillation, iteration 7 of 30" in page_of(run).text
-    with files.locked(run / LOCK):
+    with locks.locked(run / LOCK):
         page = page_of(run)
     assert "Not finished: distillation, iteration 7 of 30" in page.text
     assert "7 iterations," in page.text and "Not evaluated yet." in page.text
@@ -268,12 +268,12 @@ def test_what_is_no_run_is_refused(tmp_path, make, capsys):
 
 def test_hostile_class_names_and_settings_stay_text(run):
     """Class names come from folder names, settings from files."""
-    tensors, described = files.unpack_tensors((run / "distilled.safetensors").read_bytes())
+    tensors, described = tensor_files.unpack_tensors((run / "distilled.safetensors").read_bytes())
     described["class_names"] = [HOSTILE] * 10
-    (run / "distilled.safetensors").write_bytes(files.pack_tensors(tensors, described))
-    tensors, described = files.unpack_tensors((run / "preview.safetensors").read_bytes())
+    (run / "distilled.safetensors").write_bytes(tensor_files.pack_tensors(tensors, described))
+    tensors, described = tensor_files.unpack_tensors((run / "preview.safetensors").read_bytes())
     described["class_names"] = [f"{HOSTILE}{number}" for number in range(10)]
-    (run / "preview.safetensors").write_bytes(files.pack_tensors(tensors, described))
+    (run / "preview.safetensors").write_bytes(tensor_files.pack_tensors(tensors, described))
     settings = {**json.loads((run / "run.json").read_text()), "dataset": HOSTILE, HOSTILE: HOSTILE}
     (run / "run.json").write_text(json.dumps(settings))
     page = page_of(run)
@@ -305,7 +305,7 @@ def test_watching_follows_a_run_to_its_end(run):
             held.close()
 
     held = ExitStack()
-    held.enter_context(files.locked(run / LOCK))
+    held.enter_context(locks.locked(run / LOCK))
     said: list[str] = []
     with held:
         assert watch(run, every=0.25, wait=wait, say=said.append) == run / "report.html"
@@ -373,7 +373,7 @@ def test_interrupting_a_watch(run, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("time.sleep", stop)
-    with files.locked(run / LOCK):
+    with locks.locked(run / LOCK):
         assert main(["report", str(run), "--watch"]) == 0
     assert "stopped watching" in capsys.readouterr().err
     page = Page((run / "report.html").read_text())

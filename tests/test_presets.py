@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from pad_fast import Config
-from pad_fast.config import BATCH_METHODS, TRAJECTORY_METHODS, to_yaml
 from pad_fast.errors import ConfigError
-from pad_fast.presets import make_settings, preset, preset_names
+from pad_fast.settings.config import BATCH_METHODS, TRAJECTORY_METHODS
+from pad_fast.settings.presets import preset, preset_names
+from pad_fast.settings.resolve import make_settings
+from pad_fast.settings.yaml_files import to_yaml
 
 CORRECT, REAL = "samples_predicted_correctly", "real"
 # name: T, M, min start, max start, sequential (from, until iteration) or None, student batch, lr_img, lr_lr, lr_y,

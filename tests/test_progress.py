@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from pad_fast import Progress, progress
+from pad_fast import Progress
+from pad_fast.runtime import progress
 
 
 class Clock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pad_fast.rng import derive_seed, generator
+from pad_fast.runtime.rng import derive_seed, generator
 
 
 def test_seeds_differ_in_every_part():

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pad_fast import ExpertStore, distributed
-from pad_fast.config import Config
+from pad_fast import ExpertStore
 from pad_fast.distillation import Loop, State
-from pad_fast.distributed import Group
 from pad_fast.engines import registry
 from pad_fast.models import FlatNetwork
+from pad_fast.runtime import distributed
+from pad_fast.runtime.distributed import Group
+from pad_fast.settings.config import Config
 
 from .conftest import ROOT
 

@@ -12,7 +12,7 @@ import torch
 from pad_fast import Difficulty, score_page
 from pad_fast.errors import StoreError
 from pad_fast.score_page import ScoreFiles
-from pad_fast.scoring import class_order
+from pad_fast.scoring.formulas import class_order
 
 from .small import SIZES, small_data
 

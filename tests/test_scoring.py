@@ -7,27 +7,30 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pad_fast import Difficulty, Progress, files, load_dataset, native, score, scoring
+from pad_fast import Difficulty, Progress, load_dataset, score
 from pad_fast.errors import ConfigError, InputError, StoreError
 from pad_fast.models import FlatNetwork
-from pad_fast.rng import generator
-from pad_fast.score_networks import Forgetting
-from pad_fast.scoring import RunningScores, el2n, el2n_naive, grand, grand_naive
-from pad_fast.training import NetworkSpec, Trainer, shuffled_batches
+from pad_fast.models.spec import NetworkSpec
+from pad_fast.runtime import extension, files
+from pad_fast.runtime.rng import generator
+from pad_fast.scoring import native, networks
+from pad_fast.scoring.formulas import RunningScores, class_order, el2n, el2n_naive, grand, grand_naive
+from pad_fast.scoring.networks import Forgetting
+from pad_fast.training.trainer import Trainer, shuffled_batches
 
 from .compare import relative_error
 from .small import MODEL, QUIET, SIZES, small_data
 
 TOLERANCE = 1e-9  # relative L2 in float64; worst seen 2e-16
 
-needs_extension = pytest.mark.skipif(not native.available(), reason=f"pad_fast._C: {native.unavailable_reason()}")
+needs_extension = pytest.mark.skipif(not extension.available(), reason=f"pad_fast._C: {extension.unavailable_reason()}")
 
 
 @pytest.fixture
 def no_extension(monkeypatch):
     """What an installation without a compiler has: any use of the extension raises."""
-    monkeypatch.setattr(native, "_module", None)
-    monkeypatch.setattr(native, "_reason", "left out by this test")
+    monkeypatch.setattr(extension, "_module", None)
+    monkeypatch.setattr(extension, "_reason", "left out by this test")
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def test_golden_by_the_formula(golden):
 
 
 def test_golden_without_the_extension(golden, no_extension):
-    assert not native.available()
+    assert not extension.available()
     check_golden(case_of(golden), el2n, grand)
 
 
@@ -76,9 +79,9 @@ def test_order_is_the_same_without_the_extension(monkeypatch):
     scores = torch.randint(6, (500,), generator=draws).float() / 6  # many ties
     labels = torch.randint(5, (500,), generator=draws)
     labels[labels == 3] = 2  # a class without images
-    compiled = scoring.class_order(scores, labels, 5)
-    monkeypatch.setattr(native, "_module", None)
-    fallback = scoring.class_order(scores, labels, 5)
+    compiled = class_order(scores, labels, 5)
+    monkeypatch.setattr(extension, "_module", None)
+    fallback = class_order(scores, labels, 5)
     assert [rows.tolist() for rows in compiled] == [rows.tolist() for rows in fallback]
     assert len(fallback[3]) == 0
     for label, rows in enumerate(fallback):
@@ -87,10 +90,10 @@ def test_order_is_the_same_without_the_extension(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("extension", [True, False])
-def test_running_scores_are_mean_and_variance_over_networks(extension, dtype, monkeypatch):
-    if not extension:
-        monkeypatch.setattr(native, "_module", None)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_running_scores_are_mean_and_variance_over_networks(compiled, dtype, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(extension, "_module", None)
     draws = torch.Generator().manual_seed(1)
     labels = torch.randint(4, (11,), generator=draws)
     logits = torch.randn(3, 11, 4, generator=draws).to(dtype)
@@ -149,10 +152,10 @@ def test_extension_is_used_only_where_it_can_serve(spied):
     assert spied == ["el2n", "grand"]
 
 
-@pytest.mark.parametrize("extension", [True, False])
-def test_tensors_that_do_not_fit(extension, monkeypatch):
-    if not extension:
-        monkeypatch.setattr(native, "_module", None)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_tensors_that_do_not_fit(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(extension, "_module", None)
     logits, labels = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])
     for bad_logits, bad_labels, named in (
         (logits[0], labels, "logits are"),
@@ -174,7 +177,7 @@ def test_tensors_that_do_not_fit(extension, monkeypatch):
 def trained_by_hand(data, epochs, *, index=0, lr=0.05, batch=8):
     """Score network `index` of seed 0, and which images it gets right when it trains on them, `[epochs, N]`."""
     from pad_fast.data import fit_normalization
-    from pad_fast.optimizers import SGD
+    from pad_fast.training.optimizers import SGD
 
     images = fit_normalization(data, "mean-std").apply(data.train_images)
     spec = NetworkSpec(MODEL, 1, data.classes, 8)
@@ -226,7 +229,7 @@ def test_scores_do_not_need_the_extension(no_extension):
 def test_scores_are_the_same_without_the_extension(monkeypatch):
     data = small_data()
     compiled = [score(data, method=method, networks=1, **SETTINGS) for method in ("el2n", "grand")]
-    monkeypatch.setattr(native, "_module", None)
+    monkeypatch.setattr(extension, "_module", None)
     for one, method in zip(compiled, ("el2n", "grand"), strict=True):
         other = score(data, method=method, networks=1, **SETTINGS)
         assert relative_error(other.scores, one.scores) < 1e-6
@@ -248,8 +251,8 @@ def test_forgetting_counts_flips_and_the_never_learnt():
 
 @pytest.mark.parametrize("backend", ["cpu", "autograd"])
 def test_every_engine_gives_the_logits_of_its_steps(backend):
-    if backend == "cpu" and not native.available():
-        pytest.skip(f"no compiled extension: {native.unavailable_reason()}")
+    if backend == "cpu" and not extension.available():
+        pytest.skip(f"no compiled extension: {extension.unavailable_reason()}")
     data = small_data()
     trainer = Trainer(NetworkSpec(MODEL, 1, 3, 8).build(0, "logits"), device=torch.device("cpu"), backend=backend)
     images, labels = data.train_images[:7], data.train_labels[:7]
@@ -273,7 +276,7 @@ def test_a_repeated_call_uses_the_networks_that_are_there(tmp_path, monkeypatch,
     data = small_data()
     undisturbed = score(data, networks=3, **SETTINGS)
     trained = []
-    original = scoring.score_networks.train
+    original = networks.train
 
     def train(recipe, numbers, *arguments):
         if len(trained) == 2:
@@ -281,7 +284,7 @@ def test_a_repeated_call_uses_the_networks_that_are_there(tmp_path, monkeypatch,
         trained.extend(numbers)
         return original(recipe, numbers, *arguments)
 
-    monkeypatch.setattr(scoring.score_networks, "train", train)
+    monkeypatch.setattr(networks, "train", train)
     settings = {**SETTINGS, "networks_dir": tmp_path / "networks"}
     with pytest.raises(KeyboardInterrupt):
         score(data, networks=3, **settings)
@@ -313,8 +316,8 @@ def test_batch_statistics_are_kept_with_a_network(tmp_path):
 
 
 def test_grand_says_early_that_a_network_has_no_features(monkeypatch):
-    monkeypatch.setattr(scoring.score_networks, "train", lambda *a: pytest.fail("trained before the check"))
-    monkeypatch.setattr(scoring.score_networks.NetworkSpec, "build", lambda *a: FlatNetwork(torch.nn.Linear(2, 2)))
+    monkeypatch.setattr(networks, "train", lambda *a: pytest.fail("trained before the check"))
+    monkeypatch.setattr(NetworkSpec, "build", lambda *a: FlatNetwork(torch.nn.Linear(2, 2)))
     with pytest.raises(InputError, match="GraNd needs the penultimate features"):
         score(small_data(), method="grand", **SETTINGS)
 
@@ -354,7 +357,7 @@ def test_divergence_is_named():
 
 def difficulty_of(data) -> Difficulty:
     scores, variance = torch.rand(2, len(data.train_labels), generator=torch.Generator().manual_seed(2))
-    order = scoring.class_order(scores, data.train_labels, 3)
+    order = class_order(scores, data.train_labels, 3)
     settings = {"networks": 4}
     return Difficulty(scores, order, "el2n", data.fingerprint, variance=variance, settings=settings)
 

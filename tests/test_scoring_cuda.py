@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from pad_fast.scoring import el2n_naive
+from pad_fast.scoring.formulas import el2n_naive
 
 from .test_native import problem
 

@@ -11,22 +11,24 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pad_fast import Curriculum, Difficulty, DistilledDataset, ExpertStore, distributed, evaluate, score, train_experts
+from pad_fast import Curriculum, Difficulty, DistilledDataset, ExpertStore, evaluate, score, train_experts
 from pad_fast.data import DSA, fit_normalization
-from pad_fast.device import sent
-from pad_fast.distributed import Group
 from pad_fast.engines import record_backends, registry
-from pad_fast.engines.functional import FunctionalEngine
-from pad_fast.engines.steps import Operations
-from pad_fast.engines.triton import TritonEngine
+from pad_fast.engines.autograd import FunctionalEngine
+from pad_fast.engines.triton.engine import TritonEngine
+from pad_fast.engines.triton.steps import Operations
 from pad_fast.errors import InputError, StoreError
 from pad_fast.evaluation.network import Network, Recipe, train
 from pad_fast.experts import train as train_module
-from pad_fast.optimizers import GSAM, SGD
-from pad_fast.rng import generator
-from pad_fast.score_networks import Forgetting
-from pad_fast.scoring import class_order
-from pad_fast.training import Draws, NetworkSpec, Trainer, in_groups, together
+from pad_fast.models.spec import NetworkSpec
+from pad_fast.runtime import distributed
+from pad_fast.runtime.device import sent
+from pad_fast.runtime.distributed import Group
+from pad_fast.runtime.rng import generator
+from pad_fast.scoring.formulas import class_order
+from pad_fast.scoring.networks import Forgetting
+from pad_fast.training.optimizers import GSAM, SGD
+from pad_fast.training.trainer import Draws, Trainer, in_groups, together
 
 from .compare import relative_error
 from .small import MODEL, QUIET, SIZES, small_data

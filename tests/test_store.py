@@ -16,14 +16,15 @@ import threading
 import pytest
 import torch
 
-from pad_fast import ConvNet, ExpertStore, files
+from pad_fast import ConvNet, ExpertStore
 from pad_fast.errors import ConfigError, StoreError
 from pad_fast.experts import convert_experts, describe_store, examine, expert_file
 from pad_fast.experts import store as store_module
 from pad_fast.experts.snapshots import Snapshots
-from pad_fast.keep import format_keep, parse_keep
 from pad_fast.models import FlatNetwork
-from pad_fast.progress import Progress
+from pad_fast.runtime import files, tensor_files
+from pad_fast.runtime.progress import Progress
+from pad_fast.settings.snapshot_ranges import format_keep, parse_keep
 
 from .conftest import golden_path
 
@@ -203,8 +204,11 @@ def test_a_gap_is_named_and_filled(tmp_path):
         ("[]", "not a pad_fast expert store"),
         ('{"format": "other"}', "not a pad_fast expert store"),
         (json.dumps({"format": store_module.FORMAT}), "checksum of its description"),
-        (json.dumps(files.seal({"format": store_module.FORMAT})), "damaged"),
-        (json.dumps(files.seal({"format": store_module.FORMAT, "parameter_count": None, "epochs": 1})), "damaged"),
+        (json.dumps(tensor_files.seal({"format": store_module.FORMAT})), "damaged"),
+        (
+            json.dumps(tensor_files.seal({"format": store_module.FORMAT, "parameter_count": None, "epochs": 1})),
+            "damaged",
+        ),
     ],
 )
 def test_store_descriptions_that_cannot_be_used(tmp_path, content, named):
@@ -529,7 +533,7 @@ def test_a_sparse_store_of_gigabytes_opens_at_once(tmp_path):
     """Opening reads headers only: the weights here are holes of a sparse file."""
     size = 10_000_000
     store = ExpertStore.create(tmp_path, parameter_count=size, epochs=1, metadata={})
-    header = files.tensor_pieces({"snapshots": torch.empty(2, size)}, files.seal({"rows": [0, 0]}))
+    header = tensor_files.tensor_pieces({"snapshots": torch.empty(2, size)}, tensor_files.seal({"rows": [0, 0]}))
     beginning = next(header) + next(header)
     for number in range(64):
         with (tmp_path / f"expert_{number:05d}.safetensors").open("wb") as file:

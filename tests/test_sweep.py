@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 import pad_fast.sweep
-from pad_fast import Progress, files
+from pad_fast import Progress
 from pad_fast.cli import main
 from pad_fast.errors import ConfigError, InputError
 from pad_fast.evaluation import EvaluationReport
 from pad_fast.pipeline import Pipeline
+from pad_fast.runtime import locks
 from pad_fast.sweep import Cell, SweepResult, parse_axis, sweep
 
 from .settings import SMALL, flags
@@ -175,7 +176,7 @@ def test_a_lock_lets_one_in_at_a_time(tmp_path: Path) -> None:
 
     def work(number: int) -> None:
         for _ in range(20):
-            with files.locked(tmp_path / "x" / "a.lock"):
+            with locks.locked(tmp_path / "x" / "a.lock"):
                 inside.append(number)
                 most.append(len(inside))
                 inside.remove(number)

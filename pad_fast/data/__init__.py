@@ -5,15 +5,7 @@ from __future__ import annotations
 from .arrays import stratified_split
 from .augment import DSA, DSADraw, SeededDSA
 from .datasets import ImageDataset, load_dataset
-from .normalize import (
-    ZCA,
-    MeanStd,
-    Normalization,
-    fit_mean_std,
-    fit_normalization,
-    fit_zca,
-    normalization_from_state,
-)
+from .normalize import ZCA, MeanStd, Normalization, fit_mean_std, fit_normalization, fit_zca, normalization_from_state
 
 __all__ = [
     "DSA",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DatasetError, nearest
-from ..rng import generator
+from ..runtime.rng import generator
+
+if TYPE_CHECKING:
+    pass
 
 TEST_FRACTION = 0.2
 
@@ -357,3 +360,17 @@ def _floats(values: Any, what: str) -> tuple[float, ...]:
 
 def _size(shape: Sequence[int]) -> str:
     return f"{shape[0]}x{shape[1]}"
+
+
+def to_bytes(pixels: Tensor, *, stretch: bool = False) -> Tensor:
+    """Images as uint8 of the same shape `[N, C, H, W]` on the CPU; arguments as in :func:`image_grid`."""
+    values = pixels.detach().to("cpu", torch.float32)
+    if pixels.dtype == torch.uint8:
+        values = values / 255
+    if stretch:
+        ordered = values.flatten(1).sort(1).values  # torch.quantile refuses large tensors
+        rank = round(0.01 * (ordered.shape[1] - 1))
+        low, high = (ordered[:, i].view(-1, 1, 1, 1) for i in (rank, -1 - rank))
+        # An image of one value has nothing to stretch; it keeps its brightness.
+        values = torch.where(high > low, (values - low) / (high - low).clamp_min(1e-12), values)
+    return (values.clamp(0, 1) * 255).round().to(torch.uint8)

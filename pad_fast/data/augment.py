@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..device import sent
 from ..errors import ConfigError, InputError, nearest
-from ..rng import generator as named_generator
+from ..runtime.device import sent
+from ..runtime.rng import generator as named_generator
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 MODES = ("fast", "reference")

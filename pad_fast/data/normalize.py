@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .. import files
 from ..errors import ConfigError, InputError, StoreError, nearest
+from ..runtime import files, tensor_files
 
 if TYPE_CHECKING:
     from .datasets import ImageDataset
@@ -272,7 +272,9 @@ def fit_normalization(
 
 def _packed(fitted: ZCA, fingerprint: str) -> bytes:
     state = fitted.state()
-    return files.pack_tensors(state, files.seal({"fingerprint": fingerprint, "values": _checksums(state)}))
+    return tensor_files.pack_tensors(
+        state, tensor_files.seal({"fingerprint": fingerprint, "values": _checksums(state)})
+    )
 
 
 def _read_fitted(path: Path, fingerprint: str) -> Normalization | None:
@@ -280,8 +282,8 @@ def _read_fitted(path: Path, fingerprint: str) -> Normalization | None:
     from safetensors import SafetensorError
 
     try:
-        tensors, sealed = files.unpack_tensors(path.read_bytes())
-        if files.unseal(sealed) != {"fingerprint": fingerprint, "values": _checksums(tensors)}:
+        tensors, sealed = tensor_files.unpack_tensors(path.read_bytes())
+        if tensor_files.unseal(sealed) != {"fingerprint": fingerprint, "values": _checksums(tensors)}:
             return None
         return normalization_from_state(tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
@@ -289,7 +291,7 @@ def _read_fitted(path: Path, fingerprint: str) -> Normalization | None:
 
 
 def _checksums(state: Mapping[str, Tensor]) -> dict[str, int]:
-    return {name: zlib.crc32(files.tensor_bytes(state[name])) for name in sorted(state)}
+    return {name: zlib.crc32(tensor_files.tensor_bytes(state[name])) for name in sorted(state)}
 
 
 def normalization_from_state(state: Mapping[str, Tensor]) -> Normalization:

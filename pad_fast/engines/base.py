@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ..data.augment import DSA, DSADraw
 from ..models.flat import FlatNetwork
-from ..updates import Updates
+from .updates import Updates
 
 GRADIENTS = ("exact", "unroll", "tesla")
 Augment = Callable[[Tensor, int], Tensor]

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import BackendError, nearest
+from .autograd import FunctionalEngine
 from .base import GRADIENTS, Engine, Task
-from .functional import FunctionalEngine
-from .native_cpu import CpuEngine
-from .triton import TritonEngine
+from .cpu import CpuEngine
+from .triton.engine import TritonEngine
 
 logger = logging.getLogger("pad_fast")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from .. import files
-from ..distilled import DistilledDataset
+from ..data.distilled import DistilledDataset
 from ..errors import DatasetError
+from ..runtime import files
 
 EXPORT = ("images.pt", "labels.pt", "lr.pt")
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..data import DSA
 from ..errors import InputError
-from ..optimizers import SGD
-from ..rng import generator
-from ..training import Draws, NetworkSpec, Trainer
+from ..models.spec import NetworkSpec
+from ..runtime.rng import generator
+from ..training.optimizers import SGD
+from ..training.trainer import Draws, Trainer
 
 # Epochs between two looks at the losses: each look waits for the device.
 _LOOK_EVERY = 50

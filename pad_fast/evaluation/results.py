@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .. import files
 from .._version import __version__
 from ..errors import StoreError
+from ..runtime import files, tensor_files
 
 
 class Results:
@@ -38,7 +38,7 @@ class Results:
         if key not in self._known and self.folder is not None:
             path = self.folder / f"{key}.safetensors"
             try:
-                self._known[key] = files.unpack_tensors(path.read_bytes())[0]
+                self._known[key] = tensor_files.unpack_tensors(path.read_bytes())[0]
             except FileNotFoundError:
                 return None
             except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -50,7 +50,7 @@ class Results:
         key = key_of(described)
         self._known[key] = tensors
         if self.folder is not None:
-            files.write_bytes(self.folder / f"{key}.safetensors", files.pack_tensors(tensors, dict(described)))
+            files.write_bytes(self.folder / f"{key}.safetensors", tensor_files.pack_tensors(tensors, dict(described)))
 
 
 def key_of(described: Mapping[str, Any]) -> str:

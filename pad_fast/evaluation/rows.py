@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from .. import files
 from ..errors import InputError, StoreError
+from ..runtime import files
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import distributed
 from ..data import ImageDataset, Normalization, fit_normalization, load_dataset
-from ..device import resolve_device
-from ..distilled import DistilledDataset, load
+from ..data.distilled import DistilledDataset, load
 from ..engines import Engine, Task, select
 from ..errors import ConfigError, DatasetError
-from ..progress import Progress
-from ..scoring import Difficulty, score
-from ..training import NetworkSpec, Trainer
+from ..models.spec import NetworkSpec
+from ..runtime import distributed
+from ..runtime.device import resolve_device
+from ..runtime.progress import Progress
+from ..scoring.difficulty import Difficulty
+from ..scoring.score import score
+from ..training.trainer import Trainer
 from .network import Network, Recipe, train
 from .results import Results, digest, key_of
 from .robustness import robust_scores

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..data import ImageDataset, Normalization
 from ..errors import ConfigError, DatasetError, nearest
-from ..rng import derive_seed, generator
-from ..scoring import Difficulty
+from ..runtime.rng import derive_seed, generator
+from ..scoring.difficulty import Difficulty
 from .network import Recipe
 from .results import digest
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from .. import files
 from ..errors import StoreError
+from ..runtime import files
 
 
 class Claim:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from .. import files
 from ..errors import ConfigError
-from ..keep import parse_keep
-from ..progress import Progress
+from ..runtime import files
+from ..runtime.progress import Progress
+from ..settings.snapshot_ranges import parse_keep
 from .store import ExpertStore, shapes_text
 
 REPLAY_EXPERTS = 10

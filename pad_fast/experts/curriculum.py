@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..config import Config
 from ..errors import ConfigError
+from ..settings.config import Config
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import files
 from ..errors import StoreError
+from ..runtime import tensor_files
 
 STORAGES = ("float32", "float16", "bfloat16-delta")
 _BYTES = {"F32": (torch.float32, 4), "F16": (torch.float16, 2), "BF16": (torch.bfloat16, 2)}
@@ -48,8 +48,8 @@ def expert_pieces(snapshots: Tensor, storage: str, described: Mapping[str, Any])
         StoreError: weights that float16 cannot hold.
     """
     tensors = _encode(snapshots, storage)
-    checksums = [zlib.crc32(files.tensor_bytes(row)) for tensor in tensors.values() for row in tensor]
-    return files.tensor_pieces(tensors, files.seal({**described, "rows": checksums}))
+    checksums = [zlib.crc32(tensor_files.tensor_bytes(row)) for tensor in tensors.values() for row in tensor]
+    return tensor_files.tensor_pieces(tensors, tensor_files.seal({**described, "rows": checksums}))
 
 
 def _encode(snapshots: Tensor, storage: str) -> dict[str, Tensor]:
@@ -99,8 +99,8 @@ class ExpertFile:
             StoreError: missing, or damaged; the message names it.
         """
         try:
-            header = files.read_tensor_header(path)
-            described = files.unseal(header.described)
+            header = tensor_files.read_tensor_header(path)
+            described = tensor_files.unseal(header.described)
             rows = _rows(header, described, storage, kept, parameter_count)
         except OSError as error:
             raise StoreError(f"cannot read expert {path}: {error.strerror or error}") from error
@@ -148,7 +148,7 @@ class ExpertFile:
         return wrong
 
     def _fill(self, place: _Row, out: Tensor) -> Tensor:
-        view = files.tensor_bytes(out)
+        view = tensor_files.tensor_bytes(out)
         try:
             handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -168,7 +168,7 @@ class ExpertFile:
 
 
 def _rows(
-    header: files.TensorHeader, described: Mapping[str, Any], storage: str, kept: int, parameter_count: int
+    header: tensor_files.TensorHeader, described: Mapping[str, Any], storage: str, kept: int, parameter_count: int
 ) -> tuple[_Row, ...]:
     if storage == "bfloat16-delta":
         expected = [("first", "F32", 1)] + ([("changes", "BF16", kept - 1)])

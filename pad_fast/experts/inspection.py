@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import StoreError
-from ..keep import format_keep
+from ..settings.snapshot_ranges import format_keep
 from .store import ExpertStore, scan
 
 _SHOWN_FIRST = ("model", "dataset", "normalization", "optimizer", "augmentation", "curriculum", "prune", "seed")

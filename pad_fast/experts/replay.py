@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import files
 from ..errors import StoreError
+from ..runtime import files
 
 _NAME = re.compile(r"replay_buffer_(\d+)\.pt")
 # A file's list of tensors takes about a thousandth of the weights it points to; those stay on the disk.

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from ..device import free_bytes
+from ..runtime.device import free_bytes
 from .store import ExpertStore
 
 # Of the memory that is free when the first snapshot is asked for.

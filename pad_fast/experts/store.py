@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import files
 from ..errors import ConfigError, StoreError
-from ..keep import format_keep, parse_keep
+from ..runtime import files, tensor_files
+from ..settings.snapshot_ranges import format_keep, parse_keep
 from .claim import Claim
 from .expert_file import STORAGES, ExpertFile, bytes_per_expert, expert_pieces
 from .replay import ReplayBuffers, replay_files, write_replay
@@ -116,10 +116,10 @@ class ExpertStore:
         if not kept or kept[0] < 0 or kept[-1] > epochs:
             raise ConfigError(f"snapshots to keep are {list(kept)}; experts of {epochs} epochs have 0..{epochs}")
         sizes = {"parameter_count": parameter_count, "epochs": epochs, "kept": format_keep(kept), "storage": storage}
-        described = files.unseal(files.seal({"format": FORMAT, **sizes, **metadata}))
+        described = tensor_files.unseal(tensor_files.seal({"format": FORMAT, **sizes, **metadata}))
         if not (folder / "store.json").exists():
             files.require_writable(folder)
-            files.write_json(folder / "store.json", files.seal(described))
+            files.write_json(folder / "store.json", tensor_files.seal(described))
         store, problems = scan(folder)
         store.require(described)
         damaged = {number: problem for number, problem in problems.items() if not isinstance(problem, Missing)}
@@ -402,7 +402,7 @@ def scan(folder: Path) -> tuple[ExpertStore, dict[int, StoreError]]:
     if not isinstance(sealed, dict) or sealed.get("format") != FORMAT:
         raise StoreError(f"{path} is not a pad_fast expert store ({FORMAT!r} expected)")
     try:
-        metadata = files.unseal(sealed)
+        metadata = tensor_files.unseal(sealed)
         store = ExpertStore(
             folder,
             metadata,

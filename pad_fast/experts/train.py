@@ -14,18 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import distributed
 from .._version import __version__
 from ..data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
-from ..device import free_bytes, resolve_device
 from ..errors import ConfigError
-from ..keep import parse_keep
 from ..models import FlatNetwork
-from ..optimizers import Optimizer, make_optimizer
-from ..progress import Progress
-from ..rng import generator
-from ..scoring import Difficulty
-from ..training import Draws, NetworkSpec, Trainer, in_groups, together
+from ..models.spec import NetworkSpec
+from ..runtime import distributed
+from ..runtime.device import free_bytes, resolve_device
+from ..runtime.progress import Progress
+from ..runtime.rng import generator
+from ..scoring.difficulty import Difficulty
+from ..settings.snapshot_ranges import parse_keep
+from ..training.optimizers import Optimizer, make_optimizer
+from ..training.trainer import Draws, Trainer, in_groups, together
 from .claim import Claim, remove_leftovers
 from .curriculum import Curriculum, prune
 from .store import ExpertStore, shapes_text

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
-from ..device import cache_bytes
-from ..distributed import ALONE, Group
 from ..engines import Augment, Task, require_gradient, select
-from ..engines.autograd import unroll as autograd_unroll
+from ..engines.unroll import unroll as autograd_unroll
 from ..errors import InputError
 from ..models.flat import FlatNetwork
+from ..runtime.device import cache_bytes
+from ..runtime.distributed import ALONE, Group
 from .distance import normalized_distance
 from .exact import Unroll, constant_memory_loss
 from .masks import ParameterMask

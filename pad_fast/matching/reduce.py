@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
-from ..distributed import Group
 from ..engines import Adjoint, Augment, Student
 from ..errors import InputError
 from ..models.flat import FlatNetwork
+from ..runtime.distributed import Group
 
 
 class Reduce:

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .errors import ConfigError, nearest
-from .updates import Updates
+from ..engines.updates import Updates
+from ..errors import ConfigError, nearest
 
 LossAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 """`theta [P] -> (loss [], gradient [P])` on one fixed, already augmented batch; or `[K, P] -> ([K], [K, P])`."""

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .base import Inputs, Passes
+from ..base import Inputs, Passes
 
 logger = logging.getLogger("pad_fast")
 

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..data.augment import DSADraw, SeededDSA
-from ..device import sent
-from ..models import ConvNetConfig
+from ...data.augment import DSADraw, SeededDSA
+from ...models import ConvNetConfig
+from ...runtime.device import sent
+from ..base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, contiguous_data
+from ..convnet_layout import config_of, refuse_network, require_batch
 from ..updates import Updates
-from .base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, contiguous_data
-from .convnet import config_of, refuse_network, require_batch
 from .graphs import CudaRecorder, Graphs, Recorder, signature
 from .steps import Operations, Steps
 
@@ -487,7 +487,7 @@ def _refuse_device(device: torch.device) -> str | None:
         return "Triton is not installed"
     if device.type != "cuda":
         # Imported here because Triton decides when it is imported whether it interprets.
-        from pad_fast.kernels.launch import interpreted
+        from ...kernels.launch import interpreted
 
         if device.type == "cpu" and interpreted():
             return None

@@ -1,75 +1,19 @@
-"""The compiled extension `pad_fast._C` on torch tensors: difficulty scores, their running means, and orders.
+"""The scores of `pad_fast._C` on torch tensors: difficulty, its running mean, and orders.
 
 Every wrapper checks dtype, shape, memory layout, device and label range before an address crosses over. The
-extension is optional: :func:`available` says whether it is there, :func:`unavailable_reason` why it is not.
+extension is optional: :mod:`pad_fast.runtime.extension` says whether it is there.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from types import ModuleType
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .errors import BackendError, InputError
+from ..errors import BackendError, InputError
+from ..runtime.extension import build_record, loaded
 
 FLOATS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 LABELS = {torch.int32: "i32", torch.int64: "i64"}
-_BUILD_RECORD = Path(__file__).with_name("_build.json")
-
-
-def _load() -> tuple[ModuleType | None, str]:
-    try:
-        from . import _C
-    except ImportError as error:
-        return None, _explain(error, build_record())
-    return _C, ""
-
-
-def _explain(error: ImportError, record: dict[str, Any] | None) -> str:
-    """Why the extension cannot be imported, as far as the record of its build tells."""
-    if record is None:
-        return "pad_fast was never built here (no _build.json beside it); run: pip install -e ."
-    if not record["extension"]:
-        return f"it was not built when pad_fast was installed: {record['reason']}"
-    return f"it was built for Python {record['python']}, but cannot be loaded: {error}"
-
-
-def build_record() -> dict[str, Any] | None:
-    """What the installation noted about building the extension, None where nothing was installed.
-
-    Keys: `extension` (built or not), `reason` (why not), `python`, `compiler`, `cuda` (nvcc's version or
-    None) and `cuda_reason`.
-    """
-    try:
-        return dict(json.loads(_BUILD_RECORD.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
-
-
-_module, _reason = _load()
-
-
-def available() -> bool:
-    """Whether the compiled extension is loaded."""
-    return _module is not None
-
-
-def unavailable_reason() -> str:
-    """Why the extension is not loaded; empty when it is."""
-    return _reason
-
-
-def build_info() -> dict[str, str | bool]:
-    """Compiler, C++ standard, instruction set the scores use on this machine, and whether CUDA kernels are in.
-
-    Raises:
-        BackendError: the extension is not loaded.
-    """
-    return dict(_extension().build_info())
 
 
 def el2n(logits: Tensor, labels: Tensor, *, threads: int | None = None) -> Tensor:
@@ -203,7 +147,7 @@ def class_order(scores: Tensor, labels: Tensor, classes: int, *, threads: int | 
         >>> class_order(torch.tensor([0.5, 0.1, 0.5, 0.2]), torch.tensor([1, 0, 1, 1]), 2)
         [tensor([1]), tensor([3, 0, 2])]
     """
-    extension = _extension()
+    extension = loaded()
     _check_tensor("scores", scores, (torch.float32, torch.float64), dims=1, device=torch.device("cpu"))
     _check_labels(labels, scores.shape[0], classes, device=scores.device)
     if scores.isnan().any():
@@ -225,92 +169,6 @@ def class_order(scores: Tensor, labels: Tensor, classes: int, *, threads: int | 
     return list(order.split(offsets.diff().tolist()))
 
 
-def plan(
-    *,
-    channels: int,
-    height: int,
-    width: int,
-    pad_first: int,
-    depth: int,
-    net_width: int,
-    classes: int,
-    dtype: str,
-    precision: str,
-    threads: int,
-    images: int = 0,
-    isa: str = "auto",
-) -> Any:
-    """Workspaces and threads for student steps of one ConvNet, see `_C.pyi`; sizes are checked there.
-
-    Args:
-        images: how many a batch is expected to have, for which the arithmetic is chosen; 0 for many. Any number works.
-
-    Raises:
-        BackendError: the extension is not loaded, or PAD_FAST_ISA names an instruction set this machine lacks.
-    """
-    try:
-        return _extension().Plan(
-            channels=channels,
-            height=height,
-            width=width,
-            pad_first=pad_first,
-            depth=depth,
-            net_width=net_width,
-            classes=classes,
-            dtype=dtype,
-            precision=precision,
-            threads=threads,
-            images=images,
-            isa=isa,
-        )
-    except ValueError as error:
-        raise BackendError(str(error)) from error
-
-
-def suited_isa(*, net_width: int, pixels: int) -> str:
-    """The instruction set that serves a student step soonest; PAD_FAST_ISA forces one.
-
-    Args:
-        net_width: channels of the network's maps.
-        pixels: of the maps behind its first block, all images of the batch together.
-
-    Raises:
-        BackendError: the extension is not loaded, or PAD_FAST_ISA names an instruction set this machine lacks.
-    """
-    try:
-        return str(_extension().suited_isa(net_width=net_width, pixels=pixels))
-    except ValueError as error:
-        raise BackendError(str(error)) from error
-
-
-def instruction_sets() -> list[str]:
-    """Instruction sets the student engine can use on this machine, best first.
-
-    Raises:
-        BackendError: the extension is not loaded.
-    """
-    return list(_extension().instruction_sets())
-
-
-def engine_instructions() -> str:
-    """The instruction set the student engine runs with: the best one, or what PAD_FAST_ISA names.
-
-    Raises:
-        BackendError: the extension is not loaded, or PAD_FAST_ISA names a set this machine lacks.
-    """
-    extension = _extension()
-    try:
-        return str(extension.engine_instructions())
-    except ValueError as error:
-        raise BackendError(str(error)) from error
-
-
-def _extension() -> Any:
-    if _module is None:
-        raise BackendError(f"the compiled extension pad_fast._C is not available: {_reason}")
-    return _module
-
-
 def _score(
     logits: Tensor,
     labels: Tensor,
@@ -323,7 +181,7 @@ def _score(
     threads: int | None,
 ) -> None:
     """Cross over; every tensor has been checked."""
-    extension = _extension()
+    extension = loaded()
 
     def address(tensor: Tensor | None) -> int:
         return 0 if tensor is None else tensor.data_ptr()
@@ -355,7 +213,7 @@ def _score(
 
 def _check_logits(logits: Tensor, labels: Tensor, features: Tensor | None) -> int:
     """Rows of tensors that fit together on a device that the extension serves."""
-    extension = _extension()
+    extension = loaded()
     device = logits.device
     if device.type == "cuda" and not extension.build_info()["cuda"]:
         reason = (build_record() or {}).get("cuda_reason")
@@ -382,7 +240,7 @@ def _check_labels(labels: Tensor, rows: int, classes: int, *, device: torch.devi
         raise InputError(f"labels has {labels.shape[0]} entries for {rows} samples; pass one per sample")
     if device.type == "cpu":
         # Not by torch, whose OpenMP threads would go on spinning and take the cores from the scoring that follows.
-        fit = _extension().labels_fit(
+        fit = loaded().labels_fit(
             label_dtype=LABELS[labels.dtype], labels=labels.data_ptr(), rows=rows, classes=classes
         )
         if fit:

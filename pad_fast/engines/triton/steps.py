@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..models import ConvNetConfig
-from .convnet import Block, blocks_of
+from ...models import ConvNetConfig
+from ..convnet_layout import Block, blocks_of
 
 
 class Operations:

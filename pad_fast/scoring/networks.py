@@ -15,13 +15,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from . import files
-from .data import DSA, Normalization
-from .errors import InputError, StoreError
-from .models.flat import embed
-from .optimizers import SGD
-from .rng import generator
-from .training import Draws, NetworkSpec, Trainer, together
+from ..data import DSA, Normalization
+from ..errors import InputError, StoreError
+from ..models.flat import embed
+from ..models.spec import NetworkSpec
+from ..runtime import files, tensor_files
+from ..runtime.rng import generator
+from ..training.optimizers import SGD
+from ..training.trainer import Draws, Trainer, together
 
 _FORMAT = "pad_fast score network 1"
 _CHUNK = 512  # images in a forward pass
@@ -86,7 +87,7 @@ class ScoreNetwork:
         """Write it atomically; equal networks give equal bytes."""
         buffers = {f"buffer.{name}": tensor for name, tensor in self.buffers.items()}
         tensors = {"theta": self.theta, "forgetting": self.forgetting, **buffers}
-        files.write_bytes(path, files.pack_tensors(tensors, {"format": _FORMAT, "key": key}))
+        files.write_bytes(path, tensor_files.pack_tensors(tensors, {"format": _FORMAT, "key": key}))
 
     @classmethod
     def load(cls, path: Path, key: str) -> ScoreNetwork:
@@ -96,7 +97,7 @@ class ScoreNetwork:
             StoreError: truncated or foreign, or of other settings.
         """
         try:
-            tensors, described = files.unpack_tensors(path.read_bytes())
+            tensors, described = tensor_files.unpack_tensors(path.read_bytes())
             written = described["key"]
             theta, forgetting = tensors.pop("theta"), tensors.pop("forgetting")
         except OSError as error:

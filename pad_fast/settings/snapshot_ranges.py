@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 _PART = re.compile(r"(-?\d+)|(-?\d*):(-?\d*)")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from . import native
-from ._version import __version__
+from .._version import __version__
+from . import extension
 
 
 def environment() -> dict[str, Any]:
@@ -40,7 +40,7 @@ def environment() -> dict[str, Any]:
         "torchvision": _version("torchvision"),
         "numpy": _version("numpy"),
         "cpu": cpu_name(),
-        "cpu_instructions": native.engine_instructions().upper() if native.available() else by_torch,
+        "cpu_instructions": extension.engine_instructions().upper() if extension.available() else by_torch,
         "torch_instructions": by_torch,
         "threads": torch.get_num_threads(),
         "extension": _extension(),
@@ -89,10 +89,10 @@ def _version(package: str) -> str | None:
 
 
 def _extension() -> dict[str, Any]:
-    if not native.available():
-        return {"available": False, "detail": native.unavailable_reason()}
-    info = native.build_info()
-    record = native.build_record() or {}
+    if not extension.available():
+        return {"available": False, "detail": extension.unavailable_reason()}
+    info = extension.build_info()
+    record = extension.build_record() or {}
     kernels = "with CUDA kernels" if info["cuda"] else f"no CUDA kernels ({record.get('cuda_reason') or 'not built'})"
     return {
         "available": True,

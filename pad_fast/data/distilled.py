@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from . import files
-from ._version import __version__
-from .data import Normalization, normalization_from_state
-from .errors import StoreError
+from .._version import __version__
+from ..errors import StoreError
+from ..runtime import files, tensor_files
+from . import Normalization, normalization_from_state
 
 FORMAT = "pad_fast distilled 1"
 FILE = "distilled.safetensors"
@@ -117,7 +117,7 @@ class DistilledDataset:
             "class_names": list(self.class_names),
             "history": [dict(row) for row in self.history],
         }
-        data = files.pack_tensors(tensors, described)
+        data = tensor_files.pack_tensors(tensors, described)
         files.write_bytes(folder / FILE, data)
         targets = self.labels if self.label_logits is None else self.label_logits
         for name, value in zip(TRIO, (self.images, targets, tensors["lr"]), strict=True):
@@ -136,7 +136,7 @@ def load(path: str | os.PathLike[str]) -> DistilledDataset:
     if not file.exists() and all((path / name).exists() for name in TRIO):
         return _load_trio(path)
     try:
-        tensors, described = files.unpack_tensors(file.read_bytes())
+        tensors, described = tensor_files.unpack_tensors(file.read_bytes())
         if described["format"] != FORMAT:
             raise StoreError(f"{file} has format {described['format']!r}; this version reads {FORMAT!r}")
         state = {k.removeprefix("whitening."): v for k, v in tensors.items() if k.startswith("whitening.")}

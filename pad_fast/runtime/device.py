@@ -7,8 +7,8 @@ import os
 import torch
 from torch import Tensor
 
+from ..errors import InputError, nearest
 from . import distributed
-from .errors import InputError, nearest
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

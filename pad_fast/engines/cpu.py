@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import native
+from ..errors import BackendError
 from ..models import ConvNetConfig
+from ..runtime import extension
 from .base import Adjoint, Engine, FeaturePullback, Student, Task, contiguous_data
-from .convnet import blocks_of, config_of, refuse_network, require_batch
+from .convnet_layout import blocks_of, config_of, refuse_network, require_batch
 
 # What they mean depends on the instruction set (csrc/unroll/bindings.cpp); the error of "high" is of torch's size.
 _PRECISIONS = {"auto": "high", "high": "high", "fast": "fast"}
@@ -69,8 +70,8 @@ class CpuEngine(Engine):
         """Says which of device, dtype, network or precision it does not serve."""
         if task.device.type != "cpu":
             return f"the tensors are on {task.device}"
-        if not native.available():
-            return f"the compiled extension is missing ({native.unavailable_reason()})"
+        if not extension.available():
+            return f"the compiled extension is missing ({extension.unavailable_reason()})"
         if task.dtype not in _DTYPES:
             return f"it computes in float32 and float64, not {task.dtype}"
         if task.precision not in _PRECISIONS:
@@ -180,12 +181,12 @@ class CpuEngine(Engine):
         threads = getattr(_outer, "threads", None) or torch.get_num_threads()
         if batch * _multiplications(config) < _SINGLE_THREAD_WORK:
             threads = 1
-        isa = native.suited_isa(net_width=config.width, pixels=batch * config.map_sizes[1] ** 2)
+        isa = suited_isa(net_width=config.width, pixels=batch * config.map_sizes[1] ** 2)
         images = 1 << (batch - 1).bit_length() if batch <= _FEW_IMAGES else 0
         key = (config, task.dtype, _PRECISIONS[task.precision], threads, images, isa)
         if key not in plans:
             plans[key] = _Plan(
-                native.plan(
+                make_plan(
                     channels=config.channels,
                     height=config.resolution,
                     width=config.resolution,
@@ -329,3 +330,61 @@ def _multiplications(config: ConvNetConfig) -> int:
 
 def _kind(labels: Tensor) -> str:
     return "logits" if labels.is_floating_point() else "hard"
+
+
+def make_plan(
+    *,
+    channels: int,
+    height: int,
+    width: int,
+    pad_first: int,
+    depth: int,
+    net_width: int,
+    classes: int,
+    dtype: str,
+    precision: str,
+    threads: int,
+    images: int = 0,
+    isa: str = "auto",
+) -> Any:
+    """Workspaces and threads for student steps of one ConvNet, see `_C.pyi`; sizes are checked there.
+
+    Args:
+        images: how many a batch is expected to have, for which the arithmetic is chosen; 0 for many. Any number works.
+
+    Raises:
+        BackendError: the extension is not loaded, or PAD_FAST_ISA names an instruction set this machine lacks.
+    """
+    try:
+        return extension.loaded().Plan(
+            channels=channels,
+            height=height,
+            width=width,
+            pad_first=pad_first,
+            depth=depth,
+            net_width=net_width,
+            classes=classes,
+            dtype=dtype,
+            precision=precision,
+            threads=threads,
+            images=images,
+            isa=isa,
+        )
+    except ValueError as error:
+        raise BackendError(str(error)) from error
+
+
+def suited_isa(*, net_width: int, pixels: int) -> str:
+    """The instruction set that serves a student step soonest; PAD_FAST_ISA forces one.
+
+    Args:
+        net_width: channels of the network's maps.
+        pixels: of the maps behind its first block, all images of the batch together.
+
+    Raises:
+        BackendError: the extension is not loaded, or PAD_FAST_ISA names an instruction set this machine lacks.
+    """
+    try:
+        return str(extension.loaded().suited_isa(net_width=net_width, pixels=pixels))
+    except ValueError as error:
+        raise BackendError(str(error)) from error

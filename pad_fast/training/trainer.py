@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .data import DSA
-from .device import sent
-from .engines import Engine, Task, select
-from .models import FlatNetwork, network
+from ..data import DSA
+from ..engines import Engine, Task, select
+from ..models import FlatNetwork
+from ..runtime.device import sent
 from .optimizers import Optimizer
-from .rng import derive_seed
 
 Item = TypeVar("Item")
 
 BatchAugment = Callable[[Tensor], Tensor]
 Observe = Callable[[Tensor, Tensor], None]
-
-_building = threading.Lock()  # modules draw their weights from the one global generator
-
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """A network by name for images of one kind; `build` makes as many different ones as there are seeds."""
-
-    model: str
-    channels: int
-    classes: int
-    resolution: int
-
-    def build(self, seed: int, *purpose: str | int) -> FlatNetwork:
-        """A freshly initialised network; the global generator is left as it was."""
-        with _building, torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed the GPUs' generators as well.
-            torch.default_generator.manual_seed(derive_seed(seed, *purpose, "weights"))
-            module = network(self.model, channels=self.channels, classes=self.classes, resolution=self.resolution)
-        return FlatNetwork(module)
 
 
 class Trainer:

@@ -1,0 +1,36 @@
+"""The oracle: the whole unroll recorded by autograd. Frozen truth, never optimised; memory grows with T."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..models.flat import FlatNetwork
+from .base import Augment, cross_entropy
+
+
+def unroll(
+    network: FlatNetwork,
+    theta_start: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: Tensor,
+    *,
+    batches: Sequence[Tensor],
+    augment: Augment | None = None,
+) -> Tensor:
+    """Train a student from `theta_start` `[P]` for `len(batches)` SGD steps, keeping the graph.
+
+    Returns:
+        `theta_T` `[P]`, differentiable in the start, images, labels and lr.
+    """
+    with torch.enable_grad():
+        theta = theta_start if theta_start.requires_grad else theta_start.detach().requires_grad_()
+        for step, batch in enumerate(batches):
+            inputs = images[batch] if augment is None else augment(images[batch], step)
+            loss = cross_entropy(network(theta, inputs), labels[batch])
+            (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+            theta = theta - lr * gradient
+    return theta
