@@ -34,18 +34,19 @@ from benchmarks import harness
 from benchmarks.fidelity import CIFAR, Problem, accuracy, parsed, subset
 from benchmarks.registry import Suite
 from pad_fast import ImageDataset, Progress, load_dataset
-from pad_fast.batch_matching import BatchLoop, RealImages, initial_images
 from pad_fast.data import Normalization, fit_normalization
-from pad_fast.distillation import Iterations, State
+from pad_fast.distillation.batch_matching import BatchLoop, RealImages, initial_images
+from pad_fast.distillation.iterations import Iterations
+from pad_fast.distillation.state import State
 from pad_fast.errors import DistillationStopped
-from pad_fast.evaluation.rows import mean_std
 from pad_fast.evaluation.sets import RANDOM
+from pad_fast.evaluation.table import mean_std
 from pad_fast.experts.curriculum import curriculum_of, prune
 from pad_fast.models.spec import NetworkSpec
-from pad_fast.pipeline import needs_order, order_of, score_as_configured
+from pad_fast.pipeline.configured import needs_order, order_of, score_as_configured
+from pad_fast.pipeline.sweep import Cell, parse_axis
 from pad_fast.settings.config import Config
 from pad_fast.settings.resolve import make_settings
-from pad_fast.sweep import Cell, parse_axis
 
 SUITE = Suite(
     name="criteria",

@@ -19,8 +19,8 @@ from typing import Any
 import pad_fast
 from benchmarks import harness
 from benchmarks.registry import Suite
+from pad_fast.runs.timing import read_timing
 from pad_fast.runtime.progress import Progress
-from pad_fast.stages import read_timing
 
 # Every stage once, and an accuracy that is still above chance.
 _SMALL: dict[str, Any] = {"num_experts": 2, "score_networks": 1, "iterations": 30}

@@ -30,7 +30,9 @@ from benchmarks.registry import Suite
 from benchmarks.rivals import keep_freed_memory, plain_gsam_epoch
 from benchmarks.training import TOLERANCE, Job, load_images
 from pad_fast import DSA, ConvNet, ExpertStore, Progress, distill, train_experts
-from pad_fast.distillation import Loop, State
+from pad_fast.distillation.schedule import draw
+from pad_fast.distillation.state import State
+from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.experts import convert_experts
 from pad_fast.experts.expert_file import STORAGES
 from pad_fast.experts.snapshots import Snapshots
@@ -38,7 +40,6 @@ from pad_fast.models import FlatNetwork
 from pad_fast.runtime import tensor_files
 from pad_fast.runtime.device import resolve_device
 from pad_fast.runtime.rng import generator
-from pad_fast.schedule import draw
 from pad_fast.settings.config import Config
 from pad_fast.training.optimizers import GSAM
 

@@ -27,17 +27,19 @@ from benchmarks.registry import Suite
 from pad_fast import DSA, ImageDataset, Progress, evaluate, load_dataset, trajectory_matching_loss
 from pad_fast.data import Normalization, fit_normalization
 from pad_fast.data.distilled import DistilledDataset
-from pad_fast.distillation import Loop, State, make_mask
+from pad_fast.distillation.initialization import Teachers, initial_set
+from pad_fast.distillation.iterations import make_mask
+from pad_fast.distillation.schedule import draw
+from pad_fast.distillation.state import State
+from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.engines import Task, select
 from pad_fast.errors import DistillationStopped
 from pad_fast.evaluation import AccuracyRow
 from pad_fast.evaluation.sets import RANDOM
-from pad_fast.initialization import Teachers, initial_set
 from pad_fast.models import FlatNetwork
 from pad_fast.models.spec import NetworkSpec
-from pad_fast.pipeline import needs_order, score_as_configured, train_as_configured
+from pad_fast.pipeline.configured import needs_order, score_as_configured, train_as_configured
 from pad_fast.runtime.rng import derive_seed
-from pad_fast.schedule import draw
 from pad_fast.settings.config import Config
 from pad_fast.settings.resolve import make_settings, override
 

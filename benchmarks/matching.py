@@ -25,8 +25,8 @@ from benchmarks import harness
 from benchmarks.registry import Suite
 from benchmarks.rivals import keep_freed_memory
 from pad_fast import DSA, Config
-from pad_fast.batch_matching import BatchLoop, RealImages, initial_images, loops_of
-from pad_fast.distillation import State
+from pad_fast.distillation.batch_matching import BatchLoop, RealImages, initial_images, loops_of
+from pad_fast.distillation.state import State
 from pad_fast.engines import record_backends
 from pad_fast.experts import Curriculum
 from pad_fast.models.spec import NetworkSpec

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.unroll import WEIGHED
-from pad_fast.grid import png_bytes
+from pad_fast.reporting.contact_sheet import png_bytes
 from pad_fast.runtime import files
 
 _SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = (900, 520), 90, 270, 50, 60

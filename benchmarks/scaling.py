@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import harness, model
 from benchmarks.model import GRAPH_LAUNCH, Setting, Total
-from pad_fast.matching.reduce import Part
+from pad_fast.matching.split_batches import Part
 from pad_fast.runtime.distributed import Group
 
 HOST_LAUNCH = 10e-6

@@ -1,7 +1,8 @@
 """Steps on flat parameter vectors `[P]` or stacked `[K, P]`: SGD, momentum, and GSAM's ascent point and step.
 
-The twins are :class:`pad_fast.updates.Updates`; norms and inner products are taken per row, in float64. Learning
-rates are tensors on the device, so that a captured graph serves every value; the other settings are compiled in.
+The twins are :class:`pad_fast.engines.updates.Updates`; norms and inner products are taken per row, in float64.
+Learning rates are tensors on the device, so that a captured graph serves every value; the other settings are compiled
+in.
 """
 
 from __future__ import annotations

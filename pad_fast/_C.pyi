@@ -1,6 +1,6 @@
 """Types of the compiled extension (csrc/module.cpp and what it registers). Addresses are those of `Tensor.data_ptr()`.
 
-Nothing is checked on the other side: call these through :mod:`pad_fast.native`.
+Nothing is checked on the other side: call these through :mod:`pad_fast.scoring.native` and :mod:`pad_fast.engines.cpu`.
 """
 
 # dtype "f32", "f64" or "bf16"; label_dtype "i32" or "i64"; 0 leaves features, scores, or mean and deviations out.

@@ -15,7 +15,7 @@ from .evaluation import EvaluationReport, evaluate
 from .experts import Curriculum, ExpertStore, train_experts
 from .matching import ParameterMask, trajectory_matching_loss
 from .models import ConvNet, network
-from .pipeline import distill
+from .pipeline.distill import distill
 from .runtime.progress import Progress
 from .scoring.difficulty import Difficulty
 from .scoring.score import score

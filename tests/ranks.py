@@ -22,7 +22,8 @@ from torch import Tensor
 
 from pad_fast import DSA, ConvNet, ExpertStore, ParameterMask, evaluate, score, train_experts, trajectory_matching_loss
 from pad_fast.data.distilled import DistilledDataset
-from pad_fast.distillation import Loop, State
+from pad_fast.distillation.state import State
+from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.engines import record_backends, register
 from pad_fast.engines.registry import _engines
 from pad_fast.engines.triton.engine import TritonEngine

@@ -20,9 +20,9 @@ from torch.nn import functional
 
 import pad_fast
 from pad_fast import DSA, Config, Curriculum, DistilledDataset
-from pad_fast.batch_matching import BatchLoop, RealImages, initial_images, loops_of, require_alone
 from pad_fast.data import fit_normalization
-from pad_fast.distillation import State
+from pad_fast.distillation.batch_matching import BatchLoop, RealImages, initial_images, loops_of, require_alone
+from pad_fast.distillation.state import State
 from pad_fast.errors import ConfigError, DatasetError, DistillationStopped, InputError
 from pad_fast.experts import prune
 from pad_fast.models.spec import NetworkSpec

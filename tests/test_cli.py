@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import pad_fast
-from pad_fast.cli import build_parser, main
+from pad_fast.cli.main import main
+from pad_fast.cli.parser import build_parser
 from pad_fast.errors import DistillationStopped
+from pad_fast.pipeline import Pipeline
 from pad_fast.settings.config import Config
 
 from .settings import SMALL, flags
@@ -171,8 +173,6 @@ def test_errors_are_one_line_and_exit_2(tmp_path, monkeypatch, capsys, arguments
 
 
 def test_a_stopped_run_exits_1_and_an_interrupted_one_130(tmp_path, monkeypatch, capsys):
-    import pad_fast.pipeline
-
     for error, status, said in (
         (DistillationStopped("the loss is nan"), 1, "stopped: the loss is nan"),
         (KeyboardInterrupt(), 130, "--resume"),
@@ -181,7 +181,7 @@ def test_a_stopped_run_exits_1_and_an_interrupted_one_130(tmp_path, monkeypatch,
         def fail(*_: object, error: BaseException = error, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(pad_fast.pipeline, "distill", fail)
+        monkeypatch.setattr(Pipeline, "run", fail)
         assert main(["distill", "--out", str(tmp_path)]) == status
         assert said in capsys.readouterr().err
 
@@ -214,7 +214,7 @@ def test_env_names_versions_and_the_extension(capsys):
 def test_the_parser_needs_no_heavy_imports():
     """`pad-fast --help` must not import torchvision, Triton, scikit-learn or Pillow."""
     code = (
-        "import sys, pad_fast.cli; pad_fast.cli.build_parser();"
+        "import sys, pad_fast.cli; from pad_fast.cli.parser import build_parser; build_parser();"
         "print([m for m in ('torchvision', 'triton', 'sklearn', 'PIL', 'yaml') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

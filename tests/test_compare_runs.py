@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import pad_fast
-from pad_fast.cli import main
-from pad_fast.compare import aligned, compare
+from pad_fast.cli.main import main
 from pad_fast.errors import ConfigError, StoreError
+from pad_fast.reporting.compare import aligned, compare
 from pad_fast.runtime import distributed
 from pad_fast.runtime.distributed import Group
 

@@ -12,15 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pad_fast import ConvNet, ExpertStore, distillation, trajectory_matching_loss
+from pad_fast import ConvNet, ExpertStore, trajectory_matching_loss
 from pad_fast.data import DSA
-from pad_fast.distillation import PATIENCE, Loop, MetricsLog, State, make_mask, read_history, run
+from pad_fast.distillation import trajectory_matching
+from pad_fast.distillation.iterations import make_mask
+from pad_fast.distillation.metrics import MetricsLog, read_history
+from pad_fast.distillation.run import PATIENCE, run
+from pad_fast.distillation.schedule import draw
+from pad_fast.distillation.state import State
+from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.errors import DistillationStopped, InputError, StoreError
 from pad_fast.experts.snapshots import Snapshots
 from pad_fast.models import FlatNetwork
 from pad_fast.runtime.progress import Progress
 from pad_fast.runtime.rng import derive_seed
-from pad_fast.schedule import draw
 from pad_fast.settings.config import Config
 
 from .compare import relative_error
@@ -177,13 +182,13 @@ def test_trajectories_are_averaged_on_the_same_batches(network, store, mask):
 def test_trajectories_are_one_call(network, store, monkeypatch):
     """One launch sequence for all of them is what fills a GPU."""
     shapes = []
-    original = distillation.trajectory_matching_loss
+    original = trajectory_matching.trajectory_matching_loss
 
     def record(network, theta_start, *rest, **options):
         shapes.append(list(theta_start.shape))
         return original(network, theta_start, *rest, **options)
 
-    monkeypatch.setattr(distillation, "trajectory_matching_loss", record)
+    monkeypatch.setattr(trajectory_matching, "trajectory_matching_loss", record)
     for trajectories in (1, 3):
         config = small_config(trajectories=trajectories)
         Loop(network, store, config, CPU).iterate(start(config))

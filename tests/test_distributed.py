@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from pad_fast.errors import RankError
-from pad_fast.matching.reduce import Part
+from pad_fast.matching.split_batches import Part
 from pad_fast.runtime import distributed
 from pad_fast.runtime.distributed import Group
 

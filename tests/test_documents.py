@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pad_fast.cli import build_parser, parse
+from pad_fast.cli.parser import build_parser, parse
 
 from .conftest import ROOT
 

@@ -44,9 +44,8 @@ def test_prints_one_aligned_line_per_entry() -> None:
 
 
 def test_does_not_import_triton() -> None:
-    program = (
-        "import sys; from pad_fast.environment import environment; environment(); sys.exit('triton' in sys.modules)"
-    )
+    look = "from pad_fast.runtime.environment import environment; environment()"
+    program = f"import sys; {look}; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -88,7 +87,7 @@ def test_the_extension_is_described(monkeypatch: pytest.MonkeyPatch, cuda: bool)
 def test_the_instructions_are_those_the_engine_runs_with(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_with() -> str:
         size = {"channels": 1, "height": 4, "width": 4, "pad_first": 1, "depth": 1, "net_width": 2, "classes": 2}
-        return cpu.plan(**size, dtype="f32", precision="high", threads=1).isa
+        return cpu.make_plan(**size, dtype="f32", precision="high", threads=1).isa
 
     monkeypatch.delenv("PAD_FAST_ISA", raising=False)
     best = extension.instruction_sets()[0]

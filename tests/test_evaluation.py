@@ -15,9 +15,8 @@ from pad_fast import DistilledDataset, Progress, evaluate, load, score
 from pad_fast.data import fit_normalization
 from pad_fast.engines.registry import record_backends
 from pad_fast.errors import ConfigError, DatasetError, InputError, StoreError
-from pad_fast.evaluation import AccuracyRow, EvaluationReport, RobustScore, export_ddranking
+from pad_fast.evaluation import AccuracyRow, EvaluationReport, RobustScore, export_ddranking, trial
 from pad_fast.evaluation import network as evaluated_network
-from pad_fast.evaluation import run as run_module
 from pad_fast.evaluation.network import Network, Recipe, train
 from pad_fast.evaluation.robustness import augmentation_robust_score, label_robust_score
 from pad_fast.evaluation.side_by_side import side_by_side
@@ -168,14 +167,14 @@ def test_rows_of_a_full_report():
 def trained_on(monkeypatch):
     """(images, targets, recipe) of every network, by what it was trained on."""
     seen = {}
-    original = run_module.train
+    original = trial.train
 
     def record(networks, sets, recipe, **named):
         for network, taken in zip(networks, sets, strict=True):
             seen.setdefault(network.purpose, []).append((*taken, recipe))
         return original(networks, sets, recipe, **named)
 
-    monkeypatch.setattr(run_module, "train", record)
+    monkeypatch.setattr(trial, "train", record)
     return seen
 
 

@@ -584,7 +584,7 @@ def test_metrics_do_not_depend_on_when_losses_are_looked_at(tmp_path, monkeypatc
     from .settings import SMALL as SETTINGS
 
     for late in (0, 8):
-        monkeypatch.setattr("pad_fast.distillation.LATE", late)
+        monkeypatch.setattr("pad_fast.distillation.trajectory_matching.LATE", late)
         pad_fast.distill("digits", out=tmp_path / str(late), device="cuda", backend="triton", seed=2, **SETTINGS)
     early, late = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

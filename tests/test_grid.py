@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pad_fast.errors import InputError
-from pad_fast.grid import image_grid, png_bytes
+from pad_fast.reporting.contact_sheet import image_grid, png_bytes
 
 
 def colours(sheet: Image.Image) -> set[tuple[int, int, int]]:

@@ -8,9 +8,9 @@ import torch
 
 from pad_fast import ExpertStore
 from pad_fast.data import fit_normalization
+from pad_fast.distillation.initialization import Teachers, average_correct_logits, initial_set
 from pad_fast.engines import Task, select
 from pad_fast.errors import DatasetError
-from pad_fast.initialization import Teachers, average_correct_logits, initial_set
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.training.trainer import Trainer
 

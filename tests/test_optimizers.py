@@ -68,7 +68,7 @@ def test_momentum_and_decay_change_the_result():
 def test_gsam_follows_the_reference(golden, backend, monkeypatch):
     if backend == "triton":
         # Interpreted, its kernels would take ten minutes for these sizes; the next test has a smaller network for them.
-        triton = pytest.importorskip("pad_fast.engines.triton", reason="the kernels' modules import Triton")
+        triton = pytest.importorskip("pad_fast.engines.triton.engine", reason="the kernels' modules import Triton")
         monkeypatch.setitem(registry._engines, "triton", triton.TritonEngine(triton.Operations(naive=True)))
     case = golden("gsam.npz")
     network = FlatNetwork(ConvNet(width=int(case["width"]), depth=int(case["depth"]), classes=10).double())

@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 
 import pad_fast
-from pad_fast import Config, DistilledDataset, ExpertStore, Progress, pipeline
+from pad_fast import Config, DistilledDataset, ExpertStore, Progress
 from pad_fast.errors import ConfigError, DatasetError, DistillationStopped, InputError, StoreError
-from pad_fast.presentation import present, report_data
-from pad_fast.report import render_report
-from pad_fast.run_folder import read_run
+from pad_fast.pipeline import configured
+from pad_fast.reporting.present import present, report_data
+from pad_fast.reporting.report import render_report
+from pad_fast.runs.folder import read_run
 
 from .settings import SMALL, flags
 
@@ -162,7 +163,7 @@ def test_experts_may_keep_what_the_plan_reaches(tmp_path, finished):
 
 
 def test_whitening_is_fitted_once_in_a_run(tmp_path, monkeypatch):
-    from pad_fast.cli import main
+    from pad_fast.cli.main import main
     from pad_fast.data import normalize
 
     fits = []
@@ -439,7 +440,7 @@ def test_download_is_passed_on(tmp_path, monkeypatch):
         asked.append((dataset, named["download"]))
         raise DatasetError("not there")
 
-    monkeypatch.setattr(pipeline, "load_dataset", refuse)
+    monkeypatch.setattr(configured, "load_dataset", refuse)
     for download in (False, True):
         with pytest.raises(DatasetError, match="not there"):
             pad_fast.distill("cifar10", ipc=1, out=tmp_path / "run", download=download)

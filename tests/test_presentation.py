@@ -19,12 +19,12 @@ import pytest
 import torch
 
 import pad_fast
-from pad_fast.cli import main
+from pad_fast.cli.main import main
 from pad_fast.errors import DistillationStopped, StoreError
-from pad_fast.presentation import present, report_data, watch
-from pad_fast.preview import read_preview
-from pad_fast.report import duration
-from pad_fast.run_folder import LOCK, read_run
+from pad_fast.reporting.numbers import duration
+from pad_fast.reporting.present import present, report_data, watch
+from pad_fast.runs.folder import LOCK, read_run
+from pad_fast.runs.preview import read_preview
 from pad_fast.runtime import locks, tensor_files
 
 from .settings import SMALL, flags

@@ -213,7 +213,7 @@ def test_file_of_ours_keeps_the_preset(tmp_path):
 
 def test_reference_defaults_of_a_narrow_range_run_to_the_end(tmp_path):
     """A range narrower than the reference's default of 20 is simply the whole range, also after iteration 3000."""
-    from pad_fast.schedule import start_epoch_limit
+    from pad_fast.distillation.schedule import start_epoch_limit
 
     text = "dataset: CIFAR10\nipc: 1\nIteration: 10000\nmax_start_epoch: 4\n"
     config = make_settings(file=written(tmp_path, text)).config

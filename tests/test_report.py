@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from pad_fast.charts import Line, histogram, line_chart, moving_median, tick_labels, ticks
-from pad_fast.difficulty_section import DifficultyView, epochs_shown, stage_groups
 from pad_fast.errors import InputError
 from pad_fast.evaluation import AccuracyRow
 from pad_fast.experts import Curriculum, prune
-from pad_fast.gallery import Picture, PictureRow
-from pad_fast.grid import image_grid, png_bytes
-from pad_fast.page import sheet
-from pad_fast.report import ReportData, Status, render_report
-from pad_fast.stages import StageCost
+from pad_fast.reporting.contact_sheet import image_grid, png_bytes
+from pad_fast.reporting.difficulty_section import DifficultyView, epochs_shown, stage_groups
+from pad_fast.reporting.html.charts import Line, histogram, line_chart, moving_median, tick_labels, ticks
+from pad_fast.reporting.html.gallery import Picture, PictureRow
+from pad_fast.reporting.html.page import sheet
+from pad_fast.reporting.report import ReportData, Status, render_report
+from pad_fast.runs.timing import StageCost
 
 VOID = {"meta", "link", "img", "br", "path", "rect"}
 HOSTILE = """</title><script>alert("x")</script><img src='https://evil.example/x' onerror=alert(1)>&amp;"""

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pad_fast import ExpertStore
-from pad_fast.distillation import Loop, State
+from pad_fast.distillation.state import State
+from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.engines import registry
 from pad_fast.models import FlatNetwork
 from pad_fast.runtime import distributed

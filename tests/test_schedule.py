@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pad_fast import Config
-from pad_fast.schedule import draw, split_batches, start_epoch_limit
+from pad_fast.distillation.schedule import draw, split_batches, start_epoch_limit
 
 SEQUENTIAL = Config(min_start_epoch=2, current_max_start_epoch=5, max_start_epoch=20, expansion_end_epoch=700)
 

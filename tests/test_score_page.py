@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from pad_fast import Difficulty, score_page
+from pad_fast import Difficulty
 from pad_fast.errors import StoreError
-from pad_fast.score_page import ScoreFiles
+from pad_fast.reporting import score_page
+from pad_fast.reporting.score_page import ScoreFiles
 from pad_fast.scoring.formulas import class_order
 
 from .small import SIZES, small_data

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pad_fast.errors import StoreError
-from pad_fast.stages import StageLog, read_timing
+from pad_fast.runs.timing import StageLog, read_timing
 
 CPU = torch.device("cpu")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -12,14 +13,14 @@ from typing import Any
 
 import pytest
 
-import pad_fast.sweep
 from pad_fast import Progress
-from pad_fast.cli import main
+from pad_fast.cli.main import main
 from pad_fast.errors import ConfigError, InputError
 from pad_fast.evaluation import EvaluationReport
-from pad_fast.pipeline import Pipeline
+from pad_fast.pipeline.pipeline import Pipeline
+from pad_fast.pipeline.sweep import Cell, parse_axis, sweep
+from pad_fast.reporting.sweep_page import SweepResult
 from pad_fast.runtime import locks
-from pad_fast.sweep import Cell, SweepResult, parse_axis, sweep
 
 from .settings import SMALL, flags
 from .small import QUIET
@@ -73,7 +74,7 @@ def test_download_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         asked.append((dataset, download))
         raise InputError("nothing is fetched here")
 
-    monkeypatch.setattr(pad_fast.sweep, "load_dataset", refuse)
+    monkeypatch.setattr(importlib.import_module("pad_fast.pipeline.sweep"), "load_dataset", refuse)
     for options in ([], ["--download"]):
         assert main(["sweep", "--out", str(tmp_path), "--dataset", "cifar10", "--device", "cpu", *options]) == 2
     assert asked == [("cifar10", False), ("cifar10", True)]
@@ -134,11 +135,11 @@ def test_a_killed_sweep_is_completed(finished: Path, tmp_path: Path, monkeypatch
         return whole(self, *arguments)
 
     whole = Pipeline.run
-    monkeypatch.setattr(pad_fast.sweep.Pipeline, "run", dies)
+    monkeypatch.setattr(Pipeline, "run", dies)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     assert not (tmp_path / "sweep.json").exists()
-    monkeypatch.setattr(pad_fast.sweep.Pipeline, "run", whole)
+    monkeypatch.setattr(Pipeline, "run", whole)
     run(tmp_path)
     assert (tmp_path / "sweep.json").read_bytes() == (finished / "sweep.json").read_bytes()
 

@@ -10,7 +10,7 @@ import pytest
 
 import pad_fast
 from pad_fast.errors import ConfigError
-from pad_fast.trackers import open_trackers, require_trackers
+from pad_fast.runs.trackers import open_trackers, require_trackers
 
 from .settings import SMALL
 from .small import QUIET

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .rows import RobustScore
+from .table import RobustScore
 
 
 def normalised(weighted: float) -> float:

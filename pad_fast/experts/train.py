@@ -79,7 +79,8 @@ def train_experts(
         prune_rule: "hardest:0.2", "easiest:0.1" or "none": drop a fraction of every class once.
         optimizer: "gsam" (adaptive, `rho`, `alpha`) or "sgd"; constant `lr`, no momentum, no weight decay.
         dsa: augmentation strategy or "none"; `dsa_mode` "fast" or "reference".
-        keep: snapshots to store, "all" or numbers and ranges such as "0:22,-1"; see :func:`pad_fast.keep.parse_keep`.
+        keep: snapshots to store, "all" or numbers and ranges such as "0:22,-1"; see
+            :func:`pad_fast.settings.snapshot_ranges.parse_keep`.
         storage: "float32", "float16" or "bfloat16-delta"; docs/experts.md says what the last two cost.
         test_every: test after every so many epochs, and once at the end, and remember it with the expert; 0 never.
         workers: experts trained at once on a CPU, each in a process of its own on one thread; 0 trains one after

@@ -4,7 +4,7 @@ from .distance import normalized_distance
 from .layers import layer_distances, student_end
 from .loss import trajectory_matching_loss
 from .masks import ParameterMask
-from .reduce import require_divisible
+from .split_batches import require_divisible
 
 __all__ = [
     "ParameterMask",

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from ..engines import Augment, Augmentation, Engine, Inputs, Passes, Task
 from ..errors import InputError
 from .distance import normalized_distance
-from .reduce import Reduce
+from .split_batches import Reduce
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from ..runtime.distributed import ALONE, Group
 from .distance import normalized_distance
 from .exact import Unroll, constant_memory_loss
 from .masks import ParameterMask
-from .reduce import Part, Reduce, require_divisible
+from .split_batches import Part, Reduce, require_divisible
 
 
 def trajectory_matching_loss(

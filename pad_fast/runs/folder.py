@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .data.distilled import FILE, DistilledDataset, load
-from .errors import StoreError
-from .evaluation import AccuracyRow, EvaluationReport, RobustScore
-from .evaluation.rows import numbers
+from ..data.distilled import FILE, DistilledDataset, load
+from ..distillation.metrics import read_metrics
+from ..errors import StoreError
+from ..evaluation import AccuracyRow, EvaluationReport, RobustScore
+from ..evaluation.table import numbers
+from ..runtime import files, locks, tensor_files
 from .preview import Preview, read_preview
-from .runtime import files, locks, tensor_files
-from .stages import FILE as TIMING
-from .stages import StageCost, read_timing
+from .timing import FILE as TIMING
+from .timing import StageCost, read_timing
 
 DESCRIPTION = "run.json"
 METRICS = "metrics.jsonl"
@@ -155,29 +154,6 @@ def read_run(folder: Path) -> RunFolder:
         preview=preview,
         notes=tuple(notes),
     )
-
-
-def read_metrics(path: Path, notes: list[str]) -> tuple[Mapping[str, float], ...]:
-    """The rows of a log that may end in the middle of a line; a damaged row ends it, and `notes` gets to know.
-
-    A last line without an end is a row being written, which is nothing to speak of.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return ()
-    except OSError as error:
-        notes.append(f"cannot read {path.name}: {error.strerror or error}")
-        return ()
-    rows: list[Mapping[str, float]] = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            row = json.loads(line)
-            rows.append({str(k): float(math.nan if v is None else v) for k, v in row.items()})
-        except (ValueError, TypeError, AttributeError):
-            notes.append(f"{path.name}: line {number} is damaged; it and what follows are not shown")
-            break
-    return tuple(rows)
 
 
 def _over(stage: str, stages: Mapping[str, StageCost], finished: bool) -> bool:

@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .charts import Line, line_chart, moving_median, smoothing_window
-from .errors import ConfigError
-from .evaluation import AccuracyRow
-from .gallery import Picture, PictureRow, side_by_side
-from .grid import single_png
-from .page import hint, page, section, shown, table, text
-from .presentation import PAGE, class_names, drawable
-from .report import STAGES, accuracy_cell, accuracy_section, column, duration, late_median, loss_label, own_rows
-from .run_folder import RunFolder, is_run, read_run, runs_in
-from .runtime import files
+from ..errors import ConfigError
+from ..evaluation import AccuracyRow
+from ..runs.folder import RunFolder, is_run, read_run, runs_in
+from ..runtime import files
+from .accuracy_section import accuracy_cell, accuracy_section
+from .contact_sheet import single_png
+from .html.charts import Line, line_chart, moving_median, smoothing_window
+from .html.gallery import Picture, PictureRow, side_by_side
+from .html.page import hint, page, section, shown, table, text
+from .numbers import column, duration, late_median, loss_label, own_rows
+from .present import PAGE, class_names, drawable
+from .report import STAGES
 
 _SERIES = 8  # as many colours as can be told apart
 _COLUMNS = 12  # runs whose images are shown

@@ -10,10 +10,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from .charts import Band, Group, band_chart, stacked_histogram
-from .experts import Curriculum, prune
-from .gallery import PictureRow, gallery
-from .page import hint, section
+from ..experts import Curriculum, prune
+from .html.charts import Band, Group, band_chart, stacked_histogram
+from .html.gallery import PictureRow, gallery
+from .html.page import hint, section
 
 
 @dataclass(frozen=True)

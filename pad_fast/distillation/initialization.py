@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .data import ImageDataset
-from .engines import Engine, Task
-from .errors import DatasetError
-from .experts import ExpertStore
-from .runtime.rng import generator
+from ..data import ImageDataset
+from ..engines import Engine, Task
+from ..errors import DatasetError
+from ..experts import ExpertStore
+from ..runtime.rng import generator
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
-from .data.arrays import to_bytes
+from ..data.arrays import to_bytes
 
 _PAPER = (255, 255, 255)
 _INK = (32, 33, 36)

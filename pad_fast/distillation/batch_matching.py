@@ -13,22 +13,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .data import DSA
-from .data.augment import DSADraw
-from .distillation import LATE, State, make_mask, read_later
-from .engines import Engine, Task, select
-from .errors import ConfigError, DistillationStopped
-from .experts import Curriculum
+from ..data import DSA
+from ..data.augment import DSADraw
+from ..engines import Engine, Task, select
+from ..errors import ConfigError, DistillationStopped
+from ..experts import Curriculum
+from ..matching.distributions import blocks_kept, match_distributions
+from ..matching.gradients import channels_of, match_gradients
+from ..models import FlatNetwork
+from ..models.spec import NetworkSpec
+from ..runtime import distributed
+from ..runtime.device import cache_bytes
+from ..runtime.rng import derive_seed, generator
+from ..settings.config import Config
+from ..training.trainer import shuffled_batches
 from .initialization import InitialSet
-from .matching.distributions import blocks_kept, match_distributions
-from .matching.gradients import channels_of, match_gradients
-from .models import FlatNetwork
-from .models.spec import NetworkSpec
-from .runtime import distributed
-from .runtime.device import cache_bytes
-from .runtime.rng import derive_seed, generator
-from .settings.config import Config
-from .training.trainer import shuffled_batches
+from .iterations import LATE, make_mask, read_later
+from .state import State
 
 Criterion = Callable[[Tensor, Sequence[Tensor], Tensor], tuple[Tensor, Tensor]]
 """(theta `[P]`, real images per class, synthetic `[classes, ipc, C, H, W]`) -> loss `[]` and gradient in the latter."""

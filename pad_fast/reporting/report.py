@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from .charts import Line, line_chart, moving_median, smoothing_window
+from ..distillation.metrics import LAYER_LOSS
+from ..evaluation import AccuracyRow, RobustScore
+from ..evaluation.sets import FULL, RANDOM
+from ..runs.timing import StageCost
+from .accuracy_section import _cross_architecture, _robust, accuracy_section
 from .difficulty_section import DifficultyView, difficulty_section
-from .distillation import LAYER_LOSS
-from .evaluation import AccuracyRow, RobustScore
-from .evaluation.sets import FULL, RANDOM
-from .gallery import PictureRow, gallery
-from .page import details, empty, hint, page, section, shown, table, text
-from .stages import StageCost
-
-History = Sequence[Mapping[str, float]]
+from .html.charts import Line, line_chart, moving_median, smoothing_window
+from .html.gallery import PictureRow, gallery
+from .html.page import details, empty, hint, page, section, shown, table, text
+from .numbers import _LOSSES, History, _iteration, column, duration, late_median, loss_label, own_rows
 
 STAGES = {
     "data": "data and normalisation",
@@ -174,85 +174,6 @@ def _tiles(data: ReportData) -> str:
     return f'<dl class="tiles">{cells}</dl>' if tiles else ""
 
 
-def accuracy_section(rows: Sequence[AccuracyRow], heading: str = "Test accuracy") -> str:
-    """The table of accuracies with a bar and an error bar each."""
-    if not rows:
-        return section(heading, empty("Not evaluated yet."), name="accuracy")
-    cells = "".join(_accuracy_row(row) for row in rows)
-    body = (
-        '<div class="scroll"><table class="accuracy"><thead><tr><th scope="col">Trained on</th>'
-        '<th scope="col">Network</th><th scope="col" class="number">Accuracy, %</th>'
-        '<th scope="col" class="wide"><span class="hidden">0 to 100 %</span></th>'
-        '<th scope="col" class="number">Networks</th>'
-        f"</tr></thead><tbody>{cells}</tbody></table></div>"
-    )
-    if any(row.networks > 1 for row in rows):
-        body += hint("± is the standard deviation over the networks trained; each was tested once, after training.")
-    return section(heading, body, name="accuracy")
-
-
-def _accuracy_row(row: AccuracyRow) -> str:
-    known = math.isfinite(row.mean)
-    spread = row.std if known and row.networks > 1 and math.isfinite(row.std) else None
-    bar = ""
-    if known:
-        length = min(max(row.mean, 0.0), 100.0)
-        bar = f'<rect class="bar" x="0" y="3" width="{length:.2f}" height="10"/>'
-        if spread:
-            left, right = max(0.0, length - spread), min(100.0, length + spread)
-            bar += f'<path class="whisker" d="M{left:.2f} 8H{right:.2f}"/>'
-    return (
-        f'<tr><th scope="row">{text(row.name)}</th><td>{text(row.model)}</td>'
-        f'<td class="number">{accuracy_cell(row)}</td>'
-        '<td class="wide"><svg viewBox="0 0 100 16" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="track" x="0" y="3" width="100" height="10"/>{bar}</svg></td>'
-        f'<td class="number">{row.networks}</td></tr>'
-    )
-
-
-def accuracy_cell(row: AccuracyRow | None) -> str:
-    """Mean and standard deviation as HTML."""
-    if row is None:
-        return ""
-    if not math.isfinite(row.mean):
-        return "n/a"
-    deviation = f' <span class="std">± {row.std:.1f}</span>' if row.networks > 1 and math.isfinite(row.std) else ""
-    return f"<strong>{row.mean:.1f}</strong>{deviation}"
-
-
-def _cross_architecture(rows: Sequence[AccuracyRow]) -> str:
-    models, sets = list(dict.fromkeys(row.model for row in rows)), list(dict.fromkeys(row.name for row in rows))
-    if not rows:
-        return ""
-    if len(models) < 2:
-        return section(
-            "Other networks",
-            empty(
-                f"Evaluated on {models[0]} only. To add another to the next report: "
-                "pad-fast evaluate RUN --model MLP --out RUN/evaluation-mlp.json"
-            ),
-            name="networks",
-        )
-    found = {(row.name, row.model): row for row in reversed(rows)}
-    cells = [[text(model), *(accuracy_cell(found.get((name, model))) or "–" for name in sets)] for model in models]
-    body = table(["Network", *sets], cells, numbers=range(1, len(sets) + 1))
-    return section(
-        "Across networks", body + hint("Test accuracy in % by network and by what it was trained on."), name="networks"
-    )
-
-
-def _robust(scores: Sequence[RobustScore]) -> str:
-    if not scores:
-        return ""
-    rows = [
-        [text(score.name), text(score.trained_on), text(score.model), f"{score.mean:.3f} ± {score.std:.3f}"]
-        for score in scores
-    ]
-    words = "Of DD-Ranking, computed from our networks: label-robust (LRS) and augmentation-robust (ARS), at most 1."
-    body = table(["Score", "Trained on", "Network", "Value"], rows, numbers=(3,))
-    return section("Robust scores", body + hint(words), name="robust")
-
-
 def _images(data: ReportData) -> str:
     body = gallery(data.images)
     if not body:
@@ -395,52 +316,4 @@ def _cost(stages: Mapping[str, StageCost], environment: Mapping[str, str]) -> st
     )
 
 
-def own_rows(rows: Sequence[AccuracyRow], settings: Mapping[str, object]) -> list[AccuracyRow]:
-    """The rows of a run's own images: all called after its method, "PAD" or "PAD, best" and "PAD, last"."""
-    method = str(settings.get("method", "")).upper()
-    return [row for row in rows if row.name == method or row.name.startswith(f"{method}, ")]
-
-
-def loss_label(settings: Mapping[str, object]) -> str:
-    """What the matching loss of a run's method measures."""
-    return _LOSSES.get(str(settings.get("method")), "distance to the expert, relative to the start")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a reader says them.
-
-    Example:
-        >>> duration(0.614), duration(80.2), duration(7500)
-        ('0.6 s', '1 min 20 s', '2 h 5 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds) // 60
-    if minutes < 60:
-        return f"{minutes} min {round(seconds) % 60} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def late_median(values: Sequence[float]) -> float:
-    """Median of the last tenth, at least one value: what a noisy curve ends at."""
-    return median(values[-max(1, len(values) // 10) :])
-
-
-def column(history: History, key: str) -> tuple[list[float], list[float]]:
-    """Iterations and values of the rows that have a finite one."""
-    found = [
-        (_iteration(row, n), float(row[key])) for n, row in enumerate(history) if math.isfinite(row.get(key, math.nan))
-    ]
-    return [x for x, _ in found], [y for _, y in found]
-
-
-def _iteration(row: Mapping[str, float], position: int) -> float:
-    return float(row.get("iteration", position))
-
-
-_LOSSES = {
-    "dc": "distance between the gradients of real and synthetic images",
-    "dsa": "distance between the gradients of real and synthetic images",
-    "dm": "distance between the mean features of real and synthetic images",
-}
 _SUMMARY = ("dataset", "method", "ipc", "model", "iterations", "seed")

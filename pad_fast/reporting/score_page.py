@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from .charts import histogram
-from .data import ImageDataset
-from .errors import StoreError
-from .grid import image_grid, png_bytes
-from .page import details, page, section, sheet
-from .preview import SHOWN, ends
-from .runtime import files
-from .runtime.environment import environment
-from .scoring.difficulty import Difficulty
+from ..data import ImageDataset
+from ..errors import StoreError
+from ..runs.preview import SHOWN, ends
+from ..runtime import files
+from ..runtime.environment import environment
+from ..scoring.difficulty import Difficulty
+from .contact_sheet import image_grid, png_bytes
+from .html.charts import histogram
+from .html.page import details, page, section, sheet
 
 _CLASSES = 100  # at most these get a histogram of their own
 

@@ -10,7 +10,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from .errors import InputError
+from ...errors import InputError
 
 
 def page(title: str, summary: str, sections: Sequence[str], *, refresh: int | None = None) -> str:

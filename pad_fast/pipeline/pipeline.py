@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -30,125 +29,46 @@ from typing import Any
 
 import torch
 
-from .batch_matching import BatchLoop, RealImages, initial_images, loops_of, make_criterion, require_alone
-from .data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
-from .data.distilled import FILE, DistilledDataset, load
-from .distillation import Iterations, Loop, State, read_history, require_possible, run
-from .engines import Task, select
-from .errors import ConfigError, DatasetError
-from .evaluation import EvaluationReport, evaluate
-from .experts import ExpertStore, curriculum_of, prune, train_experts
-from .initialization import InitialSet, Teachers, initial_set
-from .models import FlatNetwork
-from .models.spec import NetworkSpec
-from .presentation import present
-from .preview import write_preview
-from .run_folder import LOCK
-from .runtime import distributed, files, locks
-from .runtime.device import cache_bytes, resolve_device
-from .runtime.progress import Progress
-from .runtime.rng import derive_seed
-from .scoring.difficulty import Difficulty
-from .scoring.score import score
-from .settings.config import Config
-from .settings.resolve import make_settings
-from .settings.snapshot_ranges import format_keep
-from .settings.yaml_files import to_yaml
-from .stages import StageLog
-from .trackers import Tracker, open_trackers, require_trackers
+from ..data import DSA, ImageDataset, Normalization, fit_normalization
+from ..data.distilled import FILE, DistilledDataset, load
+from ..distillation.batch_matching import BatchLoop, RealImages, initial_images, loops_of, make_criterion, require_alone
+from ..distillation.initialization import InitialSet, Teachers, initial_set
+from ..distillation.iterations import Iterations
+from ..distillation.metrics import read_history
+from ..distillation.run import run
+from ..distillation.state import State
+from ..distillation.trajectory_matching import Loop, require_possible
+from ..engines import Task, select
+from ..errors import ConfigError, DatasetError
+from ..evaluation import EvaluationReport, evaluate
+from ..experts import ExpertStore, curriculum_of, prune
+from ..models import FlatNetwork
+from ..models.spec import NetworkSpec
+from ..reporting.present import present
+from ..runs.folder import LOCK
+from ..runs.preview import write_preview
+from ..runs.timing import StageLog
+from ..runs.trackers import Tracker, open_trackers
+from ..runtime import distributed, files, locks
+from ..runtime.device import cache_bytes
+from ..runtime.progress import Progress
+from ..runtime.rng import derive_seed
+from ..scoring.difficulty import Difficulty
+from ..settings.config import Config
+from ..settings.snapshot_ranges import format_keep
+from ..settings.yaml_files import to_yaml
+from .configured import (
+    configured_data,
+    keep_scores,
+    may_go_on,
+    needs_order,
+    normalization_caches,
+    order_of,
+    score_as_configured,
+    train_as_configured,
+)
 
 LAST = "last"
-
-
-def distill(
-    dataset: Any = "digits",
-    *,
-    ipc: int = 1,
-    method: str = "pad",
-    config: Config | str | os.PathLike[str] | Mapping[str, Any] | None = None,
-    preset: str | None = None,
-    out: str | os.PathLike[str] | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
-    download: bool = False,
-    device: str = "auto",
-    backend: str = "auto",
-    seed: int = 0,
-    resume: bool = False,
-    overwrite: bool = False,
-    log: str | Sequence[str] = (),
-    progress: Progress | None = None,
-    **overrides: Any,
-) -> DistilledDataset:
-    """Distil a data set into `ipc` synthetic images per class.
-
-    Runs difficulty scoring, expert training, distillation and evaluation, keeps every stage in `out`, and reuses a
-    stage whose settings have not changed. Same seed and machine: same files.
-
-    Args:
-        dataset: a name ("digits" needs no download), "imagefolder:PATH", tensors, or torch data sets; see
-            :func:`pad_fast.load_dataset`.
-        ipc: synthetic images per class.
-        method: "pad", "datm", "ftd", "mtt" or "tesla": settings of trajectory matching; "dc" or "dsa" (gradient
-            matching) or "dm" (distribution matching).
-        config: a YAML file (ours or the reference's), a mapping, or a ready :class:`Config`, which then decides
-            everything that is not given in `overrides`.
-        preset: published settings by name, e.g. "cifar10-ipc10".
-        out: folder of the run; default `runs/<dataset>-ipc<ipc>-<method>`.
-        data_dir: where downloaded data sets are; `download` fetches a data set that is not there yet.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        backend: engine, see `pad_fast.engines.backends()`.
-        seed: of everything random.
-        resume: continue from the checkpoint in `out`; ends with the result of an undisturbed run.
-        overwrite: allow `out` to hold a run with other settings, whose results are replaced.
-        log: "tensorboard" or "wandb", or both: send the numbers there as well, through their own packages.
-        **overrides: any field of :class:`Config`, or a key of the reference's YAML files.
-
-    Returns:
-        The distilled set, with `evaluation` rows and `history` filled in.
-
-    Raises:
-        InputError: settings, data or files that cannot be used; before any work starts.
-        DistillationStopped: the loss turned NaN, or nothing was ever updated; a checkpoint is in `out`.
-
-    Example:
-        >>> import tempfile, pad_fast
-        >>> result = pad_fast.distill(out=tempfile.mkdtemp(), num_experts=1, train_epochs=4, max_start_epoch=2,
-        ...     score_networks=1, score_epochs=1, syn_steps=2, iterations=2, eval_networks=1, eval_epochs=2,
-        ...     eval_full_epochs=1, add_end_epoch=1, removal1_epoch=2, removal2_epoch=3,
-        ...     progress=Progress(quiet=True))
-        >>> result.images.shape
-        torch.Size([10, 1, 8, 8])
-    """
-    progress = progress or Progress()
-    trackers = (log,) if isinstance(log, str) else tuple(log)
-    require_trackers(trackers)
-    named = dataset if isinstance(dataset, str) else None
-    written: dict[str, Any] = {}
-    if isinstance(config, Config):
-        written = config.describe()
-    elif isinstance(config, Mapping):
-        written = dict(config)
-    arguments = {**written, **overrides}
-    # An explicit argument beats the file; an argument left at its default does not.
-    for name, value, default in (("seed", seed, 0), ("backend", backend, "auto"), ("ipc", ipc, 1)):
-        if value != default:
-            arguments[name] = value
-    if method != "pad":
-        arguments["method"] = method
-    if named is not None and named != "digits":
-        arguments["dataset"] = named
-    file = os.fspath(config) if isinstance(config, (str, os.PathLike)) else None
-    if named is None:
-        arguments["dataset"] = getattr(dataset, "name", "tensors")
-    settings = make_settings(preset_name=preset, file=file, overrides=arguments)
-    run_config = settings.config
-    where = resolve_device(device if device != "auto" else settings.device)
-    if out is None:
-        label = "".join(c if c.isalnum() else "-" for c in run_config.dataset.rpartition("/")[2].lower())
-        out = Path("runs") / f"{label}-ipc{run_config.ipc}-{run_config.method}"
-    pipeline = Pipeline(run_config, Path(out), where, progress, resume=resume, overwrite=overwrite, log=trackers)
-    where_from = data_dir or settings.data_dir
-    return pipeline.run(run_config.dataset if named is not None else dataset, where_from, download=download)
 
 
 class Pipeline:
@@ -582,111 +502,6 @@ class Pipeline:
         if distributed.group().main:
             replace(report, key=key).write(path)
         return report
-
-
-def configured_data(
-    config: Config, dataset: Any, data_dir: str | os.PathLike[str] | None, *, download: bool = False
-) -> tuple[ImageDataset, ImageDataset | None]:
-    """The data of a run without the part it holds out, and the data with that part in place of the test set."""
-    data = load_dataset(dataset, data_dir=data_dir, resolution=config.resolution, download=download)
-    if not config.validation_fraction:
-        return data, None
-    return data.hold_out(config.validation_fraction, seed=config.seed)
-
-
-def normalization_caches(out: Path) -> list[Path]:
-    """Where a fitted ZCA is kept for what is written to `out`, and looked for: a run's folder serves those in it."""
-    return [out / "cache", out.parent / "cache"]
-
-
-def needs_order(config: Config) -> bool:
-    """Whether anything in the run depends on how hard images are."""
-    return config.curriculum or config.prune != "none"
-
-
-def may_go_on(config: Config) -> bool:
-    """Whether a finished run may be continued for longer: not where a curriculum was stretched over its iterations."""
-    return config.uses_experts or not config.curriculum
-
-
-def order_of(data: ImageDataset, difficulty: Difficulty | None) -> list[torch.Tensor]:
-    """Dataset indices per class, easy to hard where that is known."""
-    return data.images_by_class() if difficulty is None else difficulty.order
-
-
-def score_as_configured(
-    config: Config,
-    data: ImageDataset,
-    normalization: Normalization,
-    device: torch.device,
-    progress: Progress,
-    *,
-    networks_dir: Path,
-) -> Difficulty:
-    """:func:`pad_fast.score` with a config's settings."""
-    return score(
-        data,
-        method=config.score_method,
-        model=config.model,
-        networks=config.score_networks,
-        epochs=config.score_epochs,
-        batch=config.score_batch,
-        lr=config.score_lr,
-        normalization=normalization,
-        seed=config.seed,
-        device=str(device),
-        backend=config.backend,
-        networks_dir=networks_dir,
-        progress=progress,
-    )
-
-
-def keep_scores(difficulty: Difficulty, path: Path, networks: Path) -> Difficulty:
-    """Write the scores, delete the folder of the networks they come from, and return what all ranks go on with."""
-    group = distributed.group()
-    group.on_main("the scores to be written", lambda: difficulty.save(path))
-    if group.main:
-        shutil.rmtree(networks)
-    # Not their own: on another machine the last bits may differ, and with them the order.
-    return difficulty if group.main else Difficulty.load(path)
-
-
-def train_as_configured(
-    config: Config,
-    data: ImageDataset,
-    normalization: Normalization,
-    difficulty: Difficulty | None,
-    out: Path,
-    device: torch.device,
-    progress: Progress,
-) -> ExpertStore:
-    """:func:`pad_fast.train_experts` with a config's settings."""
-    return train_experts(
-        data,
-        out=out,
-        experts=config.num_experts,
-        epochs=config.train_epochs,
-        curriculum=curriculum_of(config),
-        difficulty=difficulty,
-        prune_rule=config.prune,
-        optimizer=config.expert_optimizer,
-        rho=config.gsam_rho,
-        alpha=config.gsam_alpha,
-        model=config.model,
-        batch=config.batch_train,
-        lr=config.lr_expert,
-        dsa=config.dsa,
-        dsa_mode=config.dsa_mode,
-        keep=format_keep(config.kept_snapshots),
-        storage=config.expert_storage,
-        test_every=config.test_every,
-        workers=config.workers,
-        normalization=normalization,
-        seed=config.seed,
-        device=str(device),
-        backend=config.backend,
-        progress=progress,
-    )
 
 
 def _scores_path(cache: Path, fingerprint: str, config: Config) -> Path:

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .data import ImageDataset, MeanStd, Normalization, normalization_from_state
-from .data.arrays import to_bytes
-from .errors import StoreError
-from .runtime import files, tensor_files
-from .scoring.difficulty import Difficulty
+from ..data import ImageDataset, MeanStd, Normalization, normalization_from_state
+from ..data.arrays import to_bytes
+from ..errors import StoreError
+from ..runtime import files, tensor_files
+from ..scoring.difficulty import Difficulty
 
 FILE = "preview.safetensors"
 SHOWN = 5  # images from either end of a class

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from .errors import StoreError
-from .runtime import distributed, files
-from .runtime.environment import environment
+from ..errors import StoreError
+from ..runtime import distributed, files
+from ..runtime.environment import environment
 
 FILE = "timing.json"
 

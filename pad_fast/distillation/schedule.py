@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .runtime.rng import generator
-from .settings.config import Config
+from ..runtime.rng import generator
+from ..settings.config import Config
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,171 +1,31 @@
-"""The distillation loop: match trajectories, update images, soft labels and the student's learning rate."""
+"""Iterations that match experts' trajectories."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, TextIO
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from .data import DSA
-from .errors import ConfigError, DistillationStopped, RankLost, StoreError
-from .experts import ExpertStore
-from .experts.snapshots import Snapshots
-from .matching import ParameterMask, layer_distances, require_divisible, student_end, trajectory_matching_loss
-from .models import FlatNetwork
-from .runtime import distributed, files, tensor_files
-from .runtime.distributed import ALONE
-from .runtime.progress import Progress
-from .runtime.rng import derive_seed
+from ..data import DSA
+from ..errors import ConfigError, DistillationStopped
+from ..experts import ExpertStore
+from ..experts.snapshots import Snapshots
+from ..matching import layer_distances, require_divisible, student_end, trajectory_matching_loss
+from ..models import FlatNetwork
+from ..runtime import distributed
+from ..runtime.distributed import ALONE
+from ..runtime.rng import derive_seed
+from ..settings.config import Config
+from .iterations import LATE, make_mask, read_later
+from .metrics import LAYER_LOSS
 from .schedule import Draw, draw
-from .settings.config import Config
-
-PATIENCE = 50
-"""A run whose first this many iterations are all skipped is stopped: nothing would ever be updated."""
-
-LATE = 8
-"""On a GPU, how many iterations may be under way while the results of earlier ones are still unknown to the host."""
-
-LAYER_LOSS = "layer_loss."
-"""Begins the keys of a row of metrics.jsonl that hold the matching loss of one layer; its name follows."""
+from .state import State
 
 AHEAD = 2
 """How many iterations ahead the experts' snapshots are read."""
-
-_FORMAT = "pad_fast checkpoint 1"
-
-
-@dataclass(eq=False)
-class State:
-    """What an iteration changes; exactly what a checkpoint holds.
-
-    Attributes:
-        images: `[N, C, H, W]`; label_logits: `[N, classes]`; lr: `[]`.
-        momentum: one buffer per learned tensor.
-        average: exponential moving average of the images, when the run keeps one.
-        iteration: iterations completed.
-        skipped: of these, how many were above the threshold.
-    """
-
-    images: Tensor
-    label_logits: Tensor
-    lr: Tensor
-    labels: Tensor
-    momentum: dict[str, Tensor] = field(default_factory=dict)
-    average: Tensor | None = None
-    iteration: int = 0
-    skipped: int = 0
-
-    @classmethod
-    def start(cls, images: Tensor, label_logits: Tensor, labels: Tensor, config: Config, device: torch.device) -> State:
-        """The state before the first iteration."""
-        images, label_logits = images.to(device, torch.float32), label_logits.to(device, torch.float32)
-        # float64, because published settings change alpha by 1e-7 an iteration.
-        lr = torch.tensor(config.lr_init, dtype=torch.float64).to(device)
-        momentum = {"images": torch.zeros_like(images), "labels": torch.zeros_like(label_logits)}
-        momentum["lr"] = torch.zeros_like(lr)
-        average = images.clone() if config.ema_decay is not None else None
-        return cls(images.clone(), label_logits.clone(), lr, labels.clone(), momentum, average)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything but the two counts, by name; the tensors themselves, not copies."""
-        tensors = {
-            "images": self.images,
-            "label_logits": self.label_logits,
-            "lr": self.lr,
-            "labels": self.labels,
-        }
-        tensors |= {f"momentum.{name}": value for name, value in self.momentum.items()}
-        if self.average is not None:
-            tensors["average"] = self.average
-        return tensors
-
-    def save(self, path: Path, key: str) -> None:
-        """Write a checkpoint atomically; `key` identifies the settings it belongs to."""
-        described = {"format": _FORMAT, "key": key, "iteration": self.iteration, "skipped": self.skipped}
-        files.write_bytes(path, tensor_files.pack_tensors(self.tensors(), described))
-
-    def require_same(self) -> None:
-        """Prove that all ranks have come to the same state.
-
-        Raises:
-            RankError: they have not.
-        """
-        counts = {"counts": torch.tensor([self.iteration, self.skipped])}
-        distributed.group().require_same(f"the state after iteration {self.iteration}", self.tensors() | counts)
-
-    @classmethod
-    def load(cls, path: Path, key: str, device: torch.device) -> State:
-        """Read a checkpoint.
-
-        Raises:
-            StoreError: truncated, foreign, or written with other settings.
-        """
-        try:
-            stored, described = tensor_files.unpack_tensors(path.read_bytes())
-            tensors = {name: value.to(device) for name, value in stored.items()}
-            if described["format"] != _FORMAT:
-                raise StoreError(f"{path} has format {described['format']!r}; this version reads {_FORMAT!r}")
-            if described["key"] != key:
-                raise StoreError(
-                    f"{path} belongs to a run with other settings or other experts; resume with the same settings, "
-                    "or start afresh in another folder"
-                )
-            return cls(
-                tensors["images"],
-                tensors["label_logits"],
-                tensors["lr"],
-                tensors["labels"].cpu(),
-                {name: tensors[f"momentum.{name}"] for name in ("images", "labels", "lr")},
-                tensors.get("average"),
-                int(described["iteration"]),
-                int(described["skipped"]),
-            )
-        except OSError as error:
-            raise StoreError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise StoreError(
-                f"{path} is not a pad_fast checkpoint, or is truncated ({error}); delete it to start afresh"
-            ) from error
-
-
-class Iterations(Protocol):
-    """A criterion's iterations, as :func:`run` repeats them: each is begun, and settled when its outcome is wanted.
-
-    Attributes:
-        late: iterations that may be begun before the first of them is settled.
-    """
-
-    config: Config
-    late: int
-
-    def begin(self, state: State) -> Any:
-        """Start an iteration; what it returns goes to :meth:`settle`."""
-
-    def settle(self, state: State, pending: Any) -> dict[str, float]:
-        """The row of metrics.jsonl of an iteration, after all earlier ones were settled.
-
-        Raises:
-            DistillationStopped: it went wrong; `state` is as it was before it.
-        """
-
-
-def read_later(outcome: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """`outcome` in host memory, and what to wait for before it is read; None when it is there already."""
-    if outcome.device.type != "cuda":
-        return outcome, None
-    copied = torch.empty(outcome.shape, dtype=outcome.dtype, pin_memory=True).copy_(outcome, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return copied, arrived
 
 
 @dataclass(frozen=True, eq=False)
@@ -419,156 +279,3 @@ def require_possible(config: Config, network: FlatNetwork) -> None:
             f"trajectories is {config.trajectories}, so {ranks - config.trajectories} of {ranks} ranks would have "
             f"nothing to do; use trajectories={ranks} (or more), or split='batch'"
         )
-
-
-def make_mask(config: Config) -> ParameterMask:
-    """The mask a config asks for."""
-    if config.mask == "none":
-        return ParameterMask.none()
-    return ParameterMask(config.mask, config.mask_ratio)
-
-
-def run(
-    loop: Iterations,
-    state: State,
-    *,
-    folder: Path,
-    key: str,
-    history: list[dict[str, float]],
-    progress: Progress,
-    observe: Callable[[Mapping[str, float]], None] | None = None,
-    checkpointed: Callable[[State], None] | None = None,
-) -> None:
-    """Iterate to the end, appending `metrics.jsonl` and writing checkpoints into `folder`.
-
-    Of several ranks, the main one alone has files. `observe` is called with every new row, `checkpointed` with the
-    state at every checkpoint.
-
-    Raises:
-        DistillationStopped: see :meth:`Loop.iterate`, or the first iterations were all skipped; a checkpoint of the
-            last good state is on disk.
-        RankLost: another rank has ended; a checkpoint of the last complete iteration is on disk, if the main one lives.
-        RankError: the ranks have come to different states, of which none is saved.
-    """
-    group, config = distributed.group(), loop.config
-    checkpoint = folder / "checkpoint"
-    # Ranks on different machines may have started from numbers that differ in the last bits.
-    group.broadcast_(*state.tensors().values())
-    state.require_same()
-    pending = progress.track(
-        range(state.iteration, config.iterations),
-        "distill",
-        total=config.iterations,
-        done=state.iteration,
-        detail=lambda: _detail(history, state),
-    )
-    begun: deque[Any] = deque()
-    with MetricsLog(folder / "metrics.jsonl" if group.main else None, history) as log:
-
-        def save() -> None:
-            if group.main:
-                log.sync()
-                state.save(checkpoint, key)
-
-        def settle(left: int) -> None:
-            while len(begun) > left:
-                log.append(loop.settle(state, begun.popleft()))
-                if observe is not None:
-                    observe(history[-1])
-                _require_progress(state, config, history)
-
-        try:
-            for _ in pending:
-                begun.append(loop.begin(state))
-                saves = state.iteration % config.checkpoint_every == 0
-                # A state can only be judged or saved when nothing is under way.
-                settle(0 if saves or state.iteration == PATIENCE else loop.late)
-                if saves:
-                    state.require_same()
-                    save()
-                    if checkpointed is not None:
-                        checkpointed(state)
-            settle(0)
-            state.require_same()
-        except DistillationStopped as error:
-            save()
-            raise DistillationStopped(f"{error}. The last good state is in {checkpoint}") from None
-        except RankLost as error:
-            if begun:  # on a GPU, these can no longer be waited for; the checkpoint on disk is an earlier one
-                raise
-            save()
-            raise RankLost(f"{error}. {checkpoint} has the state after {state.iteration} iterations") from error
-        save()
-
-
-def _require_progress(state: State, config: Config, history: Sequence[Mapping[str, float]]) -> None:
-    if state.iteration == PATIENCE == state.skipped and config.threshold is not None:
-        typical = sorted(row["loss"] for row in history)[len(history) // 2]
-        raise DistillationStopped(
-            f"all of the first {PATIENCE} iterations were skipped: the matching loss (median {typical:.3g}) is above "
-            f"the threshold {config.threshold:g}, so nothing would ever be updated. The student moves away from the "
-            f"experts, usually because its learning rate is too large: start it at the experts' (lr_init is "
-            f"{config.lr_init:g}, lr_expert {config.lr_expert:g}), lower syn_steps ({config.syn_steps}), or raise "
-            "threshold"
-        )
-
-
-def _detail(history: Sequence[Mapping[str, float]], state: State) -> str:
-    if not history:
-        return ""
-    recent = history[-20:]
-    loss = sum(row["loss"] for row in recent) / len(recent)
-    rate = f", lr {history[-1]['lr']:.4g}" if "lr" in history[-1] else ""
-    return f"loss {loss:.4g}{rate}" + (f", skipped {state.skipped}" if state.skipped else "")
-
-
-class MetricsLog:
-    """`metrics.jsonl`: one row per iteration. Opening it cuts rows the checkpoint does not know about.
-
-    Without a path, rows are only added to the history.
-    """
-
-    def __init__(self, path: Path | None, history: list[dict[str, float]]) -> None:
-        self.path, self.history = path, history
-        self._file: TextIO | None = None
-
-    def __enter__(self) -> MetricsLog:
-        if self.path is not None:
-            files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.history))
-            self._file = self.path.open("a", encoding="utf-8", buffering=1)
-        return self
-
-    def append(self, row: dict[str, float]) -> None:
-        """Add one row."""
-        self.history.append(row)
-        if self._file is not None:
-            self._file.write(json.dumps(row) + "\n")
-
-    def sync(self) -> None:
-        """Make the rows so far durable: a checkpoint must never be ahead of its log."""
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def __exit__(self, *_: Any) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def read_history(path: Path, iterations: int) -> list[dict[str, float]]:
-    """The first `iterations` rows of a log that may have been cut off in the middle of a line.
-
-    Raises:
-        StoreError: fewer complete rows than the checkpoint says there were.
-    """
-    rows: list[dict[str, float]] = []
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if len(rows) == iterations:
-                break
-            rows.append(json.loads(line))
-    except (OSError, ValueError):
-        pass  # a torn last line is expected after a crash; what counts is checked below
-    if len(rows) < iterations:
-        raise StoreError(f"{path} has {len(rows)} rows, but the checkpoint was taken after {iterations} iterations")
-    return rows

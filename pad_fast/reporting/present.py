@@ -10,20 +10,20 @@ from typing import Any
 
 from torch import Tensor
 
-from .data.arrays import to_bytes
-from .data.distilled import DistilledDataset
+from ..data.arrays import to_bytes
+from ..data.distilled import DistilledDataset
+from ..errors import DistillationStopped, PadFastError
+from ..experts import Curriculum, curriculum_of
+from ..runs.folder import RunFolder, is_run, is_running, read_run, runs_in
+from ..runs.preview import Preview, ends
+from ..runs.timing import FILE as TIMING
+from ..runtime import files
+from ..runtime.environment import flat
+from ..settings.config import Config
+from .contact_sheet import image_grid, png_bytes, single_png
 from .difficulty_section import DifficultyView
-from .errors import DistillationStopped, PadFastError
-from .experts import Curriculum, curriculum_of
-from .gallery import Picture, PictureRow
-from .grid import image_grid, png_bytes, single_png
-from .preview import Preview, ends
+from .html.gallery import Picture, PictureRow
 from .report import ReportData, Status, render_report
-from .run_folder import RunFolder, is_run, is_running, read_run, runs_in
-from .runtime import files
-from .runtime.environment import flat
-from .settings.config import Config
-from .stages import FILE as TIMING
 
 PAGE = "report.html"
 REFRESH = 5

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, nearest
-from .evaluation import AccuracyRow
-from .runtime import files
+from ..errors import ConfigError, nearest
+from ..evaluation import AccuracyRow
+from ..runtime import files
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 NAMES = tuple(_PACKAGES)

@@ -18,29 +18,21 @@ from typing import Any
 
 import torch
 
-from .charts import Line, line_chart
-from .data import load_dataset
-from .errors import ConfigError, nearest
-from .evaluation import EvaluationReport
-from .evaluation.rows import mean_std
-from .page import hint, page, section, table
+from ..data import load_dataset
+from ..errors import ConfigError, nearest
+from ..evaluation import EvaluationReport
+from ..reporting.numbers import own_rows
+from ..reporting.sweep_page import _PRUNES, NONE, Setting, SweepResult, _words
+from ..runs.timing import FILE as TIMING
+from ..runs.timing import read_timing
+from ..runtime import files
+from ..runtime.device import resolve_device
+from ..runtime.progress import Progress
+from ..settings.config import Config
+from ..settings.resolve import make_settings, override
 from .pipeline import Pipeline
-from .report import own_rows
-from .runtime import files
-from .runtime.device import resolve_device
-from .runtime.progress import Progress
-from .settings.config import Config
-from .settings.resolve import make_settings, override
-from .stages import FILE as TIMING
-from .stages import read_timing
 
-NONE = ("none", 0.0)
-Setting = tuple[str, float]
-"""A kind and its ratio, such as ("hardest", 0.2) or ("depth", 0.25); ("none", 0.0)."""
-
-_PRUNES = ("hardest", "easiest")
 _MASKS = ("depth", "layers", "loss")
-_COLOURS = 8
 
 
 @dataclass(frozen=True)
@@ -62,77 +54,6 @@ class Cell:
         # Dropping nothing needs no scores.
         prune = f"{kind}:{ratio:g}" if ratio else "none"
         return override(base, {"prune": prune, "mask": self.mask[0], "mask_ratio": self.mask[1], "seed": self.seed})
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What a finished grid has measured.
-
-    Attributes:
-        method, dataset, ipc: what was run.
-        accuracies: percent, one number for each network of each seed, per prune and mask setting.
-    """
-
-    method: str
-    dataset: str
-    ipc: int
-    accuracies: Mapping[tuple[Setting, Setting], tuple[float, ...]]
-
-    def table(self) -> str:
-        """Rows are what was pruned, columns what was masked: mean and standard deviation over seeds and networks."""
-        prunes, masks = self.axes()
-        lines = ["| pruned \\ masked | " + " | ".join(" ".join(_words(mask)) for mask in masks) + " |"]
-        lines.append("|---" * (len(masks) + 1) + "|")
-        for prune in prunes:
-            cells = [mean_std(self.accuracies[prune, mask]) for mask in masks]
-            texts = [f"{mean:.1f} ± {spread:.1f}" for mean, spread in cells]
-            lines.append(f"| {' '.join(_words(prune))} | " + " | ".join(texts) + " |")
-        return "\n".join(lines)
-
-    def axes(self) -> tuple[list[Setting], list[Setting]]:
-        """What was pruned, and what was masked, in the order asked for."""
-        return list(dict.fromkeys(p for p, _ in self.accuracies)), list(dict.fromkeys(m for _, m in self.accuracies))
-
-    def page(self) -> str:
-        """The charts and the table as one HTML page."""
-        prunes, masks = self.axes()
-        sections = []
-        for heading, x_label, kinds, flip in (
-            ("What pruning does (FIEx)", "fraction of every class left out", _PRUNES, False),
-            ("What masking does (FIEm)", "fraction of the depth left out", ("depth", "loss"), True),
-            ("What masking layers does (FIEm)", "layers left out", ("layers",), True),
-        ):
-            lines = self._lines(kinds, flip)
-            if any(len(line.x) > 1 for line in lines):
-                chart = line_chart(
-                    lines,
-                    x_label=x_label,
-                    y_label="test accuracy, %",
-                    description=f"{heading}: test accuracy against the {x_label}",
-                    whole=kinds == ("layers",),
-                )
-                sections.append(section(heading, chart))
-        networks = sorted({len(values) for values in self.accuracies.values()})
-        header, _, *rows = [line.strip("| ").split(" | ") for line in self.table().splitlines()]
-        note = hint(f"Mean ± standard deviation over {' or '.join(map(str, networks))} networks.")
-        sections.append(section("Every cell", table(header, rows) + note))
-        return page(f"{self.method.upper()} on {self.dataset}, {self.ipc} per class", "", sections)
-
-    def _lines(self, kinds: Sequence[str], flip: bool) -> list[Line]:
-        """A curve over the ratios of each of these kinds, for every setting on the other axis."""
-        own, others = reversed(self.axes()) if flip else self.axes()
-        lines: list[Line] = []
-        for kind, other in product([kind for kind in kinds if kind in {k for k, _ in own}], others):
-            points = sorted((ratio, (k, ratio)) for k, ratio in own if k == kind)
-            # Leaving out nothing is no mask, except to DM, whose criterion then sums over all blocks.
-            if NONE in own and points[0][0] > 0 and not (flip and self.method == "dm"):
-                points.insert(0, (0.0, NONE))
-            values = [self.accuracies[(other, at) if flip else (at, other)] for _, at in points]
-            found = [mean_std(each) for each in values]
-            label = f"{kind}, {'pruned' if flip else 'masked'}: {' '.join(_words(other))}"
-            style = f"series c{len(lines) % _COLOURS}"
-            lines.append(Line([x for x, _ in points], [m for m, _ in found], label, style, [s for _, s in found]))
-        return lines
 
 
 def parse_axis(texts: Iterable[str], kinds: Sequence[str], what: str) -> list[Setting]:
@@ -291,7 +212,3 @@ def _own_gpu(device: torch.device) -> torch.device:
     if device.type != "cuda" or device.index is not None:
         return device
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-
-
-def _words(setting: Setting) -> tuple[str, ...]:
-    return (setting[0],) if setting == NONE else (setting[0], f"{setting[1]:g}")

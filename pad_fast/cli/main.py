@@ -1,0 +1,36 @@
+"""The command line: `pad-fast score | experts | distill | sweep | evaluate | report | compare | bench | env`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from ..errors import DistillationStopped, PadFastError
+from ..runtime import distributed
+from .commands import _sweep
+from .parser import parse
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Exit status: 0 done, 1 stopped with a checkpoint, 2 unusable input, 130 interrupted."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        # The processes of a sweep do different runs, and need not know of each other.
+        group = distributed.group() if options.handler is _sweep else distributed.join()
+        level = logging.INFO if group.main else logging.WARNING
+        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        options.handler(options)
+    except DistillationStopped as error:
+        if distributed.group().main:  # it stops on all ranks alike
+            print(f"pad-fast: stopped: {error}", file=sys.stderr)
+        return 1
+    except PadFastError as error:
+        group = distributed.group()
+        who = "pad-fast" if group.size == 1 else f"pad-fast, rank {group.rank}"
+        print(f"{who}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pad-fast: interrupted; finished stages are kept, continue with --resume", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,111 @@
+"""What an iteration changes, and the checkpoint that holds it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..errors import StoreError
+from ..runtime import distributed, files, tensor_files
+from ..settings.config import Config
+
+_FORMAT = "pad_fast checkpoint 1"
+
+
+@dataclass(eq=False)
+class State:
+    """What an iteration changes; exactly what a checkpoint holds.
+
+    Attributes:
+        images: `[N, C, H, W]`; label_logits: `[N, classes]`; lr: `[]`.
+        momentum: one buffer per learned tensor.
+        average: exponential moving average of the images, when the run keeps one.
+        iteration: iterations completed.
+        skipped: of these, how many were above the threshold.
+    """
+
+    images: Tensor
+    label_logits: Tensor
+    lr: Tensor
+    labels: Tensor
+    momentum: dict[str, Tensor] = field(default_factory=dict)
+    average: Tensor | None = None
+    iteration: int = 0
+    skipped: int = 0
+
+    @classmethod
+    def start(cls, images: Tensor, label_logits: Tensor, labels: Tensor, config: Config, device: torch.device) -> State:
+        """The state before the first iteration."""
+        images, label_logits = images.to(device, torch.float32), label_logits.to(device, torch.float32)
+        # float64, because published settings change alpha by 1e-7 an iteration.
+        lr = torch.tensor(config.lr_init, dtype=torch.float64).to(device)
+        momentum = {"images": torch.zeros_like(images), "labels": torch.zeros_like(label_logits)}
+        momentum["lr"] = torch.zeros_like(lr)
+        average = images.clone() if config.ema_decay is not None else None
+        return cls(images.clone(), label_logits.clone(), lr, labels.clone(), momentum, average)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the two counts, by name; the tensors themselves, not copies."""
+        tensors = {
+            "images": self.images,
+            "label_logits": self.label_logits,
+            "lr": self.lr,
+            "labels": self.labels,
+        }
+        tensors |= {f"momentum.{name}": value for name, value in self.momentum.items()}
+        if self.average is not None:
+            tensors["average"] = self.average
+        return tensors
+
+    def save(self, path: Path, key: str) -> None:
+        """Write a checkpoint atomically; `key` identifies the settings it belongs to."""
+        described = {"format": _FORMAT, "key": key, "iteration": self.iteration, "skipped": self.skipped}
+        files.write_bytes(path, tensor_files.pack_tensors(self.tensors(), described))
+
+    def require_same(self) -> None:
+        """Prove that all ranks have come to the same state.
+
+        Raises:
+            RankError: they have not.
+        """
+        counts = {"counts": torch.tensor([self.iteration, self.skipped])}
+        distributed.group().require_same(f"the state after iteration {self.iteration}", self.tensors() | counts)
+
+    @classmethod
+    def load(cls, path: Path, key: str, device: torch.device) -> State:
+        """Read a checkpoint.
+
+        Raises:
+            StoreError: truncated, foreign, or written with other settings.
+        """
+        try:
+            stored, described = tensor_files.unpack_tensors(path.read_bytes())
+            tensors = {name: value.to(device) for name, value in stored.items()}
+            if described["format"] != _FORMAT:
+                raise StoreError(f"{path} has format {described['format']!r}; this version reads {_FORMAT!r}")
+            if described["key"] != key:
+                raise StoreError(
+                    f"{path} belongs to a run with other settings or other experts; resume with the same settings, "
+                    "or start afresh in another folder"
+                )
+            return cls(
+                tensors["images"],
+                tensors["label_logits"],
+                tensors["lr"],
+                tensors["labels"].cpu(),
+                {name: tensors[f"momentum.{name}"] for name in ("images", "labels", "lr")},
+                tensors.get("average"),
+                int(described["iteration"]),
+                int(described["skipped"]),
+            )
+        except OSError as error:
+            raise StoreError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise StoreError(
+                f"{path} is not a pad_fast checkpoint, or is truncated ({error}); delete it to start afresh"
+            ) from error

@@ -1,0 +1,170 @@
+"""Fresh networks trained on the sets that are compared, each tested once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import ImageDataset, Normalization
+from ..engines import Engine, Task, select
+from ..models.spec import NetworkSpec
+from ..runtime import distributed
+from ..runtime.progress import Progress
+from ..training.trainer import Trainer
+from .network import Network, train
+from .results import Results, digest
+from .sets import FULL, TrainingSet
+from .side_by_side import Work, side_by_side
+
+_Taken = tuple[Tensor, Tensor]
+"""Images and targets."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One network and what it is trained on."""
+
+    trained_on: TrainingSet
+    network: Network
+
+
+def _jobs(rows: Sequence[TrainingSet], spec: NetworkSpec, repeats: int, seed: int) -> list[_Job]:
+    return [_Job(row, Network(spec, seed, row.purpose, index)) for row in rows for index in range(repeats)]
+
+
+class _Trial:
+    """The real data, where networks are trained, and the results so far.
+
+    Attributes:
+        test: normalised test images `[N, C, H, W]` and their classes `[N]`.
+    """
+
+    def __init__(
+        self,
+        data: ImageDataset,
+        normalization: Normalization,
+        *,
+        seed: int,
+        device: torch.device,
+        backend: str,
+        results: Results,
+        progress: Progress,
+    ) -> None:
+        self.data, self.normalization = data, normalization
+        self.seed, self.device, self.backend = seed, device, backend
+        self.results, self.progress = results, progress
+        self.test = normalization.apply(data.test_images).to(device), data.test_labels.to(device)
+        self._tested_on = digest(*self.test)
+        self._engines: dict[NetworkSpec, tuple[Engine, Task]] = {}
+
+    def describe(self, job: _Job) -> dict[str, Any]:
+        """Everything the result of a job depends on, besides versions."""
+        network = vars(job.network) | {"spec": vars(job.network.spec)}
+        return {
+            "trained_on": job.trained_on.digest,
+            "tested_on": self._tested_on,
+            "network": network,
+            "recipe": vars(job.trained_on.recipe),
+            "device": self.device.type,
+            "backend": self.backend,
+        }
+
+    def accuracies(self, jobs: Sequence[_Job]) -> dict[_Job, float]:
+        """Test accuracy of every job, from the results where it is there; ranks divide the jobs between them."""
+        group = distributed.group()
+        # The full set takes longest: begun last, it would keep one worker busy while the others have nothing to do.
+        dealt = sorted(jobs, key=lambda job: job.trained_on.name != FULL)
+        mine = group.turns(range(len(dealt)))
+        values = torch.zeros(len(dealt), dtype=torch.float64)
+        missing = []
+        for place in mine:
+            known = self.results.get(self.describe(dealt[place]))
+            if known is None:
+                missing.append(place)
+            else:
+                values[place] = known["accuracy"]
+        done = len(mine) - len(missing)
+        if done:
+            self.progress.say(f"evaluate: {done} of {len(mine)} networks are known already")
+        threaded = [place for place in missing if self._side_by_side(dealt[place])]
+        others = [place for place in missing if not self._side_by_side(dealt[place])]
+        # Of all jobs, not only the missing ones: rounding depends on how many threads a network gets.
+        workers = min(torch.get_num_threads(), sum(self._side_by_side(job) for job in jobs))
+        results = chain(self._run(dealt, threaded, workers), self._run(dealt, others, 1))
+        for place, accuracy in self.progress.track(results, "evaluate", total=len(mine), done=done, unit="network"):
+            values[place] = accuracy
+        group.wait("the networks that other ranks evaluate")
+        group.sum_(values)
+        return dict(zip(dealt, values.tolist(), strict=True))
+
+    def teacher(self, spec: NetworkSpec, full: TrainingSet, images: Tensor) -> Tensor:
+        """Logits `[N, classes]` of all training images under network 0 of the full set: where soft labels come from."""
+        job = _Job(full, Network(spec, self.seed, full.purpose, 0))
+        described = self.describe(job)
+        known = self.results.get({**described, "result": "training logits"})
+        if known is None:
+            self.progress.say(f"evaluate: training a {spec.model} on the full set, whose outputs label random images")
+
+            def run(_: None) -> Work[Tensor]:
+                trainer = yield from self._train([(job, full.take(0))])
+                self._test([job], trainer)
+                return trainer.logits(images).cpu()
+
+            known = {"logits": next(side_by_side(run, [None], workers=1))}
+            self.results.put({**described, "result": "training logits"}, **known)
+        return known["logits"].to(self.device)
+
+    def _run(self, jobs: Sequence[_Job], places: Sequence[int], workers: int) -> Iterator[tuple[int, float]]:
+        def run(group: Sequence[tuple[int, _Taken]]) -> Work[list[tuple[int, float]]]:
+            trainer = yield from self._train([(jobs[place], taken) for place, taken in group])
+            accuracies = self._test([jobs[place] for place, _ in group], trainer)
+            return [(place, accuracy) for (place, _), accuracy in zip(group, accuracies, strict=True)]
+
+        return chain.from_iterable(side_by_side(run, self._groups(jobs, places), workers=workers))
+
+    def _groups(self, jobs: Sequence[_Job], places: Sequence[int]) -> Iterator[list[tuple[int, _Taken]]]:
+        """Jobs, by their places, with what each is trained on: as many at a time as are best trained together."""
+        group: list[tuple[int, _Taken]] = []
+        kind: Any = None
+        for place in places:
+            job = jobs[place]
+            taken = job.trained_on.take(job.network.index)
+            now = job.network.spec, job.trained_on.recipe, *((each.shape, each.dtype) for each in taken)
+            if group and now != kind:
+                yield group
+                group = []
+            kind = now
+            group.append((place, taken))
+            engine, task = self._engine(job)
+            if len(group) == engine.together(task, min(job.trained_on.recipe.batch, len(taken[0]))):
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _train(self, group: Sequence[tuple[_Job, _Taken]]) -> Work[Trainer]:
+        networks, sets = [job.network for job, _ in group], [taken for _, taken in group]
+        recipe = group[0][0].trained_on.recipe
+        return train(networks, sets, recipe, device=self.device, backend=self.backend)
+
+    def _test(self, jobs: Sequence[_Job], trainer: Trainer) -> list[float]:
+        accuracies: list[float] = trainer.accuracy(*self.test).reshape(-1).tolist()
+        for job, accuracy in zip(jobs, accuracies, strict=True):
+            self.results.put(self.describe(job), accuracy=torch.tensor(accuracy, dtype=torch.float64))
+        return accuracies
+
+    def _side_by_side(self, job: _Job) -> bool:
+        return self.device.type == "cpu" and self._engine(job)[0].side_by_side
+
+    def _engine(self, job: _Job) -> tuple[Engine, Task]:
+        """What runs networks of this kind, and a task of theirs to ask it about."""
+        spec = job.network.spec
+        if spec not in self._engines:
+            task = Task(spec.build(self.seed, "probe"), self.device, torch.float32)
+            self._engines[spec] = select(self.backend, task), task
+        return self._engines[spec]

@@ -1,0 +1,61 @@
+"""Numbers as report and comparison show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from ..evaluation import AccuracyRow
+
+History = Sequence[Mapping[str, float]]
+
+
+def own_rows(rows: Sequence[AccuracyRow], settings: Mapping[str, object]) -> list[AccuracyRow]:
+    """The rows of a run's own images: all called after its method, "PAD" or "PAD, best" and "PAD, last"."""
+    method = str(settings.get("method", "")).upper()
+    return [row for row in rows if row.name == method or row.name.startswith(f"{method}, ")]
+
+
+def loss_label(settings: Mapping[str, object]) -> str:
+    """What the matching loss of a run's method measures."""
+    return _LOSSES.get(str(settings.get("method")), "distance to the expert, relative to the start")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them.
+
+    Example:
+        >>> duration(0.614), duration(80.2), duration(7500)
+        ('0.6 s', '1 min 20 s', '2 h 5 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds) // 60
+    if minutes < 60:
+        return f"{minutes} min {round(seconds) % 60} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def late_median(values: Sequence[float]) -> float:
+    """Median of the last tenth, at least one value: what a noisy curve ends at."""
+    return median(values[-max(1, len(values) // 10) :])
+
+
+def column(history: History, key: str) -> tuple[list[float], list[float]]:
+    """Iterations and values of the rows that have a finite one."""
+    found = [
+        (_iteration(row, n), float(row[key])) for n, row in enumerate(history) if math.isfinite(row.get(key, math.nan))
+    ]
+    return [x for x, _ in found], [y for _, y in found]
+
+
+def _iteration(row: Mapping[str, float], position: int) -> float:
+    return float(row.get("iteration", position))
+
+
+_LOSSES = {
+    "dc": "distance between the gradients of real and synthetic images",
+    "dsa": "distance between the gradients of real and synthetic images",
+    "dm": "distance between the mean features of real and synthetic images",
+}
