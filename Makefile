@@ -32,7 +32,7 @@ sanitize: $(VENV)/.installed
 	cp -r tests build/sanitize/tests
 	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
-	  $(CURDIR)/$(BIN)/python -m pytest -q tests/test_engine_cpu.py tests/test_native.py -k "not instruction_set"
+	  $(CURDIR)/$(BIN)/python -m pytest -q tests/engines/test_cpu.py tests/scoring/test_native.py -k "not instruction_set"
 
 # For a machine with a GPU and no network: no environment is made, $(PYTHON) is used as it is (torch, Triton, pytest).
 OUT ?= build/gpu-results

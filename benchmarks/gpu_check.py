@@ -213,7 +213,7 @@ def main() -> int:
         sanitized = [test for test in tests if "sanitizer" in test]
         # The engine's first, then those of the kernels and scores.
         rest = sorted((test for test in tests if test not in sanitized), key=lambda test: "test_gpu.py" not in test)
-        rest = rest or ["tests/test_gpu.py"]  # without their names, at least all of those in one process
+        rest = rest or ["tests/engines/test_gpu.py"]  # without their names, at least all of those in one process
         note(run_tests("tests", rest, out, seconds=LIMITS["tests"] * scale, environment=environment))
 
     if options.device == "cuda" and built_with_cuda():

@@ -10,7 +10,6 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,27 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from .support.golden import golden_path
+
 # Without a GPU, kernels run in Triton's interpreter, which must be chosen before any of them is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def golden_folders() -> list[Path]:
-    """Folders searched for golden files, the complete set first, the committed selection last."""
-    named = os.environ.get("PAD_FAST_GOLDEN")
-    folders = [Path(named)] if named else []
-    folders += [ROOT.parent / "shared" / "golden", ROOT / "tests" / "golden"]
-    return [folder for folder in folders if folder.is_dir()]
-
-
-def golden_path(name: str) -> Path:
-    """The golden file of that name, or skip: only the small ones are committed."""
-    for folder in golden_folders():
-        if (folder / name).is_file():
-            return folder / name
-    pytest.skip(f"golden file {name} is not in the committed selection; set PAD_FAST_GOLDEN to the full set")
 
 
 @pytest.fixture
@@ -107,11 +90,3 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for place, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
         monkeypatch.setattr(place, name, poison(getattr(place, name)))
-
-
-def require_native() -> None:
-    """Skip, with the reason, where the extension could not be built."""
-    from pad_fast.runtime import extension
-
-    if not extension.available():
-        pytest.skip(f"no compiled extension: {extension.unavailable_reason()}")
