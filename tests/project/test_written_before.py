@@ -23,9 +23,10 @@ import pad_fast
 from pad_fast import Difficulty, DistilledDataset, ExpertStore, Progress
 from pad_fast.cli import main
 
-from .compare import relative_error
+from ..support.comparison import relative_error
+from ..support.paths import ROOT
 
-WRITTEN = Path(__file__).parent / "fixtures" / "b8a8185"
+WRITTEN = ROOT / "tests" / "fixtures" / "b8a8185"
 MADE_WITH = json.loads((WRITTEN / "run" / "timing.json").read_text())["environment"]
 ITERATIONS, AT_CHECKPOINT = 8, 4
 UPDATE = 1e-4  # of x - x0, relative: 3.4e-6 is the worst seen, on one thread and two, with AVX-512, AVX2 and neither
