@@ -19,8 +19,8 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import harness, model
+from benchmarks.harness import load
 from benchmarks.model import SETTINGS, Setting
-from benchmarks.report import load
 
 PRINTED = {
     "CIFAR-100 IPC 10": "one A100-80G: MTT 61.6 GB, 1.92 s; TESLA 10.3 GB, 5.71 s; DATM out of memory",
