@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from ..errors import DatasetError, nearest
 from ..runtime.rng import generator
-
-if TYPE_CHECKING:
-    pass
+from .pictures import DEEP, Oddities, picture_to_tensor, settle_depth
 
 TEST_FRACTION = 0.2
+
+logger = logging.getLogger("pad_fast")
+
+RENUMBER = "Others are renumbered by torch.unique(labels, return_inverse=True)[1], over all splits together."
 
 _CHUNK = 4096  # images converted at a time: bounds temporaries
 
@@ -42,7 +45,7 @@ class Splits:
 def splits_from(source: object, resolution: int | None) -> Splits | None:
     """Read a tuple, dict or torch Dataset; None when `source` is none of these."""
     if isinstance(source, torch.utils.data.Dataset):
-        return _split_off_test("torch-dataset", *_read_torch_dataset(source, "the data set", resolution))
+        return split_off_test("torch-dataset", *_read_torch_dataset(source, "the data set", resolution))
     if isinstance(source, Mapping):
         return _from_mapping(source, resolution)
     if not isinstance(source, tuple | list):
@@ -121,6 +124,9 @@ def stack_images(items: Sequence[Tensor], describe: Callable[[int], str]) -> Ten
             raise DatasetError(
                 f"images with different channels: {describe(index)} has {item.shape[0]}, others have {channels}."
             )
+    kinds = {item.dtype for item in items}
+    if DEEP in kinds and len(kinds) > 1:  # a single kind waits for the other split
+        items = settle_depth(items, "one set")
     if len({item.dtype == torch.uint8 for item in items}) > 1:
         raise DatasetError("some images are uint8, others floating point; give all of them in one dtype.")
     return torch.stack([item.expand(channels, -1, -1) for item in items])
@@ -151,37 +157,13 @@ def resize(images: Tensor, resolution: int) -> Tensor:
     return torch.cat(pieces)
 
 
-def pil_to_tensor(image: Any, resolution: int | None = None) -> Tensor:
-    """A PIL image as uint8 `[1, H, W]` (gray modes) or `[3, H, W]`, resized like :func:`resize` when asked.
-
-    Sixteen-bit gray keeps its upper eight bits; transparency is dropped.
-    """
-    from PIL import Image
-
-    if image.mode.startswith("I"):
-        # convert("L") would clip these at 255 instead of scaling.
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("32-bit floating point images have no fixed range")
-    else:
-        image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-    if resolution is not None and image.size != (resolution, resolution):
-        width, height = image.size
-        short = min(width, height)
-        size = (resolution * width // short, resolution * height // short)
-        image = image.resize(size, Image.Resampling.BILINEAR)
-        left, top = (round((side - resolution) / 2) for side in image.size)
-        image = image.crop((left, top, left + resolution, top + resolution))
-    pixels = torch.from_numpy(np.array(image))  # np.array copies: PIL's own buffer is read-only
-    return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
-
-
 _FOUR = ("train_images", "train_labels", "test_images", "test_labels")
+_VALIDATION = ("val_images", "val_labels")
 _EXTRA = ("name", "class_names", "mean", "std")
 
 
 def _from_mapping(source: Mapping[Any, Any], resolution: int | None) -> Splits:
-    known = (*_FOUR, "images", "labels", *_EXTRA)
+    known = (*_FOUR, *_VALIDATION, "images", "labels", *_EXTRA)
     for key in source:
         if key not in known:
             raise DatasetError(
@@ -190,6 +172,8 @@ def _from_mapping(source: Mapping[Any, Any], resolution: int | None) -> Splits:
     if ("mean" in source) != ("std" in source):
         raise DatasetError("give both mean and std, or neither (they are then computed from the training images).")
     if all(key in source for key in _FOUR):
+        if _VALIDATION[0] in source:  # as in the files of MedMNIST
+            logger.warning(f"the {len(source[_VALIDATION[0]])} validation images of the data set are not used")
         splits = Splits(
             "tensors",
             _images(source["train_images"], "train_images", resolution),
@@ -199,7 +183,7 @@ def _from_mapping(source: Mapping[Any, Any], resolution: int | None) -> Splits:
         )
     elif "images" in source and "labels" in source:
         images, labels = _images(source["images"], "images", resolution), _labels(source["labels"], "labels")
-        splits = _split_off_test("tensors", images, labels, None)
+        splits = split_off_test("tensors", images, labels, None)
     else:
         raise DatasetError(
             f"a data set given as a dict needs {', '.join(_FOUR)}, or images and labels; got {list(source)}."
@@ -216,7 +200,12 @@ def _from_mapping(source: Mapping[Any, Any], resolution: int | None) -> Splits:
     )
 
 
-def _split_off_test(name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...] | None) -> Splits:
+def split_off_test(name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...] | None) -> Splits:
+    """A set without test images: a fixed fifth of every class becomes them.
+
+    Raises:
+        DatasetError: labels do not fit the images, or a class has a single image.
+    """
     if len(images) != len(labels):
         raise DatasetError(f"{len(images)} images but {len(labels)} labels; each image needs one label.")
     if len(labels) == 0:
@@ -234,9 +223,10 @@ def check_label_range(labels: Tensor, what: str, images: int) -> None:
     """
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= images:
+        ignored = " -100 marks labels to be ignored elsewhere: leave those images out." if low == -100 else ""
         raise DatasetError(
-            f"{what} run from {low} to {high}; class ids must be 0, 1, 2, ... without gaps "
-            f"({images} images cannot fill more than {images} classes)."
+            f"{what} run from {low} to {high}; class ids must be 0, 1, 2, ... without gaps ({images} images cannot "
+            f"fill more than {images} classes).{ignored} {RENUMBER}"
         )
 
 
@@ -245,7 +235,9 @@ def _images(value: object, what: str, resolution: int | None) -> Tensor:
     if isinstance(value, list | tuple):
         if not value:
             raise DatasetError(f"{what} is empty: no images.")
-        items = [_item(item, f"{what}[{index}]", resolution) for index, item in enumerate(value)]
+        oddities = Oddities()
+        items = [_item(item, f"{what}[{index}]", resolution, oddities) for index, item in enumerate(value)]
+        oddities.say(len(items), what)
         return stack_images(items, lambda index: f"{what}[{index}]")
     if isinstance(value, np.ndarray):
         value = _from_numpy(value, what)
@@ -256,11 +248,22 @@ def _images(value: object, what: str, resolution: int | None) -> Tensor:
         value = value[:, None]
     if value.dim() != 4:
         raise DatasetError(f"{what} must be [N, C, H, W] or [N, H, W]; got {list(value.shape)}.")
-    # [N, H, W, C] is the layout of most arrays. Square images cannot be mistaken, others only if 1 or 3 pixels wide.
-    _, first, second, last = value.shape
-    if last in (1, 3) and second != last and (first == second or first not in (1, 3)):
-        value = value.permute(0, 3, 1, 2)
-    return value
+    return value.permute(0, 3, 1, 2) if _channels_last(*value.shape[1:]) else value
+
+
+def _channels_last(first: int, second: int, last: int) -> bool:
+    """Whether an image of this shape is `[H, W, C]`, the layout of most arrays, rather than `[C, H, W]`.
+
+    Whatever is square tells by itself, with any number of channels. Of others, the side of 1 or 3 is the channels, or
+    else the shorter end.
+    """
+    if second == last:
+        return False
+    if first == second:
+        return True
+    if (first in (1, 3)) != (last in (1, 3)):
+        return last in (1, 3)
+    return last < first
 
 
 def _labels(value: object, what: str) -> Tensor:
@@ -276,8 +279,11 @@ def _labels(value: object, what: str) -> Tensor:
         raise DatasetError(
             f"{what} must be integer class ids, got {value.dtype}; convert them, for example labels.long()."
         )
+    if value.dim() == 2 and value.shape[1] == 1:  # a column, as MedMNIST has it
+        value = value[:, 0]
     if value.dim() != 1:
-        raise DatasetError(f"{what} must have shape [N] with one class id per image; got {list(value.shape)}.")
+        hint = " Of one-hot rows take labels.argmax(1)." if value.dim() == 2 else ""
+        raise DatasetError(f"{what} must have shape [N] with one class id per image; got {list(value.shape)}.{hint}")
     return value.detach().to("cpu", torch.int64)
 
 
@@ -294,17 +300,15 @@ def _check_pixel_dtype(dtype: torch.dtype, what: str) -> None:
         raise DatasetError(f"{what} has dtype {dtype}; give uint8 (0 to 255) or floating point pixels.")
 
 
-def _item(value: Any, what: str, resolution: int | None) -> Tensor:
-    """One image as `[C, H, W]`: tensors are [C, H, W] or [H, W]; arrays and PIL images [H, W, C] or [H, W]."""
+def _item(value: Any, what: str, resolution: int | None, oddities: Oddities) -> Tensor:
+    """One image as `[C, H, W]`, from a tensor, an array or a PIL image; of the first two either layout."""
     if isinstance(value, Tensor):
         image = value.detach().cpu()
     elif isinstance(value, np.ndarray):
         image = _from_numpy(value, what)
-        if image.dim() == 3 and image.shape[2] in (1, 3):
-            image = image.permute(2, 0, 1)
     elif hasattr(value, "convert") and hasattr(value, "mode"):
         try:
-            return pil_to_tensor(value, resolution)
+            return picture_to_tensor(value, resolution, oddities)
         except (OSError, ValueError) as error:
             raise DatasetError(f"{what} cannot be read as pixels: {error}") from error
     else:
@@ -313,6 +317,8 @@ def _item(value: Any, what: str, resolution: int | None) -> Tensor:
         image = image[None]
     if image.dim() != 3:
         raise DatasetError(f"{what} must be one image [C, H, W] or [H, W]; got {list(image.shape)}.")
+    if _channels_last(*image.shape):
+        image = image.permute(2, 0, 1)
     _check_pixel_dtype(image.dtype, what)
     return unit_pixels(resize(image[None], resolution))[0] if resolution is not None else image
 
@@ -329,22 +335,23 @@ def _read_torch_dataset(
         ) from error
     if count == 0:
         raise DatasetError(f"{what} is empty: no images.")
-    items, labels = [], []
+    items, labels, oddities = [], [], Oddities()
     for index in range(count):
         item = dataset[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DatasetError(f"item {index} of {what} is not a pair (image, label).")
-        items.append(_item(item[0], f"image {index} of {what}", resolution))
+        items.append(_item(item[0], f"image {index} of {what}", resolution, oddities))
         labels.append(_label(item[1], f"label {index} of {what}"))
     names = getattr(dataset, "classes", None)
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         names = None
+    oddities.say(count, what)
     images = stack_images(items, lambda index: f"image {index} of {what}")
     return images, torch.tensor(labels), tuple(names) if names is not None else None
 
 
 def _label(value: Any, what: str) -> int:
-    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise DatasetError(f"{what} must be an integer class id; got {value!r}.")

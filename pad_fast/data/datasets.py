@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError
-from .arrays import Splits, check_label_range, resize, splits_from, stratified_split, unit_pixels
+from .arrays import RENUMBER, Splits, check_label_range, resize, splits_from, stratified_split, unit_pixels
+from .pictures import settle_depth
 from .sources import IMAGE_FOLDER, load_named
 
 _CHUNK = 4096  # images per float64 copy while statistics are computed
@@ -147,9 +148,11 @@ def load_dataset(
             - "digits" (8x8, ships with scikit-learn), "mnist", "fashionmnist", "svhn", "cifar10", "cifar100",
               "tinyimagenet" or "tiny", "imagenette", "imagewoof", "imagemeow", "imagesquawk", "imagefruit",
               "imageyellow" (128 px); case, "-" and "_" do not matter, and "imagenet" means imagenette;
-            - "imagefolder:PATH" or a path: `{train, test or val}/<class>/<image file>`;
+            - "imagefolder:PATH" or the path of a folder: `{train, test or val}/<class>/<image file>`, or without
+              test images `train/<class>/...` or `<class>/...`;
             - `(train_images, train_labels, test_images, test_labels)` or `(images, labels)`, tensors or arrays, or a
-              dict with those keys (and optionally name, class_names, mean, std);
+              dict or `.npz` with those keys (and optionally name, class_names, mean, std); images `[N, C, H, W]`,
+              `[N, H, W, C]` or `[N, H, W]`, labels `[N]` or `[N, 1]`;
             - a map-style torch Dataset of (image, label), or a pair of them (train, test);
             - an ImageDataset, returned as it is.
 
@@ -193,7 +196,9 @@ def load_dataset(
 
 def _finish(splits: Splits, resolution: int | None) -> ImageDataset:
     images = []
-    for split, part in (("train", splits.train_images), ("test", splits.test_images)):
+    for split, part in zip(
+        ("train", "test"), settle_depth([splits.train_images, splits.test_images], splits.name), strict=True
+    ):
         if len(part) == 0:
             raise DatasetError(f"the {split} set is empty: no images.")
         images.append(unit_pixels(resize(part, resolution) if resolution is not None else part))
@@ -247,8 +252,9 @@ def _check_images(split: str, images: Tensor) -> None:
         raise DatasetError(f"the {split} set is empty: images {list(images.shape)}.")
     if images.shape[2] != images.shape[3]:
         raise DatasetError(
-            f"{split} images are {images.shape[2]}x{images.shape[3]}; networks here need square ones. Pass "
-            "resolution= to resize and crop them."
+            f"{split} images are {images.shape[2]}x{images.shape[3]} with {images.shape[1]} channels; networks here "
+            "need square ones. Pass resolution= to resize and crop them; of [N, H, W, C] that were mistaken for "
+            "[N, C, H, W], pass images.transpose(0, 3, 1, 2) (arrays) or images.permute(0, 3, 1, 2) (tensors)."
         )
     low, high = torch.aminmax(images)  # NaN propagates, so both tests need no temporary
     if not bool(torch.isfinite(low) and torch.isfinite(high)):
@@ -276,7 +282,7 @@ def _check_every_class(split: str, labels: Tensor, names: tuple[str, ...]) -> No
         shown = ", ".join(f"{label} ({names[label]})" for label in empty[:5])
         raise DatasetError(
             f"the {split} set has no image of class {shown}{', ...' if len(empty) > 5 else ''}: class ids must be "
-            "0, 1, 2, ... without gaps, and every class needs training and test images."
+            f"0, 1, 2, ... without gaps, and every class needs training and test images. {RENUMBER}"
         )
 
 

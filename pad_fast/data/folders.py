@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import zipfile
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError
-from .arrays import Splits, pil_to_tensor, stack_images
+from .arrays import TEST_FRACTION, Splits, split_off_test, stack_images
+from .pictures import Oddities, picture_to_tensor
+
+logger = logging.getLogger("pad_fast")
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -53,6 +57,9 @@ class FolderTree:
     def folders(self, parent: str) -> list[str]:
         try:
             entries = [entry.name for entry in os.scandir(self.root / parent) if entry.is_dir()]
+            if parent not in ("", "."):  # a link in place of a whole split is what its owner wants
+                for name in entries:
+                    self._refuse_link_back(self.root / parent / name)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -61,10 +68,24 @@ class FolderTree:
 
     def images(self, parent: str) -> list[str]:
         paths = []
-        for folder, _, names in os.walk(self.root / parent, followlinks=True):
+        for folder, inside, names in os.walk(self.root / parent, followlinks=True):
+            inside[:] = [name for name in inside if not name.startswith(".")]
+            for name in inside:
+                self._refuse_link_back(Path(folder, name))
             relative = Path(folder).relative_to(self.root).as_posix()
             paths += [f"{relative}/{name}" for name in names if _is_image(name)]
         return sorted(paths, key=natural_key)
+
+    def _refuse_link_back(self, folder: Path) -> None:
+        """Images behind a link into this very tree would count twice, perhaps as another class, or without end."""
+        if not folder.is_symlink():
+            return
+        target, root = folder.resolve(), self.root.resolve()
+        if target.is_relative_to(root) or root.is_relative_to(target):
+            raise DatasetError(
+                f"{folder} is a link back into the data set, to {target}: its images would be counted again. Remove "
+                "the link, or put a copy of the images in its place."
+            )
 
     def read(self, path: str) -> bytes:
         try:
@@ -101,7 +122,7 @@ class ZipTree:
                 self._folders.setdefault(str(parent.parent), set()).add(parent.name)
             if name.endswith("/"):
                 self._folders.setdefault(str(relative.parent), set()).add(relative.name)
-            elif _is_image(relative.name):
+            elif _is_image(relative.name) and not any(part.startswith(".") for part in relative.parts):
                 for parent in relative.parents:
                     self._files.setdefault(str(parent), []).append(str(relative))
 
@@ -143,12 +164,11 @@ def class_listing(tree: Tree, split: str, classes: Iterable[str] | None = None) 
     names = list(classes) if classes is not None else tree.folders(split)
     if not names:
         raise DatasetError(f"{tree.describe(split)} has no class folders; expected {split}/<class>/<image file>.")
-    listing = {name: tree.images(f"{split}/{name}") for name in names}
+    folders = {name: f"{split}/{name}" if split else name for name in names}
+    listing = {name: tree.images(folder) for name, folder in folders.items()}
     for name, paths in listing.items():
         if not paths:
-            raise DatasetError(
-                f"class folder {tree.describe(f'{split}/{name}')} holds no images ({' '.join(EXTENSIONS)})."
-            )
+            raise DatasetError(f"class folder {tree.describe(folders[name])} holds no images ({' '.join(EXTENSIONS)}).")
     return listing
 
 
@@ -171,24 +191,53 @@ def load_listings(name: str, tree: Tree, train: Listing, test: Listing, resoluti
     labels = [
         torch.tensor([index for index, label in enumerate(classes) for _ in split[label]]) for split in (train, test)
     ]
-    images = stack_images(decode(tree, paths, resolution), lambda index: tree.describe(paths[index]))
+    images = _decoded(tree, paths, resolution)
     count = len(labels[0])
     return Splits(name, images[:count], labels[0], images[count:], labels[1], tuple(classes))
 
 
-def decode(tree: Tree, paths: Sequence[str], resolution: int | None) -> list[Tensor]:
-    """Decode image files to uint8 `[1 or 3, H, W]` in the order of `paths`.
+def load_listing(name: str, tree: Tree, listing: Listing, resolution: int | None) -> Splits:
+    """Decode images that come without a test set; a fixed fifth of every class becomes one.
+
+    Raises:
+        DatasetError: as :func:`load_listings`, or a class has a single image.
+    """
+    paths = [path for files in listing.values() for path in files]
+    labels = torch.tensor([index for index, files in enumerate(listing.values()) for _ in files])
+    logger.warning(
+        f"{tree.describe('')} has no test images: a fixed fifth of every class ({TEST_FRACTION:.0%}) is set aside"
+    )
+    return split_off_test(name, _decoded(tree, paths, resolution), labels, tuple(listing))
+
+
+def _decoded(tree: Tree, paths: Sequence[str], resolution: int | None) -> Tensor:
+    """All these image files in one tensor `[N, C, H, W]`."""
+    oddities = Oddities()
+    items = decode(tree, paths, resolution, oddities)
+    oddities.say(len(items), tree.describe(""))
+    return stack_images(items, lambda index: tree.describe(paths[index]))
+
+
+def decode(tree: Tree, paths: Sequence[str], resolution: int | None, oddities: Oddities) -> list[Tensor]:
+    """Decode image files as :func:`picture_to_tensor` does, in the order of `paths`.
 
     Raises:
         DatasetError: a file cannot be decoded; the message names it.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     def one(path: str) -> Tensor:
         data = tree.read(path)
+        if not data:
+            raise DatasetError(f"cannot decode image {tree.describe(path)}: it is empty. Repair or remove the file.")
         try:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                return pil_to_tensor(image, resolution)
+                return picture_to_tensor(image, resolution, oddities)
+        except UnidentifiedImageError as error:
+            raise DatasetError(
+                f"cannot decode image {tree.describe(path)}: it is none of {', '.join(_FORMATS)}. Repair or remove the "
+                "file."
+            ) from error
         except Exception as error:  # PIL's plugins raise almost anything for damaged files
             raise DatasetError(
                 f"cannot decode image {tree.describe(path)}: {error}. Repair or remove the file."

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ..errors import DatasetError, nearest
 from .arrays import Splits, stratified_split
-from .folders import FolderTree, class_listing, load_listings
+from .folders import FolderTree, class_listing, load_listing, load_listings
 from .imagenet import SUBSETS, load_subset, load_tiny
 from .vision import torchvision_datasets
 
 IMAGE_FOLDER = "imagefolder:"
+# Names of the folder with the images to test on, the first that is there.
+_TESTED_ON = ("test", "val", "valid", "validation")
 
 _RGB = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Per-channel mean and std of the published pipelines. CIFAR-100 uses CIFAR-10's on purpose: so do they.
@@ -55,9 +57,10 @@ def canonical_name(name: str) -> str:
     key = "".join(character for character in name.lower() if character not in "-_ ")
     key = _ALIASES.get(key, key)
     if key not in NAMES:
+        folder = f" To read the folder of that name: {IMAGE_FOLDER}{name}." if Path(name).is_dir() else ""
         raise DatasetError(
             f"data set {name!r} is unknown; known are {', '.join(NAMES)} and {IMAGE_FOLDER}PATH."
-            f"{nearest(key, (*NAMES, *_ALIASES))}"
+            f"{nearest(key, (*NAMES, *_ALIASES))}{folder}"
         )
     return key
 
@@ -70,6 +73,8 @@ def load_named(name: str, *, data_dir: str | os.PathLike[str] | None, resolution
     """
     if name.lower().startswith(IMAGE_FOLDER):
         return load_image_folder(Path(name[len(IMAGE_FOLDER) :]).expanduser(), resolution)
+    if os.sep in name and Path(name).expanduser().is_dir():
+        return load_image_folder(Path(name).expanduser(), resolution)
     key = canonical_name(name)
     folder = Path(data_dir if data_dir is not None else os.environ.get("PAD_FAST_DATA", "data")).expanduser()
     if key == "digits":
@@ -138,20 +143,27 @@ def load_torchvision(name: str, folder: Path, *, download: bool) -> Splits:
 def load_image_folder(folder: Path, resolution: int | None) -> Splits:
     """`{train, test or val}/<class>/<image file>` under `folder`; classes and files in natural order.
 
+    Without images to test on (`train/<class>/...` alone, or `<class>/...`) a fixed fifth of every class is set aside.
+
     Raises:
         DatasetError: missing folders, classes without images, undecodable files, mixed sizes.
     """
     if not folder.is_dir():
         raise DatasetError(f"image folder {folder.absolute()} does not exist.")
     tree = FolderTree(folder)
-    splits = [split for split in ("train", "test", "val") if (folder / split).is_dir()]
-    if "train" not in splits or len(splits) < 2:
+    found = tree.folders("")
+    for_testing = [name for name in _TESTED_ON if name in found]
+    if "train" in found and for_testing:
+        train, test = class_listing(tree, "train"), class_listing(tree, for_testing[0])
+        return load_listings("imagefolder", tree, train, test, resolution)
+    if "train" in found:
+        return load_listing("imagefolder", tree, class_listing(tree, "train"), resolution)
+    if not found or for_testing:
         raise DatasetError(
-            f"image folder {folder.absolute()} needs train/<class>/ and test/<class>/ (or val/<class>/); "
-            f"found {splits or 'neither'}."
+            f"image folder {folder.absolute()} needs train/<class>/<image file> and test/<class>/<image file> (or "
+            f"{', '.join(_TESTED_ON[1:])}), or <class>/<image file>; found {', '.join(found) or 'no folders'}."
         )
-    train, test = class_listing(tree, "train"), class_listing(tree, splits[1])
-    return load_listings("imagefolder", tree, train, test, resolution)
+    return load_listing("imagefolder", tree, class_listing(tree, ""), resolution)
 
 
 def _stored_images(data: Any) -> Tensor:

@@ -318,7 +318,7 @@ def with_pixel(value: float) -> Tensor:
         (changed(train_labels=labels(11, 3)), "12 train images but 11 train labels"),
         (changed(train_labels=labels(12, 3).float()), r"integer class ids, got torch.float32.*labels.long\(\)"),
         (changed(train_labels=labels(12, 3) > 0), "torch.bool"),
-        (changed(train_labels=labels(12, 3)[:, None]), r"shape \[N\].*\[12, 1\]"),
+        (changed(train_labels=labels(12, 3)[:, None].expand(12, 2)), r"shape \[N\].*\[12, 2\].*labels.argmax\(1\)"),
         (changed(train_labels=["a"] * 12), "integer class ids"),
         (changed(train_labels=np.array(["a"] * 12)), "not a number type"),
         (changed(train_labels=labels(12, 3) - 1), "run from -1 to 2"),
