@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import DatasetError, nearest
 from .arrays import Splits, stratified_split
 from .folders import FolderTree, class_listing, load_listing, load_listings
+from .idx import find_idx, read_idx
 from .imagenet import SUBSETS, load_subset, load_tiny
 from .vision import torchvision_datasets
 
@@ -37,6 +38,16 @@ _TORCHVISION = {
     "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat"),
     "cifar10": ("CIFAR10", "cifar-10-batches-py"),
     "cifar100": ("CIFAR100", "cifar-100-python"),
+}
+# What torchvision reads only once it has unpacked it, and its class names.
+_IDX = {
+    "mnist": tuple(
+        f"{digit} - {word}"
+        for digit, word in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
+    ),
+    "fashionmnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
 }
 # "ImageNet" without a subset means Imagenette in the published scripts.
 _ALIASES = {"tiny": "tinyimagenet", "tinyimagenet200": "tinyimagenet", "imagenet": "imagenette"}
@@ -116,6 +127,10 @@ def load_torchvision(name: str, folder: Path, *, download: bool) -> Splits:
         DatasetError: the files are missing or damaged, or the download failed.
     """
     class_name, files = _TORCHVISION[name]
+    if name in _IDX and (paths := find_idx(folder, class_name)):
+        train_images, train_labels, test_images, test_labels = (read_idx(path) for path in paths)
+        images, labels = (train_images[:, None], test_images[:, None]), (train_labels.long(), test_labels.long())
+        return Splits(name, images[0], labels[0], images[1], labels[1], _IDX[name], _STATISTICS[name])
     read = getattr(torchvision_datasets(), class_name)
     parts = []
     for train in (True, False):

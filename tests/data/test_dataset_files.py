@@ -292,21 +292,41 @@ def write_idx(path: Path, array: np.ndarray) -> None:
         file.write(header + array.tobytes())
 
 
+@pytest.mark.parametrize("kept", ["both", "compressed", "unpacked"])
 @pytest.mark.parametrize(
     ("name", "folder", "mean", "std"),
-    [("MNIST", "MNIST", 0.1307, 0.3081), ("FashionMNIST", "FashionMNIST", 0.2861, 0.3530)],
+    [
+        ("MNIST", "MNIST/raw", 0.1307, 0.3081),
+        ("MNIST", "mnist", 0.1307, 0.3081),
+        ("MNIST", ".", 0.1307, 0.3081),
+        ("FashionMNIST", "FashionMNIST/raw", 0.2861, 0.3530),
+    ],
 )
-def test_mnist_files(tmp_path: Path, name: str, folder: str, mean: float, std: float) -> None:
+def test_mnist_files(tmp_path: Path, name: str, folder: str, mean: float, std: float, kept: str) -> None:
     images = {part: noise(n, 28, 28, seed=n) for part, n in (("train", 30), ("t10k", 20))}
     for part, array in images.items():
-        write_idx(tmp_path / folder / "raw" / f"{part}-images-idx3-ubyte", array)
-        write_idx(tmp_path / folder / "raw" / f"{part}-labels-idx1-ubyte", np.arange(len(array), dtype=np.uint8) % 10)
+        write_idx(tmp_path / folder / f"{part}-images-idx3-ubyte", array)
+        write_idx(tmp_path / folder / f"{part}-labels-idx1-ubyte", np.arange(len(array), dtype=np.uint8) % 10)
+    for path in (tmp_path / folder).iterdir():
+        if kept != "both" and (path.suffix == ".gz") != (kept == "compressed"):
+            path.unlink()
     dataset = load_dataset(name, data_dir=tmp_path)
     assert (dataset.name, dataset.channels, dataset.resolution) == (name.lower(), 1, 28)
     assert dataset.mean == (mean,) and dataset.std == (std,) and len(dataset.class_names) == 10
+    from pad_fast.data.vision import torchvision_datasets
+
+    assert dataset.class_names == tuple(getattr(torchvision_datasets(), name).classes)
     assert torch.equal(dataset.train_images[:, 0], torch.from_numpy(images["train"]) / 255)
     assert torch.equal(dataset.test_images[:, 0], torch.from_numpy(images["t10k"]) / 255)
     assert dataset.train_labels.tolist() == [index % 10 for index in range(30)]
+    damaged = next(
+        path
+        for path in (tmp_path / folder).iterdir()
+        if "train-images" in path.name and path.suffix != ".gz" or kept == "compressed"
+    )
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    with pytest.raises(DatasetError, match=f"{damaged.name}.*Fetch the file again"):
+        load_dataset(name, data_dir=tmp_path)
 
 
 def test_cifar10_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
