@@ -1,6 +1,6 @@
 """Engines compute student steps and their adjoints; the recursion over steps lives in `pad_fast.matching`."""
 
-from .base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, cross_entropy
+from .base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, Wants, cross_entropy
 from .registry import backends, record_backends, register, require_gradient, select
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Passes",
     "Student",
     "Task",
+    "Wants",
     "backends",
     "cross_entropy",
     "record_backends",

@@ -42,6 +42,23 @@ class Task:
     cache_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Wants:
+    """The derivatives that are asked for, of one step or of a whole run; no others need be computed.
+
+    Attributes:
+        theta: in the parameters at the beginning: those a step is taken at, or those that a run starts from.
+        images, labels: in the synthetic images and labels.
+        target, lr: in the parameters to be reached and the learning rate, which only a run has.
+    """
+
+    theta: bool = False
+    images: bool = False
+    labels: bool = False
+    target: bool = False
+    lr: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Adjoint:
     """Derivatives of `phi = <v, g(theta, x, y)>`, g the gradient of the student's training loss.
@@ -78,18 +95,9 @@ class Student(ABC):
 
     @abstractmethod
     def adjoint(
-        self,
-        step: int,
-        theta: Tensor,
-        direction: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        wants_theta: bool,
-        wants_images: bool,
-        wants_labels: bool,
+        self, step: int, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor, wants: Wants
     ) -> Adjoint:
-        """Pull `direction` `[K, P]` back through the gradient of the same step.
+        """Pull `direction` `[K, P]` back through the gradient of the same step, to what `wants` names.
 
         The next call may use the same memory for its result.
         """
@@ -154,8 +162,8 @@ class Augmentation(ABC):
         """What `step` sees `[B, C, H, W]` of `images[batch]`."""
 
     @abstractmethod
-    def again(self, step: int, images: Tensor, batch: Tensor, *, wants_gradient: bool) -> Tensor:
-        """The same a second time, followed by :meth:`pull` when `wants_gradient`."""
+    def again(self, step: int, images: Tensor, batch: Tensor, wants: Wants) -> Tensor:
+        """The same a second time, followed by :meth:`pull` when `wants.images`."""
 
     @abstractmethod
     def pull(self, step: int, grad: Tensor) -> Tensor:
@@ -174,12 +182,12 @@ class Distance(Protocol):
         start: Tensor,
         target: Tensor,
         grad: Tensor,
+        wants: Wants,
         *,
         first_kept: int,
         dropped: int,
-        wants: Sequence[bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients in `end`, `start` and `target`, given the one in the value `[K]`; new tensors, None if unwanted."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Gradients in `end`, and if wanted in `start` and `target`, given the one in the value `[K]`; new tensors."""
 
 
 class Engine(ABC):
@@ -312,16 +320,7 @@ class Engine(ABC):
         def pull(directions: Tensor) -> Tensor:
             pulled = torch.empty_like(images, memory_format=torch.contiguous_format)
             for group, v in enumerate(directions):
-                found = student.adjoint(
-                    group,
-                    theta[None],
-                    v[None],
-                    images[group],
-                    labels[group],
-                    wants_theta=False,
-                    wants_images=True,
-                    wants_labels=False,
-                )
+                found = student.adjoint(group, theta[None], v[None], images[group], labels[group], Wants(images=True))
                 if found.images is not None:
                     pulled[group].copy_(found.images)
             return pulled

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..engines import Augment, Augmentation, Engine, Inputs, Passes, Task
+from ..engines import Augment, Augmentation, Engine, Inputs, Passes, Task, Wants
 from ..errors import InputError
 from .distance import normalized_distance
 from .split_batches import Reduce
@@ -48,17 +48,6 @@ class Unroll:
     reduce: Reduce
 
 
-@dataclass(frozen=True)
-class Wants:
-    """Which gradients a run is asked for."""
-
-    start: bool
-    target: bool
-    images: bool
-    labels: bool
-    lr: bool
-
-
 def constant_memory_loss(
     unroll: Unroll,
     theta_start: Tensor,
@@ -81,10 +70,9 @@ class _ConstantMemory(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, unroll: Unroll, *tensors: Tensor) -> Tensor:
-        engine, (_, *needs, _) = unroll.engine, ctx.needs_input_grad
-        wants = Wants(*needs)
-        if not unroll.propagate:
-            wants = Wants(False, *needs[1:])  # TESLA defines no gradient for the start
+        engine, (_, start, target, images, labels, lr, _) = unroll.engine, ctx.needs_input_grad
+        # TESLA defines no gradient for the start.
+        wants = Wants(theta=start and unroll.propagate, images=images, labels=labels, target=target, lr=lr)
         own = _own_augmentation(unroll, tensors[2])
         inputs = Inputs._make((*tensors, None if own is None else own.seed))
         with engine.running():
@@ -186,7 +174,7 @@ class Recursion(Passes):
         batches = inputs.indices.split(unroll.sizes)
         labels = inputs.labels.index_select(0, inputs.indices).split(unroll.sizes)
         phis = v.new_zeros(len(batches), len(v))
-        needs_steps = wants.images or wants.labels or wants.lr or wants.start
+        needs_steps = wants.images or wants.labels or wants.lr or wants.theta
         with unroll.task.network.buffers_restored(), nullcontext() if self.draws is None else self.draws.replayed():
             for step in reversed(range(len(batches) if needs_steps else 0)):
                 batch = batches[step]
@@ -195,16 +183,14 @@ class Recursion(Passes):
                 if augment is None:
                     images = inputs.images.index_select(0, batch)
                 else:
-                    images = augment.again(step, inputs.images, batch, wants_gradient=wants.images)
+                    images = augment.again(step, inputs.images, batch, wants)
                 pulled = self.student.adjoint(
                     step,
                     self.visited[step],
                     v,
                     images,
                     labels[step],
-                    wants_theta=unroll.propagate and (step > 0 or wants.start),
-                    wants_images=wants.images,
-                    wants_labels=wants.labels,
+                    replace(wants, theta=unroll.propagate and (step > 0 or wants.theta)),
                 )
                 phis[step].copy_(pulled.phi)
                 if sum_images is not None and pulled.images is not None:
@@ -229,13 +215,11 @@ class Recursion(Passes):
         """By where the student landed, and where wanted by start and target."""
         first_kept, dropped = self.unroll.first_kept, self.unroll.dropped
         vectors = (self.visited[-1], inputs.theta_start, inputs.theta_target)
-        wants = (True, self.wants.start, self.wants.target)
         if self.unroll.engine.distance is not None:
-            v, start, target = self.unroll.engine.distance.gradients(
-                *vectors, grad_loss, first_kept=first_kept, dropped=dropped, wants=wants
+            return self.unroll.engine.distance.gradients(
+                *vectors, grad_loss, self.wants, first_kept=first_kept, dropped=dropped
             )
-            assert v is not None  # it was asked for
-            return v, start, target
+        wants = (True, self.wants.theta, self.wants.target)
         with torch.enable_grad():
             ends = [vector.detach().requires_grad_(wanted) for vector, wanted in zip(vectors, wants, strict=True)]
             distance = normalized_distance(*ends, first_kept=first_kept, dropped=dropped)
@@ -268,11 +252,11 @@ class _Recorded(Augmentation):
         self.draws.note(step, augmented)
         return augmented
 
-    def again(self, step: int, images: Tensor, batch: Tensor, *, wants_gradient: bool) -> Tensor:
-        with torch.set_grad_enabled(wants_gradient):
-            images = images.index_select(0, batch).detach().requires_grad_(wants_gradient)
+    def again(self, step: int, images: Tensor, batch: Tensor, wants: Wants) -> Tensor:
+        with torch.set_grad_enabled(wants.images):
+            images = images.index_select(0, batch).detach().requires_grad_(wants.images)
             augmented = self.augment(images, step)
-        if wants_gradient and not augmented.requires_grad:
+        if wants.images and not augmented.requires_grad:
             raise InputError(
                 "augment returned images that do not depend on its input (detached, or computed without autograd); "
                 "it must be differentiable for gradients to reach the images"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
-from ..engines import Adjoint, Augment, Student
+from ..engines import Adjoint, Augment, Student, Wants
 from ..errors import InputError
 from ..models.flat import FlatNetwork
 from ..runtime.distributed import Group
@@ -119,27 +119,9 @@ class _Divided(Student):
         return gradient
 
     def adjoint(
-        self,
-        step: int,
-        theta: Tensor,
-        direction: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        wants_theta: bool,
-        wants_images: bool,
-        wants_labels: bool,
+        self, step: int, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor, wants: Wants
     ) -> Adjoint:
-        own = self.whole.adjoint(
-            step,
-            theta,
-            direction,
-            images,
-            labels,
-            wants_theta=wants_theta,
-            wants_images=wants_images,
-            wants_labels=wants_labels,
-        )
+        own = self.whole.adjoint(step, theta, direction, images, labels, wants)
         for tensor in (own.phi, own.theta, own.images, own.labels):
             if tensor is not None:
                 tensor.mul_(self.part.weights[step])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pad_fast import DSA, ConvNet, ParameterMask, train_experts, trajectory_matching_loss
-from pad_fast.engines import Task, record_backends, registry, select
+from pad_fast.engines import Task, Wants, record_backends, registry, select
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.steps import Operations, Steps
 from pad_fast.errors import BackendError
@@ -314,9 +314,9 @@ def test_every_kernel_against_its_twin(name, kind):
             out.normal_()
         shared = {"batch": 7, "accumulate": accumulate}
         steps.plain(theta, x, problem["labels"], out=out, keep=kept, **shared)
-        wants = {"wants_theta": True, "wants_images": True, "wants_labels": True}
-        steps.adjoint(theta, v, x, problem["labels"], out=out, kept=None, **wants, **shared)
-        steps.adjoint(theta, v, x, problem["labels"], out=out, kept=kept, **wants, **shared)
+        wants = Wants(theta=True, images=True, labels=True)
+        steps.adjoint(theta, v, x, problem["labels"], out=out, kept=None, wants=wants, **shared)
+        steps.adjoint(theta, v, x, problem["labels"], out=out, kept=kept, wants=wants, **shared)
     assert len(compared.names) >= 12, compared.names
 
 

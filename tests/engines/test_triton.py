@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pad_fast import DSA, ConvNet, ParameterMask, trajectory_matching_loss
-from pad_fast.engines import Engine, Task, record_backends, registry, select
+from pad_fast.engines import Engine, Task, Wants, record_backends, registry, select
 from pad_fast.engines.base import Inputs, Passes
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.graphs import Graphs
@@ -130,8 +130,8 @@ def step_of(backend: str, network: FlatNetwork, theta: Tensor, images: Tensor, l
     student = select(backend, problem).student(problem)
     v = torch.randn(theta.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(theta.dtype)
     gradient = student.gradient(0, theta, images, labels)
-    wants = {"wants_theta": True, "wants_images": True, "wants_labels": labels.is_floating_point()}
-    pulled = student.adjoint(0, theta, v, images, labels, **wants)
+    wants = Wants(theta=True, images=True, labels=labels.is_floating_point())
+    pulled = student.adjoint(0, theta, v, images, labels, wants)
     named = {"gradient": gradient, "phi": pulled.phi, "theta": pulled.theta, "images": pulled.images}
     return named if pulled.labels is None else {**named, "labels": pulled.labels}
 
@@ -196,12 +196,11 @@ def test_what_is_not_wanted_is_not_returned(engine):
     student = engine.student(task)
     full = step_of("triton", network, theta, images, labels)
     v = torch.randn(theta.shape, generator=torch.Generator().manual_seed(2), dtype=theta.dtype)
-    for wanted in ("wants_theta", "wants_images", "wants_labels"):
-        wants = {name: name == wanted for name in ("wants_theta", "wants_images", "wants_labels")}
-        pulled = student.adjoint(0, theta, v, images, labels, **wants)
+    for wanted in ("theta", "images", "labels"):
+        pulled = student.adjoint(0, theta, v, images, labels, Wants(**{wanted: True}))
         got = {name: getattr(pulled, name) for name in ("theta", "images", "labels")}
         for name, value in got.items():
-            if f"wants_{name}" == wanted:
+            if name == wanted:
                 assert torch.equal(value, full[name])
             else:
                 assert value is None

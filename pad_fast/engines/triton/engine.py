@@ -15,7 +15,7 @@ from torch import Tensor
 from ...data.augment import DSADraw, SeededDSA
 from ...models import ConvNetConfig
 from ...runtime.device import sent
-from ..base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, contiguous_data
+from ..base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, Wants, contiguous_data
 from ..convnet_layout import config_of, refuse_network, require_batch
 from ..updates import Updates
 from .graphs import CudaRecorder, Graphs, Recorder, signature
@@ -318,16 +318,7 @@ class _TritonStudent(Student):
         return gradients
 
     def adjoint(
-        self,
-        step: int,
-        theta: Tensor,
-        direction: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        wants_theta: bool,
-        wants_images: bool,
-        wants_labels: bool,
+        self, step: int, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor, wants: Wants
     ) -> Adjoint:
         require_batch(self.task, theta, images, labels)
         trajectories, direction = len(theta), contiguous_data(direction)
@@ -352,9 +343,7 @@ class _TritonStudent(Student):
                     out=out,
                     accumulate=index > 0,
                     kept=None if kept is None else kept.parts[index],
-                    wants_theta=wants_theta,
-                    wants_images=wants_images,
-                    wants_labels=wants_labels,
+                    wants=wants,
                 )
                 phis.append(phi)
                 if gx is not None:
@@ -363,8 +352,8 @@ class _TritonStudent(Student):
                     for_labels.append(gy)
             return Adjoint(
                 _sum(phis),
-                out if wants_theta else None,
-                _joined(for_images, 0) if wants_images else None,
+                out if wants.theta else None,
+                _joined(for_images, 0) if wants.images else None,
                 _joined(for_labels, 0) if for_labels else None,
             )
 
@@ -408,7 +397,7 @@ class _DeviceDSA(Augmentation):
         with on(self.device):
             return self.operations.apply(images, self._row(step), index=batch)
 
-    def again(self, step: int, images: Tensor, batch: Tensor, *, wants_gradient: bool) -> Tensor:
+    def again(self, step: int, images: Tensor, batch: Tensor, wants: Wants) -> Tensor:
         return self.forward(step, images, batch)
 
     def pull(self, step: int, grad: Tensor) -> Tensor:
@@ -437,16 +426,24 @@ class KernelDistance:
         start: Tensor,
         target: Tensor,
         grad: Tensor,
+        wants: Wants,
         *,
         first_kept: int,
         dropped: int,
-        wants: Sequence[bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Gradients in `end`, `start` and `target`."""
         with on(end.device):
-            return self.engine.operations.matching.distance_gradients(
-                end, start, target, grad, first_kept=first_kept, dropped=dropped, wants=wants
+            v, for_start, for_target = self.engine.operations.matching.distance_gradients(
+                end,
+                start,
+                target,
+                grad,
+                first_kept=first_kept,
+                dropped=dropped,
+                wants=(True, wants.theta, wants.target),
             )
+        assert v is not None  # it was asked for
+        return v, for_start, for_target
 
 
 class KernelUpdates(Updates):

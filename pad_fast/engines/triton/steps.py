@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ...models import ConvNetConfig
+from ..base import Wants
 from ..convnet_layout import Block, blocks_of
 
 
@@ -187,14 +188,12 @@ class Steps:
         out: Tensor,
         accumulate: bool,
         kept: list[Tensor] | None,
-        wants_theta: bool,
-        wants_images: bool,
-        wants_labels: bool,
+        wants: Wants,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The tangent pass along `v` (8)-(10) and the pass back through it (11)-(19), (24)-(27).
 
         Args:
-            out: `d phi / d theta` `[K, P]`; holds nothing of use unless `wants_theta`.
+            out: `d phi / d theta` `[K, P]`; holds nothing of use unless `wants.theta`.
             kept: what :meth:`plain` kept for the same images, or None to compute it again.
 
         Returns:
@@ -214,7 +213,7 @@ class Steps:
             h, hd = o, od
         classes = self.config.classes
         u, ud = ops.classifier.tangent_logits(h, hd, theta, v, self.classifier, classes, precision=precision)
-        phi, gu, gud, gy = ops.head.adjoint(u, ud, labels, batch, wants_labels=wants_labels)
+        phi, gu, gud, gy = ops.head.adjoint(u, ud, labels, batch, wants_labels=wants.labels)
         go, god = ops.classifier.backward_dual(
             gu,
             gud,
@@ -222,7 +221,7 @@ class Steps:
             hd,
             theta,
             v,
-            out if wants_theta else None,
+            out if wants.theta else None,
             self.classifier,
             precision=precision,
             accumulate=accumulate,
@@ -243,14 +242,14 @@ class Steps:
                 block.b,
                 accumulate=accumulate,
             )
-            if wants_theta:
+            if wants.theta:
                 ops.conv.weight_grad_dual(
                     visit.h, visit.hd, gz, gzd, out, block.w, precision=precision, accumulate=accumulate
                 )
             go, god = ops.conv.data_grad_dual(gz, gzd, visit.w, visit.v, precision=precision)
             del visit, gz, gzd
         gx = None
-        if wants_theta or wants_images:
+        if wants.theta or wants.images:
             gx = self.first.adjoint(
                 x,
                 theta,
@@ -262,7 +261,7 @@ class Steps:
                 out,
                 precision=precision,
                 accumulate=accumulate,
-                wants_images=wants_images,
+                wants_images=wants.images,
             )
         return phi, gx, gy
 
