@@ -1,4 +1,6 @@
-"""Student steps for any `nn.Module`, one step of autograd graph at a time: memory does not grow with T.
+"""`backend="autograd"`: student steps of any `nn.Module`, one step of autograd graph at a time.
+
+Memory does not grow with T, unlike that of :mod:`unroll`, which records the whole loop.
 
 The adjoint differentiates `phi = <v, g>` by a second backward pass over the graph of one gradient. Forward mode
 along `v` followed by one backward pass gives the same numbers; on the ConvNet of the papers it took 1.4 times as long
@@ -21,8 +23,8 @@ _IMAGES_AT_ONCE = 4096
 _FEW_IMAGES = 4
 
 
-class FunctionalEngine(Engine):
-    """`backend="autograd"`: torch only, any module, any device, any floating dtype."""
+class AutogradEngine(Engine):
+    """Torch only: any module, any device, any floating dtype."""
 
     name = "autograd"
     side_by_side = True
@@ -38,7 +40,7 @@ class FunctionalEngine(Engine):
 
     def student(self, task: Task) -> Student:
         """A run that keeps nothing between steps."""
-        return _FunctionalStudent(task)
+        return _AutogradStudent(task)
 
     def loss_grad_logits(
         self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
@@ -97,7 +99,7 @@ def _batches(task: Task, size: int) -> bool:
     return (task.device.type != "cpu" or size <= _FEW_IMAGES) and not list(task.network.module.buffers())
 
 
-class _FunctionalStudent(Student):
+class _AutogradStudent(Student):
     def __init__(self, task: Task) -> None:
         self.network = task.network
 

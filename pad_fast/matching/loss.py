@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
 from ..engines import Augment, Task, require_gradient, select
-from ..engines.unroll import unroll as autograd_unroll
+from ..engines.unroll import unroll
 from ..errors import InputError
 from ..models.flat import FlatNetwork
 from ..runtime.device import cache_bytes
@@ -121,16 +121,14 @@ def trajectory_matching_loss(
     starts = theta_start if stacked else theta_start[None]
     targets = theta_target if stacked else theta_target[None]
     if gradient == "unroll":
+        batches = indices.split(sizes)
         ends = [
-            autograd_unroll(
-                network, start, images, labels, lr.reshape(()), batches=indices.split(sizes), augment=augment
-            )
-            for start in starts
+            unroll(network, start, images, labels, lr.reshape(()), batches=batches, augment=augment) for start in starts
         ]
         losses = normalized_distance(torch.stack(ends), starts, targets, first_kept=first_kept, dropped=dropped)
     else:
-        unroll = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, reduce)
-        losses = constant_memory_loss(unroll, starts, targets, images, labels, lr.reshape(()), indices)
+        run = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, reduce)
+        losses = constant_memory_loss(run, starts, targets, images, labels, lr.reshape(()), indices)
     return losses if stacked else losses[0]
 
 

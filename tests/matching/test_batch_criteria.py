@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pad_fast import ConvNet, ParameterMask, network
 from pad_fast.engines import Task, record_backends, select
-from pad_fast.engines import autograd as functional_engine
+from pad_fast.engines import autograd as autograd_engine
 from pad_fast.errors import InputError
 from pad_fast.matching.distributions import blocks_kept, match_distributions
 from pad_fast.matching.gradients import channels_of, gradient_distance, gradient_distance_and_direction, match_gradients
@@ -130,11 +130,11 @@ def test_classes_in_one_pass_are_the_loop(monkeypatch: pytest.MonkeyPatch, sizes
     real = [real[0][:1].repeat(count, 1, 1, 1) + 0.5 * torch.randn(count, 3, 16, 16) for count in sizes]
     engine, task = task_on("autograd", flat)
     channels = channels_of(flat, ParameterMask.depth(0.1))
-    monkeypatch.setattr(functional_engine, "_FEW_IMAGES", 0)
+    monkeypatch.setattr(autograd_engine, "_FEW_IMAGES", 0)
     loop = match_gradients(engine, task, theta, real, synthetic, channels)
-    monkeypatch.setattr(functional_engine, "_FEW_IMAGES", 100)
+    monkeypatch.setattr(autograd_engine, "_FEW_IMAGES", 100)
     assert_same(match_gradients(engine, task, theta, real, synthetic, channels), loop)
-    monkeypatch.setattr(functional_engine, "_IMAGES_AT_ONCE", 2)  # several passes
+    monkeypatch.setattr(autograd_engine, "_IMAGES_AT_ONCE", 2)  # several passes
     assert_same(match_gradients(engine, task, theta, real, synthetic, channels), loop)
 
 
