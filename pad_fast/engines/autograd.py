@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .base import Adjoint, Engine, Pullback, Student, Task, Wants, cross_entropy
+from .base import Adjoint, Engine, GradientDistance, Pullback, Student, Task, Wants, cross_entropy
+from .triton.kernel_forms import kernel_gradient_distance
 
 # Images of 32 x 32 whose activations may be alive at once where groups go in one pass: a few GB for the ConvNets.
 _IMAGES_AT_ONCE = 4096
@@ -24,7 +25,10 @@ _FEW_IMAGES = 4
 
 
 class AutogradEngine(Engine):
-    """Torch only: any module, any device, any floating dtype."""
+    """Torch's own steps: any module, any device, any floating dtype.
+
+    On a GPU with Triton the distance of gradient matching is the kernel's, which needs nothing of the network.
+    """
 
     name = "autograd"
     side_by_side = True
@@ -41,6 +45,10 @@ class AutogradEngine(Engine):
     def student(self, task: Task) -> Student:
         """A run that keeps nothing between steps."""
         return _AutogradStudent(task)
+
+    def gradient_distance(self, task: Task) -> GradientDistance | None:
+        """The kernel's, where it runs on the task's device."""
+        return kernel_gradient_distance(task.device)
 
     def loss_grad_logits(
         self, task: Task, theta: Tensor, images: Tensor, labels: Tensor

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data.augment import DSA, DSADraw
-from ..models.flat import FlatNetwork
+from ..models.flat import Channels, FlatNetwork
 from .updates import Updates
 
 GRADIENTS = ("exact", "unroll", "tesla")
@@ -190,6 +190,15 @@ class Distance(Protocol):
         """Gradients in `end`, and if wanted in `start` and `target`, given the one in the value `[K]`; new tensors."""
 
 
+class GradientDistance(Protocol):
+    """An engine's own form of :func:`pad_fast.matching.gradients.gradient_distance`, on gradients `[G, P]`."""
+
+    def value_and_direction(
+        self, real: Tensor, synthetic: Tensor, channels: Sequence[Channels]
+    ) -> tuple[Tensor, Tensor]:
+        """Distances `[G]` and their gradient in `synthetic` `[G, P]`, both without a graph."""
+
+
 class Engine(ABC):
     """One way to compute student steps. Engines are stateless; register instances in `pad_fast.engines`.
 
@@ -220,6 +229,13 @@ class Engine(ABC):
     @abstractmethod
     def student(self, task: Task) -> Student:
         """A fresh run for the exact or TESLA gradient."""
+
+    def gradient_distance(self, task: Task) -> GradientDistance | None:
+        """The engine's own form of gradient matching's distance for this task; None when it has none.
+
+        Unlike :attr:`distance` it goes by the device, not by the engine alone: no engine has one on a CPU.
+        """
+        return None
 
     def augmentation(
         self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Tensor

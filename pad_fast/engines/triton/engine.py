@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -15,10 +14,22 @@ from torch import Tensor
 from ...data.augment import DSADraw, SeededDSA
 from ...models import ConvNetConfig
 from ...runtime.device import sent
-from ..base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, Wants, contiguous_data
+from ..base import (
+    Adjoint,
+    Augment,
+    Augmentation,
+    Engine,
+    GradientDistance,
+    Inputs,
+    Passes,
+    Student,
+    Task,
+    Wants,
+    contiguous_data,
+)
 from ..convnet_layout import config_of, refuse_network, require_batch
-from ..updates import Updates
 from .graphs import CudaRecorder, Graphs, Recorder, signature
+from .kernel_forms import KernelDistance, KernelDSA, KernelUpdates, kernel_gradient_distance, on
 from .steps import Operations, Steps
 
 logger = logging.getLogger("pad_fast")
@@ -60,8 +71,8 @@ class TritonEngine(Engine):
         self._operations = operations
         self._records_anywhere = recorder is not None
         self.graphs = Graphs(CudaRecorder if recorder is None else recorder)
-        self.distance = KernelDistance(self)
-        self.updates = KernelUpdates(self)
+        self.distance = KernelDistance(lambda: self.operations)
+        self.updates = KernelUpdates(lambda: self.operations)
         self._limits: dict[Hashable, _Limit] = {}
         self._said: set[str] = set()
 
@@ -95,13 +106,17 @@ class TritonEngine(Engine):
         """A run that keeps `task.cache_bytes` of activations between the passes."""
         return _TritonStudent(self, task)
 
+    def gradient_distance(self, task: Task) -> GradientDistance | None:
+        """The kernel's, where it runs on the task's device."""
+        return kernel_gradient_distance(task.device)
+
     def augmentation(
         self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Tensor
     ) -> Augmentation | None:
         """DSA with a seed is drawn and applied by kernels; any other callable is recorded by autograd."""
         if not isinstance(augment, SeededDSA) or augment.augmentation.mode != "fast":
             return None
-        return _DeviceDSA(self.operations.augment, augment, sizes, images)
+        return KernelDSA(self.operations.augment, augment, sizes, images)
 
     def passes(self, task: Task, make: Callable[[], Passes], key: Hashable | None, inputs: Inputs) -> Passes:
         """Recorded passes, where the device records and everything the run does is known."""
@@ -370,113 +385,6 @@ class _Kept:
 
     def __init__(self, size: int, parts: list[list[Tensor]]) -> None:
         self.bytes, self.parts = size, parts
-
-
-class _DeviceDSA(Augmentation):
-    """DSA drawn on the device from one number, so that nothing of it changes the operations of a run."""
-
-    def __init__(self, operations: Any, augment: SeededDSA, sizes: Sequence[int], images: Tensor) -> None:
-        self.operations, self.dsa = operations, augment.augmentation
-        self.sizes, self.shape, self.device = tuple(sizes), tuple(images.shape[1:]), images.device
-        self.places = [augment.place(size, step) for step, size in enumerate(sizes)]
-        self.key = ("dsa", self.dsa.operations, self.dsa.siamese)
-        self.seed = sent(torch.tensor(augment.seed, dtype=torch.int64), images.device)
-
-    def begin(self, seed: Tensor | None) -> None:
-        with on(self.device):
-            self.table = self.operations.draw(
-                seed,
-                steps=len(self.sizes),
-                batch=max(whole for whole, _ in self.places),
-                shape=self.shape,
-                strategy=self.dsa.strategy,
-                siamese=self.dsa.siamese,
-            )
-
-    def forward(self, step: int, images: Tensor, batch: Tensor) -> Tensor:
-        with on(self.device):
-            return self.operations.apply(images, self._row(step), index=batch)
-
-    def again(self, step: int, images: Tensor, batch: Tensor, wants: Wants) -> Tensor:
-        return self.forward(step, images, batch)
-
-    def pull(self, step: int, grad: Tensor) -> Tensor:
-        with on(self.device):
-            return self.operations.transpose(grad, self._row(step))
-
-    def _row(self, step: int) -> Tensor:
-        first = self.places[step][1]
-        return self.table[step, 0, first : first + self.sizes[step]]
-
-
-class KernelDistance:
-    """The matching loss by the kernels of `pad_fast.kernels.matching`."""
-
-    def __init__(self, engine: TritonEngine) -> None:
-        self.engine = engine
-
-    def value(self, end: Tensor, start: Tensor, target: Tensor, *, first_kept: int, dropped: int) -> Tensor:
-        """`[K]`."""
-        with on(end.device):
-            return self.engine.operations.matching.distance(end, start, target, first_kept=first_kept, dropped=dropped)
-
-    def gradients(
-        self,
-        end: Tensor,
-        start: Tensor,
-        target: Tensor,
-        grad: Tensor,
-        wants: Wants,
-        *,
-        first_kept: int,
-        dropped: int,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Gradients in `end`, `start` and `target`."""
-        with on(end.device):
-            v, for_start, for_target = self.engine.operations.matching.distance_gradients(
-                end,
-                start,
-                target,
-                grad,
-                first_kept=first_kept,
-                dropped=dropped,
-                wants=(True, wants.theta, wants.target),
-            )
-        assert v is not None  # it was asked for
-        return v, for_start, for_target
-
-
-class KernelUpdates(Updates):
-    """Steps on parameter vectors by the kernels of `pad_fast.kernels.update`."""
-
-    def __init__(self, engine: TritonEngine) -> None:
-        self.engine = engine
-
-    def sgd(self, theta: Tensor, *args: Any, **options: Any) -> Tensor:
-        """One pass."""
-        return self._run("sgd", theta, *args, **options)
-
-    def momentum_sgd(self, theta: Tensor, *args: Any, **options: Any) -> Tensor:
-        """One pass."""
-        return self._run("momentum_sgd", theta, *args, **options)
-
-    def gsam_ascent(self, theta: Tensor, *args: Any, **options: Any) -> Tensor:
-        """A pass for the norm and one for the point."""
-        return self._run("gsam_ascent", theta, *args, **options)
-
-    def gsam_step(self, theta: Tensor, *args: Any, **options: Any) -> Tensor:
-        """A pass for the norms and one for the step."""
-        return self._run("gsam_step", theta, *args, **options)
-
-    def _run(self, name: str, theta: Tensor, *args: Any, **options: Any) -> Tensor:
-        with on(theta.device):
-            result: Tensor = getattr(self.engine.operations.update, name)(theta, *args, **options)
-        return result
-
-
-def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Kernels start on torch's current device, which need not be that of the tensors."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _refuse_device(device: torch.device) -> str | None:
