@@ -18,7 +18,8 @@ from torch import Tensor
 from pad_fast import DSA, ConvNet, ParameterMask, train_experts, trajectory_matching_loss
 from pad_fast.engines import Task, Wants, record_backends, registry, select
 from pad_fast.engines.triton.engine import TritonEngine
-from pad_fast.engines.triton.steps import Operations, Steps
+from pad_fast.engines.triton.operations import Operations
+from pad_fast.engines.triton.steps import Steps
 from pad_fast.errors import BackendError
 from pad_fast.kernels.launch import counting
 from pad_fast.matching.distributions import match_distributions

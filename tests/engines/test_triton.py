@@ -20,7 +20,8 @@ from pad_fast.engines import Engine, Task, Wants, record_backends, registry, sel
 from pad_fast.engines.base import Inputs, Passes
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.graphs import Graphs
-from pad_fast.engines.triton.steps import Operations, Steps
+from pad_fast.engines.triton.operations import Operations
+from pad_fast.engines.triton.steps import Steps
 from pad_fast.errors import BackendError
 from pad_fast.models import FlatNetwork
 from pad_fast.runtime import extension

@@ -16,7 +16,7 @@ from pad_fast.data import DSA, fit_normalization
 from pad_fast.engines import record_backends, registry
 from pad_fast.engines.autograd import AutogradEngine
 from pad_fast.engines.triton.engine import TritonEngine
-from pad_fast.engines.triton.steps import Operations
+from pad_fast.engines.triton.operations import Operations
 from pad_fast.errors import InputError, StoreError
 from pad_fast.evaluation.network import Network, Recipe, train
 from pad_fast.experts import train as train_module

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ from ..base import (
 from ..convnet_layout import config_of, refuse_network, require_batch
 from .graphs import CudaRecorder, Graphs, Recorder, signature
 from .kernel_forms import KernelDistance, KernelDSA, KernelUpdates, kernel_gradient_distance, on
-from .steps import Operations, Steps
+from .operations import Operations
+from .steps import Steps
 
 logger = logging.getLogger("pad_fast")
 
@@ -66,7 +67,9 @@ class TritonEngine(Engine):
 
     name = "triton"
 
-    def __init__(self, operations: Any = None, *, recorder: Callable[[torch.device], Recorder] | None = None) -> None:
+    def __init__(
+        self, operations: Operations | None = None, *, recorder: Callable[[torch.device], Recorder] | None = None
+    ) -> None:
         self._given = operations
         self._operations = operations
         self._records_anywhere = recorder is not None
@@ -77,7 +80,7 @@ class TritonEngine(Engine):
         self._said: set[str] = set()
 
     @property
-    def operations(self) -> Any:
+    def operations(self) -> Operations:
         """The operations; the first look imports Triton."""
         if self._operations is None:
             self._operations = Operations()
@@ -175,8 +178,7 @@ class TritonEngine(Engine):
         augment = self.operations.augment
         table = sent(augment.table_of(draws, images.shape[1]), images.device)
         with on(images.device):
-            augmented: Tensor = augment.apply(images, table)
-        return augmented
+            return augment.apply(images, table)
 
     def _steps(self, task: Task) -> Steps:
         precision = "ieee" if task.dtype == torch.float64 else PRECISIONS[task.precision]
@@ -280,7 +282,7 @@ class TritonEngine(Engine):
 
 
 class _Limit:
-    """What a network was found to fit into memory with.
+    """Limits that a network was found to fit into memory with.
 
     Attributes:
         images: at a time, None as long as there was room for everything.

@@ -15,12 +15,13 @@ from ...models.flat import Channels
 from ...runtime.device import sent
 from ..base import Augmentation, Wants
 from ..updates import Updates
+from .operations import AugmentOperations, Operations
 
 
 class KernelDistance:
     """The matching loss by the kernels of `pad_fast.kernels.matching`."""
 
-    def __init__(self, operations: Callable[[], Any]) -> None:
+    def __init__(self, operations: Callable[[], Operations]) -> None:
         self.operations = operations
 
     def value(self, end: Tensor, start: Tensor, target: Tensor, *, first_kept: int, dropped: int) -> Tensor:
@@ -79,7 +80,7 @@ def kernel_gradient_distance(device: torch.device) -> KernelGradientDistance | N
 class KernelUpdates(Updates):
     """Steps on parameter vectors by the kernels of `pad_fast.kernels.update`."""
 
-    def __init__(self, operations: Callable[[], Any]) -> None:
+    def __init__(self, operations: Callable[[], Operations]) -> None:
         self.operations = operations
 
     def sgd(self, theta: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -107,7 +108,7 @@ class KernelUpdates(Updates):
 class KernelDSA(Augmentation):
     """DSA drawn on the device from one number, so that nothing of it changes the operations of a run."""
 
-    def __init__(self, operations: Any, augment: SeededDSA, sizes: Sequence[int], images: Tensor) -> None:
+    def __init__(self, operations: AugmentOperations, augment: SeededDSA, sizes: Sequence[int], images: Tensor) -> None:
         self.operations, self.dsa = operations, augment.augmentation
         self.sizes, self.shape, self.device = tuple(sizes), tuple(images.shape[1:]), images.device
         self.places = [augment.place(size, step) for step, size in enumerate(sizes)]
@@ -115,6 +116,7 @@ class KernelDSA(Augmentation):
         self.seed = sent(torch.tensor(augment.seed, dtype=torch.int64), images.device)
 
     def begin(self, seed: Tensor | None) -> None:
+        assert seed is not None  # it is this object's own
         with on(self.device):
             self.table = self.operations.draw(
                 seed,
