@@ -1,4 +1,4 @@
-"""What an engine offers, and the problem it is given."""
+"""Engines: the problem they are given, and the operations that they offer for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FeaturePullback = Callable[[Sequence[Tensor]], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What an engine is asked to serve; it may refuse with a reason.
+    """A problem that an engine is asked to serve; it may refuse with a reason.
 
     Attributes:
         network: the student.
@@ -157,9 +157,13 @@ class Augmentation(ABC):
         """Called once, ahead of the first step."""
         return None
 
+    def end(self) -> None:
+        """Called once, behind the last step of the reverse pass; may refuse the result."""
+        return None
+
     @abstractmethod
     def forward(self, step: int, images: Tensor, batch: Tensor) -> Tensor:
-        """What `step` sees `[B, C, H, W]` of `images[batch]`."""
+        """Images that `step` sees `[B, C, H, W]` of `images[batch]`."""
 
     @abstractmethod
     def again(self, step: int, images: Tensor, batch: Tensor, wants: Wants) -> Tensor:
@@ -377,7 +381,7 @@ class Engine(ABC):
 
 
 def contiguous_data(tensor: Tensor) -> Tensor:
-    """What a kernel reads from memory: no graph, rows behind each other."""
+    """The tensor as a kernel reads it from memory: no graph, rows behind each other."""
     return tensor.detach().contiguous()
 
 

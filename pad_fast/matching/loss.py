@@ -17,7 +17,7 @@ from ..runtime.distributed import ALONE, Group
 from .distance import normalized_distance
 from .exact import Unroll, constant_memory_loss
 from .masks import ParameterMask
-from .split_batches import Part, Reduce, require_divisible
+from .split_batches import SplitBatches, WholeBatches, require_divisible
 
 
 def trajectory_matching_loss(
@@ -108,12 +108,11 @@ def trajectory_matching_loss(
 
     if isinstance(augment, SeededDSA) and not augment.augmentation.operations:
         augment = None
-    reduce = Reduce()
+    split: WholeBatches | SplitBatches = WholeBatches()
     if group.size > 1:
         require_divisible(network, gradient)
-        part = Part.of(group, sizes)
-        indices, augment, sizes = part.indices(indices, sizes), part.augment(augment, sizes), part.sizes
-        reduce = part
+        split = SplitBatches.of(group, sizes)
+        indices, augment, sizes = split.indices(indices, sizes), split.augment(augment, sizes), split.sizes
     kept = cache_bytes(cache, images.device)
     task = Task(network, images.device, images.dtype, gradient, precision, kept)
     engine = select(backend, task)
@@ -127,7 +126,7 @@ def trajectory_matching_loss(
         ]
         losses = normalized_distance(torch.stack(ends), starts, targets, first_kept=first_kept, dropped=dropped)
     else:
-        run = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, reduce)
+        run = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, split)
         losses = constant_memory_loss(run, starts, targets, images, labels, lr.reshape(()), indices)
     return losses if stacked else losses[0]
 
