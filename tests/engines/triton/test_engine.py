@@ -28,10 +28,10 @@ from pad_fast.runtime import extension
 from pad_fast.training.optimizers import GSAM, SGD
 from pad_fast.training.trainer import Trainer
 
-from ..support.comparison import describe_difference, relative_error
-from ..support.golden import CASES, arguments_of, network_of, served_natively
-from ..support.paths import ROOT
-from ..support.small import NETS
+from ...support.comparison import describe_difference, relative_error
+from ...support.golden import CASES, arguments_of, network_of, served_natively
+from ...support.paths import ROOT
+from ...support.small import NETS
 
 pytest.importorskip("triton", reason="the kernels' modules import Triton")
 
@@ -211,7 +211,7 @@ def test_what_is_not_wanted_is_not_returned(engine):
 def test_gradients_match_the_reference(engine, golden, name):
     case = golden(f"unroll_{name}.npz")
     if int(case["width"]) > 64 or int(case["resolution"]) > 32:
-        pytest.skip("minutes with naive convolutions; the kernels compute it in tests/engines/test_gpu.py")
+        pytest.skip("minutes with naive convolutions; the kernels compute it in tests/engines/gpu")
     net, arguments = network_of(case), arguments_of(case)
     if not served_natively(case):
         with pytest.raises(BackendError, match="instance norm, relu and avg pooling, not"):

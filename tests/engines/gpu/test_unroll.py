@@ -31,10 +31,10 @@ from pad_fast.scoring.networks import Forgetting
 from pad_fast.training.optimizers import GSAM, SGD
 from pad_fast.training.trainer import Draws, Trainer
 
-from ..support.comparison import describe_difference, relative_error
-from ..support.golden import CASES, arguments_of, network_of, served_natively
-from ..support.paths import ROOT
-from ..support.small import QUIET, small_data
+from ...support.comparison import describe_difference, relative_error
+from ...support.golden import CASES, arguments_of, network_of, served_natively
+from ...support.paths import ROOT
+from ...support.small import QUIET, small_data
 
 
 def _missing() -> str | None:
@@ -532,7 +532,7 @@ def test_it_must_be_asked_for():
 def test_distilling_on_the_gpu(tmp_path):
     import pad_fast
 
-    from .settings import SMALL as SETTINGS
+    from ...support.settings import SMALL as SETTINGS
 
     results = []
     for name in ("a", "b"):
@@ -582,7 +582,7 @@ def test_distilling_by_batches_on_the_gpu(tmp_path, method):
 def test_metrics_do_not_depend_on_when_losses_are_looked_at(tmp_path, monkeypatch):
     import pad_fast
 
-    from .settings import SMALL as SETTINGS
+    from ...support.settings import SMALL as SETTINGS
 
     for late in (0, 8):
         monkeypatch.setattr("pad_fast.distillation.trajectory_matching.LATE", late)
