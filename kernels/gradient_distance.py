@@ -20,7 +20,7 @@ from ..errors import InputError
 from .rows import WARPS, Call, finish, moved, require_alike, row_stride
 
 if TYPE_CHECKING:
-    from ..matching.gradients import Channels
+    from ..models.flat import Channels
     from .aot import Production
 
 _MAX_BLOCK = 2048  # entries of a channel that one program holds in registers

@@ -1,4 +1,6 @@
-"""Student steps for any `nn.Module`, one step of autograd graph at a time: memory does not grow with T.
+"""`backend="autograd"`: student steps of any `nn.Module`, one step of autograd graph at a time.
+
+Memory does not grow with T, unlike that of :mod:`unroll`, which records the whole loop.
 
 The adjoint differentiates `phi = <v, g>` by a second backward pass over the graph of one gradient. Forward mode
 along `v` followed by one backward pass gives the same numbers; on the ConvNet of the papers it took 1.4 times as long
@@ -12,7 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .base import Adjoint, Engine, Pullback, Student, Task, cross_entropy
+from .base import Adjoint, Engine, GradientDistance, Pullback, Student, Task, Wants, cross_entropy
+from .triton.kernel_forms import kernel_gradient_distance
 
 # Images of 32 x 32 whose activations may be alive at once where groups go in one pass: a few GB for the ConvNets.
 _IMAGES_AT_ONCE = 4096
@@ -21,8 +24,11 @@ _IMAGES_AT_ONCE = 4096
 _FEW_IMAGES = 4
 
 
-class FunctionalEngine(Engine):
-    """`backend="autograd"`: torch only, any module, any device, any floating dtype."""
+class AutogradEngine(Engine):
+    """Torch's own steps: any module, any device, any floating dtype.
+
+    On a GPU with Triton the distance of gradient matching is the kernel's, which needs nothing of the network.
+    """
 
     name = "autograd"
     side_by_side = True
@@ -38,7 +44,11 @@ class FunctionalEngine(Engine):
 
     def student(self, task: Task) -> Student:
         """A run that keeps nothing between steps."""
-        return _FunctionalStudent(task)
+        return _AutogradStudent(task)
+
+    def gradient_distance(self, task: Task) -> GradientDistance | None:
+        """The kernel's, where it runs on the task's device."""
+        return kernel_gradient_distance(task.device)
 
     def loss_grad_logits(
         self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
@@ -97,7 +107,7 @@ def _batches(task: Task, size: int) -> bool:
     return (task.device.type != "cpu" or size <= _FEW_IMAGES) and not list(task.network.module.buffers())
 
 
-class _FunctionalStudent(Student):
+class _AutogradStudent(Student):
     def __init__(self, task: Task) -> None:
         self.network = task.network
 
@@ -111,31 +121,21 @@ class _FunctionalStudent(Student):
         return torch.stack(rows)
 
     def adjoint(
-        self,
-        step: int,
-        theta: Tensor,
-        direction: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        wants_theta: bool,
-        wants_images: bool,
-        wants_labels: bool,
+        self, step: int, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor, wants: Wants
     ) -> Adjoint:
         phis, thetas = [], []
-        image_sum = torch.zeros_like(images) if wants_images else None
-        label_sum = torch.zeros_like(labels) if wants_labels else None
+        image_sum = torch.zeros_like(images) if wants.images else None
+        label_sum = torch.zeros_like(labels) if wants.labels else None
         for parameters, v in zip(theta, direction, strict=True):
             with torch.enable_grad():
                 leaf = parameters.detach().requires_grad_()
-                x = images.detach().requires_grad_(wants_images)
-                y = labels.detach().requires_grad_(wants_labels)
+                x = images.detach().requires_grad_(wants.images)
+                y = labels.detach().requires_grad_(wants.labels)
                 loss = cross_entropy(self.network(leaf, x), y)
                 (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
                 phi = torch.dot(gradient, v)
-                wanted = [
-                    tensor for tensor, wants in ((leaf, wants_theta), (x, wants_images), (y, wants_labels)) if wants
-                ]
+                asked = ((leaf, wants.theta), (x, wants.images), (y, wants.labels))
+                wanted = [tensor for tensor, asks in asked if asks]
                 # A model linear in its parameters, or one that ignores the images, has no such derivative: zero.
                 pulled = list(
                     torch.autograd.grad(phi, wanted, allow_unused=True, materialize_grads=True)
@@ -143,10 +143,10 @@ class _FunctionalStudent(Student):
                     else [torch.zeros_like(tensor) for tensor in wanted]
                 )
             phis.append(phi.detach())
-            if wants_theta:
+            if wants.theta:
                 thetas.append(pulled.pop(0))
             if image_sum is not None:
                 image_sum += pulled.pop(0)
             if label_sum is not None:
                 label_sum += pulled.pop(0)
-        return Adjoint(torch.stack(phis), torch.stack(thetas) if wants_theta else None, image_sum, label_sum)
+        return Adjoint(torch.stack(phis), torch.stack(thetas) if wants.theta else None, image_sum, label_sum)

@@ -1,4 +1,4 @@
-"""What an engine offers, and the problem it is given."""
+"""Engines: the problem they are given, and the operations that they offer for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data.augment import DSA, DSADraw
-from ..models.flat import FlatNetwork
+from ..models.flat import Channels, FlatNetwork
 from .updates import Updates
 
 GRADIENTS = ("exact", "unroll", "tesla")
@@ -24,7 +24,7 @@ FeaturePullback = Callable[[Sequence[Tensor]], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What an engine is asked to serve; it may refuse with a reason.
+    """A problem that an engine is asked to serve; it may refuse with a reason.
 
     Attributes:
         network: the student.
@@ -40,6 +40,23 @@ class Task:
     gradient: str = "train"
     precision: str = "auto"
     cache_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Wants:
+    """The derivatives that are asked for, of one step or of a whole run; no others need be computed.
+
+    Attributes:
+        theta: in the parameters at the beginning: those a step is taken at, or those that a run starts from.
+        images, labels: in the synthetic images and labels.
+        target, lr: in the parameters to be reached and the learning rate, which only a run has.
+    """
+
+    theta: bool = False
+    images: bool = False
+    labels: bool = False
+    target: bool = False
+    lr: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,18 +95,9 @@ class Student(ABC):
 
     @abstractmethod
     def adjoint(
-        self,
-        step: int,
-        theta: Tensor,
-        direction: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        wants_theta: bool,
-        wants_images: bool,
-        wants_labels: bool,
+        self, step: int, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor, wants: Wants
     ) -> Adjoint:
-        """Pull `direction` `[K, P]` back through the gradient of the same step.
+        """Pull `direction` `[K, P]` back through the gradient of the same step, to what `wants` names.
 
         The next call may use the same memory for its result.
         """
@@ -149,13 +157,17 @@ class Augmentation(ABC):
         """Called once, ahead of the first step."""
         return None
 
-    @abstractmethod
-    def forward(self, step: int, images: Tensor, batch: Tensor) -> Tensor:
-        """What `step` sees `[B, C, H, W]` of `images[batch]`."""
+    def end(self) -> None:
+        """Called once, behind the last step of the reverse pass; may refuse the result."""
+        return None
 
     @abstractmethod
-    def again(self, step: int, images: Tensor, batch: Tensor, *, wants_gradient: bool) -> Tensor:
-        """The same a second time, followed by :meth:`pull` when `wants_gradient`."""
+    def forward(self, step: int, images: Tensor, batch: Tensor) -> Tensor:
+        """Images that `step` sees `[B, C, H, W]` of `images[batch]`."""
+
+    @abstractmethod
+    def again(self, step: int, images: Tensor, batch: Tensor, wants: Wants) -> Tensor:
+        """The same a second time, followed by :meth:`pull` when `wants.images`."""
 
     @abstractmethod
     def pull(self, step: int, grad: Tensor) -> Tensor:
@@ -174,12 +186,21 @@ class Distance(Protocol):
         start: Tensor,
         target: Tensor,
         grad: Tensor,
+        wants: Wants,
         *,
         first_kept: int,
         dropped: int,
-        wants: Sequence[bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients in `end`, `start` and `target`, given the one in the value `[K]`; new tensors, None if unwanted."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Gradients in `end`, and if wanted in `start` and `target`, given the one in the value `[K]`; new tensors."""
+
+
+class GradientDistance(Protocol):
+    """An engine's own form of :func:`pad_fast.matching.gradients.gradient_distance`, on gradients `[G, P]`."""
+
+    def value_and_direction(
+        self, real: Tensor, synthetic: Tensor, channels: Sequence[Channels]
+    ) -> tuple[Tensor, Tensor]:
+        """Distances `[G]` and their gradient in `synthetic` `[G, P]`, both without a graph."""
 
 
 class Engine(ABC):
@@ -212,6 +233,13 @@ class Engine(ABC):
     @abstractmethod
     def student(self, task: Task) -> Student:
         """A fresh run for the exact or TESLA gradient."""
+
+    def gradient_distance(self, task: Task) -> GradientDistance | None:
+        """The engine's own form of gradient matching's distance for this task; None when it has none.
+
+        Unlike :attr:`distance` it goes by the device, not by the engine alone: no engine has one on a CPU.
+        """
+        return None
 
     def augmentation(
         self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Tensor
@@ -312,16 +340,7 @@ class Engine(ABC):
         def pull(directions: Tensor) -> Tensor:
             pulled = torch.empty_like(images, memory_format=torch.contiguous_format)
             for group, v in enumerate(directions):
-                found = student.adjoint(
-                    group,
-                    theta[None],
-                    v[None],
-                    images[group],
-                    labels[group],
-                    wants_theta=False,
-                    wants_images=True,
-                    wants_labels=False,
-                )
+                found = student.adjoint(group, theta[None], v[None], images[group], labels[group], Wants(images=True))
                 if found.images is not None:
                     pulled[group].copy_(found.images)
             return pulled
@@ -362,7 +381,7 @@ class Engine(ABC):
 
 
 def contiguous_data(tensor: Tensor) -> Tensor:
-    """What a kernel reads from memory: no graph, rows behind each other."""
+    """The tensor as a kernel reads it from memory: no graph, rows behind each other."""
     return tensor.detach().contiguous()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import BackendError
 from ..models import ConvNetConfig
 from ..runtime import extension
-from .base import Adjoint, Engine, FeaturePullback, Student, Task, contiguous_data
+from .base import Adjoint, Engine, FeaturePullback, Student, Task, Wants, contiguous_data
 from .convnet_layout import blocks_of, config_of, refuse_network, require_batch
 
 # What they mean depends on the instruction set (csrc/unroll/bindings.cpp); the error of "high" is of torch's size.
@@ -244,16 +244,7 @@ class _NativeStudent(Student):
         return gradient
 
     def adjoint(
-        self,
-        step: int,
-        theta: Tensor,
-        direction: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        wants_theta: bool,
-        wants_images: bool,
-        wants_labels: bool,
+        self, step: int, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor, wants: Wants
     ) -> Adjoint:
         require_batch(self.task, theta, images, labels)
         images, labels = contiguous_data(images), contiguous_data(labels)
@@ -265,8 +256,8 @@ class _NativeStudent(Student):
         label_sum: Tensor | None = None
         for index, (row, v) in enumerate(zip(theta, direction, strict=True)):
             row, v = contiguous_data(row), contiguous_data(v)
-            for_images = torch.empty_like(images) if wants_images else None
-            for_labels = torch.empty_like(labels) if wants_labels else None
+            for_images = torch.empty_like(images) if wants.images else None
+            for_labels = torch.empty_like(labels) if wants.labels else None
             phi[index] = plan.native.adjoint(
                 theta=row.data_ptr(),
                 v=v.data_ptr(),
@@ -283,7 +274,7 @@ class _NativeStudent(Student):
                 image_sum = for_images if image_sum is None else image_sum + for_images
             if for_labels is not None:
                 label_sum = for_labels if label_sum is None else label_sum + for_labels
-        return Adjoint(phi, pulled if wants_theta else None, image_sum, label_sum)
+        return Adjoint(phi, pulled if wants.theta else None, image_sum, label_sum)
 
     def _new_cache(self, plan: _Plan, step: int, index: int, batch: int) -> Any:
         """Room for one step's activations, as long as the budget lasts."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import BackendError, nearest
-from .autograd import FunctionalEngine
+from .autograd import AutogradEngine
 from .base import GRADIENTS, Engine, Task
 from .cpu import CpuEngine
 from .triton.engine import TritonEngine
@@ -102,6 +102,6 @@ def require_gradient(gradient: str) -> None:
         )
 
 
-register(FunctionalEngine())
+register(AutogradEngine())
 register(TritonEngine())
 register(CpuEngine())

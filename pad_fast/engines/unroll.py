@@ -1,4 +1,7 @@
-"""The oracle: the whole unroll recorded by autograd. Frozen truth, never optimised; memory grows with T."""
+"""`gradient="unroll"`, the oracle: the whole loop recorded by autograd.
+
+Frozen truth, never optimised; memory grows with T. It is no engine: every other gradient is compared with it.
+"""
 
 from __future__ import annotations
 

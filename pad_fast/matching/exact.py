@@ -12,19 +12,19 @@ left out, and `v_t = v_T` throughout.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Hashable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..engines import Augment, Augmentation, Engine, Inputs, Passes, Task
-from ..errors import InputError
+from ..engines import Augment, Augmentation, Engine, Inputs, Passes, Task, Wants
 from .distance import normalized_distance
-from .split_batches import Reduce
+from .replay import RecordedAugmentation, RewoundGenerators
+from .split_batches import SplitBatches, WholeBatches
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Unroll:
         sizes: images per step, T numbers; those in this process, where batches are divided over several.
         propagate: True for the exact gradient, False for TESLA's.
         first_kept, dropped: the mask, see :func:`normalized_distance`.
-        reduce: what is added up between processes.
+        split: whether batches are divided over processes, and what they then add up.
     """
 
     engine: Engine
@@ -45,18 +45,7 @@ class Unroll:
     propagate: bool
     first_kept: int
     dropped: int
-    reduce: Reduce
-
-
-@dataclass(frozen=True)
-class Wants:
-    """Which gradients a run is asked for."""
-
-    start: bool
-    target: bool
-    images: bool
-    labels: bool
-    lr: bool
+    split: WholeBatches | SplitBatches
 
 
 def constant_memory_loss(
@@ -81,15 +70,14 @@ class _ConstantMemory(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, unroll: Unroll, *tensors: Tensor) -> Tensor:
-        engine, (_, *needs, _) = unroll.engine, ctx.needs_input_grad
-        wants = Wants(*needs)
-        if not unroll.propagate:
-            wants = Wants(False, *needs[1:])  # TESLA defines no gradient for the start
+        engine, (_, start, target, images, labels, lr, _) = unroll.engine, ctx.needs_input_grad
+        # TESLA defines no gradient for the start.
+        wants = Wants(theta=start and unroll.propagate, images=images, labels=labels, target=target, lr=lr)
         own = _own_augmentation(unroll, tensors[2])
         inputs = Inputs._make((*tensors, None if own is None else own.seed))
         with engine.running():
             passes = engine.passes(
-                unroll.task, lambda: Recursion(unroll, wants, inputs.images), _key(unroll, wants, own), inputs
+                unroll.task, lambda: UnrollPasses(unroll, wants, inputs.images), _key(unroll, wants, own), inputs
             )
             losses = passes.forward(inputs)
         ctx.engine, ctx.passes, ctx.seed = engine, passes, inputs.seed
@@ -106,11 +94,11 @@ class _ConstantMemory(torch.autograd.Function):
 
 
 def _key(unroll: Unroll, wants: Wants, own: Augmentation | None) -> Hashable | None:
-    """What decides the operations of a run besides its tensors; None when that is not known.
+    """Whatever decides the operations of a run besides its tensors; None when that is not known.
 
     Not the network itself: an engine that records knows which of its properties matter.
     """
-    if not unroll.reduce.recordable or (unroll.augment is not None and (own is None or own.key is None)):
+    if not unroll.split.recordable or (unroll.augment is not None and (own is None or own.key is None)):
         return None
     return (
         unroll.sizes,
@@ -128,7 +116,7 @@ def _own_augmentation(unroll: Unroll, images: Tensor) -> Augmentation | None:
     return unroll.engine.augmentation(unroll.task, unroll.augment, sizes=unroll.sizes, images=images)
 
 
-class Recursion(Passes):
+class UnrollPasses(Passes):
     """Equations (1) to (3) of this module, the only place where they stand.
 
     Args:
@@ -139,16 +127,14 @@ class Recursion(Passes):
 
     def __init__(self, unroll: Unroll, wants: Wants, images: Tensor) -> None:
         self.unroll, self.wants = unroll, wants
-        self.student = unroll.reduce.student(unroll.engine.student(unroll.task))
-        own = _own_augmentation(unroll, images)
-        draws = None
-        if self.student.random or (unroll.augment is not None and own is None):
-            draws = _Draws(images.device, len(unroll.sizes))
-        self.draws = draws
-        self.augment = own
-        if unroll.augment is not None and own is None:
-            assert draws is not None  # made above for this
-            self.augment = _Recorded(unroll.augment, draws)
+        self.student = unroll.split.student(unroll.engine.student(unroll.task))
+        steps = len(unroll.sizes)
+        self.augment = _own_augmentation(unroll, images)
+        may_draw = self.student.random
+        if unroll.augment is not None and self.augment is None:
+            self.augment = RecordedAugmentation(unroll.augment, images.device, steps)
+            may_draw = True
+        self.generators = RewoundGenerators(images.device, steps) if may_draw else None
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Train the student, keeping the vectors it visits; `[K]`."""
@@ -159,8 +145,8 @@ class Recursion(Passes):
         self.visited[0].copy_(inputs.theta_start)
         labels = inputs.labels.index_select(0, inputs.indices).split(sizes)
         for step, batch in enumerate(inputs.indices.split(sizes)):
-            if self.draws is not None:
-                self.draws.remember(step)
+            if self.generators is not None:
+                self.generators.remember(step)
             if self.augment is None:
                 images = inputs.images.index_select(0, batch)
             else:
@@ -186,25 +172,24 @@ class Recursion(Passes):
         batches = inputs.indices.split(unroll.sizes)
         labels = inputs.labels.index_select(0, inputs.indices).split(unroll.sizes)
         phis = v.new_zeros(len(batches), len(v))
-        needs_steps = wants.images or wants.labels or wants.lr or wants.start
-        with unroll.task.network.buffers_restored(), nullcontext() if self.draws is None else self.draws.replayed():
+        needs_steps = wants.images or wants.labels or wants.lr or wants.theta
+        generators = nullcontext() if self.generators is None else self.generators.restored()
+        with unroll.task.network.buffers_restored(), generators:
             for step in reversed(range(len(batches) if needs_steps else 0)):
                 batch = batches[step]
-                if self.draws is not None:
-                    self.draws.restore(step)
+                if self.generators is not None:
+                    self.generators.rewind(step)
                 if augment is None:
                     images = inputs.images.index_select(0, batch)
                 else:
-                    images = augment.again(step, inputs.images, batch, wants_gradient=wants.images)
+                    images = augment.again(step, inputs.images, batch, wants)
                 pulled = self.student.adjoint(
                     step,
                     self.visited[step],
                     v,
                     images,
                     labels[step],
-                    wants_theta=unroll.propagate and (step > 0 or wants.start),
-                    wants_images=wants.images,
-                    wants_labels=wants.labels,
+                    replace(wants, theta=unroll.propagate and (step > 0 or wants.theta)),
                 )
                 phis[step].copy_(pulled.phi)
                 if sum_images is not None and pulled.images is not None:
@@ -214,9 +199,9 @@ class Recursion(Passes):
                     sum_labels.index_add_(0, batch, pulled.labels)
                 if pulled.theta is not None:
                     unroll.engine.updates.sgd(v, pulled.theta, lr, out=v)  # (3)
-        if self.draws is not None:
-            self.draws.verify()
-        unroll.reduce.sum_(sum_images, sum_labels, phis if wants.lr else None)
+        if augment is not None:
+            augment.end()
+        unroll.split.sum_(sum_images, sum_labels, phis if wants.lr else None)
         return (
             None if grad_start is None else grad_start + v,
             grad_target,
@@ -229,13 +214,11 @@ class Recursion(Passes):
         """By where the student landed, and where wanted by start and target."""
         first_kept, dropped = self.unroll.first_kept, self.unroll.dropped
         vectors = (self.visited[-1], inputs.theta_start, inputs.theta_target)
-        wants = (True, self.wants.start, self.wants.target)
         if self.unroll.engine.distance is not None:
-            v, start, target = self.unroll.engine.distance.gradients(
-                *vectors, grad_loss, first_kept=first_kept, dropped=dropped, wants=wants
+            return self.unroll.engine.distance.gradients(
+                *vectors, grad_loss, self.wants, first_kept=first_kept, dropped=dropped
             )
-            assert v is not None  # it was asked for
-            return v, start, target
+        wants = (True, self.wants.theta, self.wants.target)
         with torch.enable_grad():
             ends = [vector.detach().requires_grad_(wanted) for vector, wanted in zip(vectors, wants, strict=True)]
             distance = normalized_distance(*ends, first_kept=first_kept, dropped=dropped)
@@ -254,107 +237,3 @@ def _vectors(like: Tensor, count: int) -> list[Tensor]:
     size = like.numel()
     memory = like.new_empty(count, -(-size // 16) * 16)
     return [row[:size].view(like.shape) for row in memory]
-
-
-class _Recorded(Augmentation):
-    """Any differentiable callable, recorded by autograd."""
-
-    def __init__(self, augment: Augment, draws: _Draws) -> None:
-        self.augment, self.draws = augment, draws
-        self.graph: tuple[Tensor, Tensor] | None = None
-
-    def forward(self, step: int, images: Tensor, batch: Tensor) -> Tensor:
-        augmented = self.augment(images.index_select(0, batch), step)
-        self.draws.note(step, augmented)
-        return augmented
-
-    def again(self, step: int, images: Tensor, batch: Tensor, *, wants_gradient: bool) -> Tensor:
-        with torch.set_grad_enabled(wants_gradient):
-            images = images.index_select(0, batch).detach().requires_grad_(wants_gradient)
-            augmented = self.augment(images, step)
-        if wants_gradient and not augmented.requires_grad:
-            raise InputError(
-                "augment returned images that do not depend on its input (detached, or computed without autograd); "
-                "it must be differentiable for gradients to reach the images"
-            )
-        self.graph = augmented, images
-        self.draws.check(step, augmented.detach())
-        return augmented.detach()
-
-    def pull(self, step: int, grad: Tensor) -> Tensor:
-        assert self.graph is not None  # again() ran
-        (augmented, images), self.graph = self.graph, None
-        return torch.autograd.grad(augmented, images, grad)[0]
-
-
-class _Draws:
-    """Random numbers and augmented images of every step, so that the reverse pass sees what the forward pass saw.
-
-    torch's default generators are put back before each step is evaluated again. A callable that draws from anywhere
-    else would silently give a wrong gradient; a weighted sum of every augmented batch exposes it.
-
-    Everything is written into tensors made at the start: small ones that outlive the large temporaries around them
-    would pin the heap and make memory grow with T after all.
-    """
-
-    def __init__(self, device: torch.device, steps: int) -> None:
-        self.device = device
-        self.states = [torch.empty(steps, len(state), dtype=torch.uint8) for state in self._state()]
-        self.sums = torch.zeros(steps, dtype=torch.float64, device=device)
-        self.replays = torch.zeros_like(self.sums)
-        self.tolerances = torch.zeros_like(self.sums)
-
-    def _state(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.device))
-        return states
-
-    def _set(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], self.device)
-
-    def remember(self, step: int) -> None:
-        for kept, state in zip(self.states, self._state(), strict=True):
-            kept[step] = state
-
-    def restore(self, step: int) -> None:
-        # torch ignores the offset of a view here, hence the clones.
-        self._set([kept[step].clone() for kept in self.states])
-
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """The caller's generators continue afterwards as if the reverse pass had drawn nothing."""
-        present = self._state()
-        self.replays.copy_(self.sums)
-        try:
-            yield
-        finally:
-            self._set(present)
-
-    @staticmethod
-    def _weighted_sum(images: Tensor) -> Tensor:
-        values = images.detach().reshape(-1).double()
-        # Unequal weights, because a mirrored image has the same plain sum.
-        return values @ torch.linspace(0.5, 1.5, len(values), dtype=values.dtype, device=values.device)
-
-    def note(self, step: int, images: Tensor) -> None:
-        self.sums[step] = self._weighted_sum(images)
-        self.tolerances[step] = 1e-6 * (images.numel() + 1)
-
-    def check(self, step: int, images: Tensor) -> None:
-        self.replays[step] = self._weighted_sum(images)
-
-    def verify(self) -> None:
-        """One comparison at the end, because looking at a value on a GPU waits for it.
-
-        Raises:
-            InputError: a step's images were not the same the second time.
-        """
-        wrong = (self.replays - self.sums).abs() > self.tolerances
-        if bool(wrong.any()):
-            raise InputError(
-                f"augment gave other images when step {int(wrong.nonzero()[0])} was evaluated again for the gradient; "
-                "it must be a pure function of (images, step), or draw only from torch's default generators"
-            )

@@ -53,7 +53,7 @@ def _is_container(module: nn.Module) -> bool:
 
 
 def _describe(module: nn.Module, image_shape: tuple[int, ...]) -> ConvNetConfig | str:
-    """What the modules suggest: [conv, norm] per block and a classifier, in the order of the flat vector."""
+    """A configuration, if the modules suggest one: [conv, norm] per block and a classifier, in this order."""
     channels, height, width = image_shape if len(image_shape) == 3 else (0, 0, 0)
     if height != width or not height:
         return f"images of shape {list(image_shape)} are not square"

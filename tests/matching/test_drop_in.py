@@ -176,7 +176,7 @@ def before(script: Script, start: Tensor, target: Tensor, batches: list[Tensor],
 
 
 def after(script: Script, start: Tensor, target: Tensor, batches: list[Tensor], seed: int) -> Tensor:
-    """What replaces it."""
+    """The call that replaces it."""
 
     def augment(x: Tensor, step: int) -> Tensor:
         script.augment.latestseed = seed + step

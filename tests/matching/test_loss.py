@@ -23,7 +23,7 @@ TOLERANCE = 1e-9  # relative L2 in float64; worst seen 2e-13
 
 
 class FlatWrapper(nn.Module):
-    """What published scripts call their student: one flat vector, passed to forward as `flat_param=`."""
+    """The student of published scripts: one flat vector, passed to forward as `flat_param=`."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
