@@ -123,7 +123,7 @@ class _AutogradStudent(Student):
     def adjoint(
         self, step: int, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor, wants: Wants
     ) -> Adjoint:
-        phis, thetas = [], []
+        phis, thetas, gradients = [], [], []
         image_sum = torch.zeros_like(images) if wants.images else None
         label_sum = torch.zeros_like(labels) if wants.labels else None
         for parameters, v in zip(theta, direction, strict=True):
@@ -143,10 +143,17 @@ class _AutogradStudent(Student):
                     else [torch.zeros_like(tensor) for tensor in wanted]
                 )
             phis.append(phi.detach())
+            gradients.append(gradient.detach())
             if wants.theta:
                 thetas.append(pulled.pop(0))
             if image_sum is not None:
                 image_sum += pulled.pop(0)
             if label_sum is not None:
                 label_sum += pulled.pop(0)
-        return Adjoint(torch.stack(phis), torch.stack(thetas) if wants.theta else None, image_sum, label_sum)
+        return Adjoint(
+            torch.stack(phis),
+            torch.stack(thetas) if wants.theta else None,
+            image_sum,
+            label_sum,
+            gradients[0][None] if len(gradients) == 1 else torch.stack(gradients),
+        )

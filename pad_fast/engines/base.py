@@ -68,12 +68,14 @@ class Adjoint:
         theta: `d phi / d theta` `[K, P]`, None when it was not asked for.
         images: `d phi / d x` summed over the K trajectories, `[B, C, H, W]`, or None.
         labels: `d phi / d y` summed over the K trajectories, `[B, classes]`, or None.
+        gradient: `g` `[K, P]` as it was computed again, where that took code that may not repeat itself; else None.
     """
 
     phi: Tensor
     theta: Tensor | None
     images: Tensor | None
     labels: Tensor | None
+    gradient: Tensor | None = None
 
 
 class Student(ABC):

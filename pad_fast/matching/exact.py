@@ -13,17 +13,22 @@ left out, and `v_t = v_T` throughout.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..engines import Augment, Augmentation, Engine, Inputs, Passes, Task, Wants
+from ..errors import InputError
 from .distance import normalized_distance
-from .replay import RecordedAugmentation, RewoundGenerators
+from .replay import (
+    CheckedStudent,
+    RecordedAugmentation,
+    Replay,
+    captured_by,
+    in_turn,
+)
 from .split_batches import SplitBatches, WholeBatches
 
 
@@ -35,6 +40,7 @@ class Unroll:
         sizes: images per step, T numbers; those in this process, where batches are divided over several.
         propagate: True for the exact gradient, False for TESLA's.
         first_kept, dropped: the mask, see :func:`normalized_distance`.
+        captured: tensors that `augment` uses besides its arguments and that want a gradient too.
         split: whether batches are divided over processes, and what they then add up.
     """
 
@@ -46,6 +52,7 @@ class Unroll:
     first_kept: int
     dropped: int
     split: WholeBatches | SplitBatches
+    captured: tuple[Tensor, ...] = ()
 
 
 def constant_memory_loss(
@@ -62,15 +69,22 @@ def constant_memory_loss(
     Args:
         indices: the batches of all steps behind each other, `[sum of unroll.sizes]`.
     """
-    return _ConstantMemory.apply(unroll, theta_start, theta_target, images, labels, lr, indices)
+    if unroll.augment is not None and torch.is_grad_enabled() and _own_augmentation(unroll, images) is None:
+        found = captured_by(unroll.augment, images, indices[: unroll.sizes[0]])
+        # By identity: tensors compare elementwise.
+        every = {id(tensor): tensor for tensor in (*unroll.captured, *found)}
+        unroll = replace(unroll, captured=tuple(every.values()))
+    tensors = (theta_start, theta_target, images, labels, lr, indices)
+    return _ConstantMemory.apply(unroll, *tensors, *unroll.captured)
 
 
 class _ConstantMemory(torch.autograd.Function):
     """Hands the passes, which know nothing of autograd, to the engine and to autograd."""
 
     @staticmethod
-    def forward(ctx: Any, unroll: Unroll, *tensors: Tensor) -> Tensor:
-        engine, (_, start, target, images, labels, lr, _) = unroll.engine, ctx.needs_input_grad
+    def forward(ctx: Any, unroll: Unroll, *given: Tensor) -> Tensor:
+        tensors = given[: len(given) - len(unroll.captured)]
+        engine, (_, start, target, images, labels, lr, _, *_) = unroll.engine, ctx.needs_input_grad
         # TESLA defines no gradient for the start.
         wants = Wants(theta=start and unroll.propagate, images=images, labels=labels, target=target, lr=lr)
         own = _own_augmentation(unroll, tensors[2])
@@ -85,12 +99,18 @@ class _ConstantMemory(torch.autograd.Function):
         return losses
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # which it is here under create_graph=True, and only then
+            raise InputError(
+                "this loss can be differentiated once, and create_graph=True asks for a gradient that can be "
+                "differentiated again; leave it out, or use gradient='unroll', whose memory grows with T"
+            )
         with ctx.engine.running():
-            grads = ctx.passes.reverse(Inputs._make((*ctx.saved_tensors, ctx.seed)), grad_loss)
-        # `unroll` is not a tensor, hence the first None; indices have no gradient, hence the last.
-        return (None, *grads, None)
+            start, target, images, labels, lr, *captured = ctx.passes.reverse(
+                Inputs._make((*ctx.saved_tensors, ctx.seed)), grad_loss
+            )
+        # `unroll` is not a tensor, hence the first None; indices have no gradient, hence the other.
+        return (None, start, target, images, labels, lr, None, *captured)
 
 
 def _key(unroll: Unroll, wants: Wants, own: Augmentation | None) -> Hashable | None:
@@ -127,14 +147,18 @@ class UnrollPasses(Passes):
 
     def __init__(self, unroll: Unroll, wants: Wants, images: Tensor) -> None:
         self.unroll, self.wants = unroll, wants
-        self.student = unroll.split.student(unroll.engine.student(unroll.task))
         steps = len(unroll.sizes)
+        student = unroll.engine.student(unroll.task)
+        self.checked: CheckedStudent | None = None
+        if student.random:
+            student = self.checked = CheckedStudent(student, unroll.task.network, steps)
+        self.student = unroll.split.student(student)
         self.augment = _own_augmentation(unroll, images)
-        may_draw = self.student.random
+        self.recorded: RecordedAugmentation | None = None
         if unroll.augment is not None and self.augment is None:
-            self.augment = RecordedAugmentation(unroll.augment, images.device, steps)
-            may_draw = True
-        self.generators = RewoundGenerators(images.device, steps) if may_draw else None
+            self.augment = self.recorded = RecordedAugmentation(unroll.augment, images.device, steps, unroll.captured)
+        replayed = self.checked is not None or self.recorded is not None
+        self.replay = Replay(unroll.task.network, images.device, steps) if replayed else None
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Train the student, keeping the vectors it visits; `[K]`."""
@@ -145,13 +169,12 @@ class UnrollPasses(Passes):
         self.visited[0].copy_(inputs.theta_start)
         labels = inputs.labels.index_select(0, inputs.indices).split(sizes)
         for step, batch in enumerate(inputs.indices.split(sizes)):
-            if self.generators is not None:
-                self.generators.remember(step)
-            if self.augment is None:
-                images = inputs.images.index_select(0, batch)
-            else:
-                images = self.augment.forward(step, inputs.images, batch)
-            gradient = self.student.gradient(step, self.visited[step], images, labels[step])
+            with in_turn(self.replay, step, again=False):
+                if self.augment is None:
+                    images = inputs.images.index_select(0, batch)
+                else:
+                    images = self.augment.forward(step, inputs.images, batch)
+                gradient = self.student.gradient(step, self.visited[step], images, labels[step])
             self.unroll.engine.updates.sgd(self.visited[step], gradient, inputs.lr, out=self.visited[step + 1])
         distance = normalized_distance if self.unroll.engine.distance is None else self.unroll.engine.distance.value
         return distance(
@@ -172,35 +195,31 @@ class UnrollPasses(Passes):
         batches = inputs.indices.split(unroll.sizes)
         labels = inputs.labels.index_select(0, inputs.indices).split(unroll.sizes)
         phis = v.new_zeros(len(batches), len(v))
-        needs_steps = wants.images or wants.labels or wants.lr or wants.theta
-        generators = nullcontext() if self.generators is None else self.generators.restored()
-        with unroll.task.network.buffers_restored(), generators:
-            for step in reversed(range(len(batches) if needs_steps else 0)):
-                batch = batches[step]
-                if self.generators is not None:
-                    self.generators.rewind(step)
+        captured = [] if self.recorded is None else self.recorded.grads
+        pulls_images = wants.images or bool(captured)
+        needs_steps = pulls_images or wants.labels or wants.lr or wants.theta
+        for step in reversed(range(len(batches) if needs_steps else 0)):
+            batch = batches[step]
+            asked = replace(wants, theta=unroll.propagate and (step > 0 or wants.theta), images=pulls_images)
+            with in_turn(self.replay, step, again=True):
                 if augment is None:
                     images = inputs.images.index_select(0, batch)
                 else:
-                    images = augment.again(step, inputs.images, batch, wants)
-                pulled = self.student.adjoint(
-                    step,
-                    self.visited[step],
-                    v,
-                    images,
-                    labels[step],
-                    replace(wants, theta=unroll.propagate and (step > 0 or wants.theta)),
-                )
-                phis[step].copy_(pulled.phi)
-                if sum_images is not None and pulled.images is not None:
-                    piece = pulled.images if augment is None else augment.pull(step, pulled.images)
+                    images = augment.again(step, inputs.images, batch, asked)
+                pulled = self.student.adjoint(step, self.visited[step], v, images, labels[step], asked)
+            phis[step].copy_(pulled.phi)
+            if pulls_images and pulled.images is not None:
+                piece = pulled.images if augment is None else augment.pull(step, pulled.images)
+                if sum_images is not None:
                     sum_images.index_add_(0, batch, piece)
-                if sum_labels is not None and pulled.labels is not None:
-                    sum_labels.index_add_(0, batch, pulled.labels)
-                if pulled.theta is not None:
-                    unroll.engine.updates.sgd(v, pulled.theta, lr, out=v)  # (3)
+            if sum_labels is not None and pulled.labels is not None:
+                sum_labels.index_add_(0, batch, pulled.labels)
+            if pulled.theta is not None:
+                unroll.engine.updates.sgd(v, pulled.theta, lr, out=v)  # (3)
         if augment is not None:
             augment.end()
+        if self.checked is not None:
+            self.checked.end()
         unroll.split.sum_(sum_images, sum_labels, phis if wants.lr else None)
         return (
             None if grad_start is None else grad_start + v,
@@ -208,6 +227,7 @@ class UnrollPasses(Passes):
             None if sum_images is None else sum_images.mul_(-lr),
             None if sum_labels is None else sum_labels.mul_(-lr),
             -phis.sum().to(lr.dtype).reshape(lr.shape) if wants.lr else None,
+            *(grad.mul_(-lr) for grad in captured),
         )
 
     def _distance_gradients(self, inputs: Inputs, grad_loss: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -1,48 +1,85 @@
 """A step evaluated again in the reverse pass sees what it saw in the forward pass, or the run is refused.
 
-Everything is written into tensors made at the start: small ones that outlive the large temporaries around them would
-pin the heap and make memory grow with T after all.
+Some of what a step sees besides its tensors can be put back: torch's default generators, a module's buffers and modes,
+autocast. Anything else (numpy's generator, a Python attribute that counts calls, a dropout rate that was changed)
+shows in the step's gradient, which is compared with the one of the forward pass by a weighted sum.
+
+Sums and states are written into tensors made at the start: small ones that outlive the large temporaries around them
+would pin the heap and make memory grow with T after all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
-from ..engines import Augment, Augmentation, Wants
+from ..engines import Adjoint, Augment, Augmentation, Student, Wants
 from ..errors import InputError
+from ..models.flat import FlatNetwork
+
+# The default generators and a module's parameters, which calls exchange for a moment, belong to the whole process.
+# Steps of torch's engine therefore take turns; native engines use neither and stay parallel.
+_TURN = threading.RLock()
 
 
-class RewoundGenerators:
-    """The states of torch's default generators at every step, which its second evaluation starts from again."""
+class Replay:
+    """Everything that can be put back ahead of a step's second evaluation, as it was at the first one.
 
-    def __init__(self, device: torch.device, steps: int) -> None:
-        self.device = device
-        self.states = [torch.empty(steps, len(state), dtype=torch.uint8) for state in self._state()]
+    Buffers are kept per step only as far as steps change them: a batch norm's statistics, say, never weights.
+    """
 
-    def remember(self, step: int) -> None:
-        """Ahead of a step's first evaluation."""
-        for kept, state in zip(self.states, self._state(), strict=True):
-            kept[step] = state
-
-    def rewind(self, step: int) -> None:
-        """Ahead of its second one."""
-        # torch ignores the offset of a view here, hence the clones.
-        self._set([kept[step].clone() for kept in self.states])
+    def __init__(self, network: FlatNetwork, device: torch.device, steps: int) -> None:
+        self.network, self.device = network, device
+        self.states = [torch.empty(steps, len(state), dtype=torch.uint8) for state in self._generators()]
+        self.modes = [(module, module.training) for module in network.module.modules()]
+        self.buffers: list[dict[str, Tensor]] = []
+        self._kept: dict[str, tuple[Tensor, int, Tensor]] = {}  # name -> the buffer, its version, a copy
+        kind = device.type
+        self.autocast = (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) if _autocasts(kind) else None
 
     @contextmanager
-    def restored(self) -> Iterator[None]:
-        """The caller's generators continue afterwards as if nothing had been drawn inside."""
-        present = self._state()
-        try:
+    def first(self, step: int) -> Iterator[None]:
+        """Held around the first evaluation."""
+        with _TURN:
+            for kept, state in zip(self.states, self._generators(), strict=True):
+                kept[step] = state
+            self.buffers.append({name: self._copy(name, buffer) for name, buffer in self.network.buffers()})
             yield
-        finally:
-            self._set(present)
 
-    def _state(self) -> list[Tensor]:
+    @contextmanager
+    def second(self, step: int) -> Iterator[None]:
+        """Held around the second one; afterwards everything is as the caller left it."""
+        with _TURN, ExitStack() as restored:
+            present = self._generators()
+            restored.callback(self._set, present)
+            # torch ignores the offset of a view here, hence the clones.
+            self._set([kept[step].clone() for kept in self.states])
+            for module, training in self.modes:
+                if module.training != training:
+                    restored.callback(setattr, module, "training", module.training)
+                    module.training = training
+            if self.autocast is not None:
+                enabled, dtype = self.autocast
+                if (torch.is_autocast_enabled(self.device.type), torch.get_autocast_dtype(self.device.type)) != (
+                    enabled,
+                    dtype,
+                ):
+                    restored.enter_context(torch.autocast(self.device.type, enabled=enabled, dtype=dtype))
+            restored.enter_context(self.network.with_buffers(self.buffers[step]))
+            yield
+
+    def _copy(self, name: str, buffer: Tensor) -> Tensor:
+        """The buffer's value; the same tensor as last time, if nobody has written to it since."""
+        known = self._kept.get(name)
+        if known is None or known[0] is not buffer or known[1] != buffer._version:
+            known = self._kept[name] = (buffer, buffer._version, buffer.detach().clone())
+        return known[2]
+
+    def _generators(self) -> list[Tensor]:
         states = [torch.get_rng_state()]
         if self.device.type == "cuda":
             states.append(torch.cuda.get_rng_state(self.device))
@@ -54,15 +91,75 @@ class RewoundGenerators:
             torch.cuda.set_rng_state(states[1], self.device)
 
 
+class CheckedStudent(Student):
+    """A student whose recomputed gradients are compared with those of the forward pass, once, at the end."""
+
+    def __init__(self, student: Student, network: FlatNetwork, steps: int) -> None:
+        self.inner, self.network, self.steps = student, network, steps
+        self.random = student.random
+        self.weights: Tensor | None = None
+
+    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        gradient = self.inner.gradient(step, theta, images, labels)
+        if self.weights is None:
+            # Unequal weights, because a mirrored gradient has the same plain sum.
+            count = theta.shape[1]
+            self.weights = torch.linspace(0.5, 1.5, count, dtype=gradient.dtype, device=gradient.device)
+            self.sums = torch.zeros(self.steps, len(theta), dtype=gradient.dtype, device=gradient.device)
+            self.again_sums, self.sizes = torch.zeros_like(self.sums), torch.zeros_like(self.sums)
+        torch.mv(gradient, self.weights, out=self.sums[step])
+        self.again_sums[step] = self.sums[step]
+        torch.linalg.vector_norm(gradient, dim=1, out=self.sizes[step])
+        return gradient
+
+    def adjoint(
+        self, step: int, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor, wants: Wants
+    ) -> Adjoint:
+        pulled = self.inner.adjoint(step, theta, direction, images, labels, wants)
+        if pulled.gradient is not None and self.weights is not None:
+            torch.mv(pulled.gradient, self.weights, out=self.again_sums[step])
+        return pulled
+
+    def end(self) -> None:
+        """One comparison for all steps, because looking at a value on a GPU waits for it.
+
+        Raises:
+            InputError: a step's gradient was not the same the second time.
+        """
+        if self.weights is None:
+            return
+        # On a CPU the same operations give the same bits; GPUs add in any order, and choose algorithms anew.
+        units = 1e2 if self.sums.device.type == "cpu" else 1e4
+        allowed = min(units * torch.finfo(self.sums.dtype).eps, 0.1) * self.sizes
+        wrong = ((self.again_sums - self.sums).abs() > allowed).any(1)
+        if bool(wrong.any()):
+            name = type(self.network.module).__name__
+            raise InputError(
+                f"{name} computed another gradient when step {int(wrong.nonzero()[0])} was evaluated again for the "
+                "reverse pass. It keeps state outside its buffers, draws from another generator than torch's default "
+                "ones (numpy's, Python's, one of its own), or was changed between the call and backward() (a dropout "
+                "rate, a layer). Make its forward a function of parameters, buffers and images, change it after "
+                "backward(), or use gradient='unroll', which evaluates every step once and whose memory grows with T"
+            )
+
+
 class RecordedAugmentation(Augmentation):
     """Any differentiable callable, pulled back by autograd.
 
     A callable that draws from anywhere but torch's default generators would silently give a wrong gradient; a weighted
     sum of every augmented batch exposes it.
+
+    Args:
+        captured: tensors that the callable uses besides its arguments and that want a gradient too.
+
+    Attributes:
+        grads: of `captured`, summed over the steps that were pulled back.
     """
 
-    def __init__(self, augment: Augment, device: torch.device, steps: int) -> None:
+    def __init__(self, augment: Augment, device: torch.device, steps: int, captured: Sequence[Tensor] = ()) -> None:
         self.augment = augment
+        self.captured = list(captured)
+        self.grads = [torch.zeros_like(tensor) for tensor in self.captured]
         self.graph: tuple[Tensor, Tensor] | None = None
         self.sums = torch.zeros(steps, dtype=torch.float64, device=device)
         self.again_sums = torch.zeros_like(self.sums)
@@ -77,12 +174,15 @@ class RecordedAugmentation(Augmentation):
     def again(self, step: int, images: Tensor, batch: Tensor, wants: Wants) -> Tensor:
         with torch.set_grad_enabled(wants.images):
             images = images.index_select(0, batch).detach().requires_grad_(wants.images)
-            augmented = self.augment(images, step)
+            # A copy, because an augmentation may write into what it is given, which a leaf would not stand.
+            augmented = self.augment(images.clone(), step)
         if wants.images and not augmented.requires_grad:
             raise InputError(
                 "augment returned images that do not depend on its input (detached, or computed without autograd); "
                 "it must be differentiable for gradients to reach the images"
             )
+        if wants.images:
+            refuse_unknown_leaves(augmented, [images, *self.captured], f"augment uses in step {step}")
         self.graph = augmented, images
         self.again_sums[step] = _weighted_sum(augmented)
         return augmented.detach()
@@ -90,7 +190,18 @@ class RecordedAugmentation(Augmentation):
     def pull(self, step: int, grad: Tensor) -> Tensor:
         assert self.graph is not None  # again() ran
         (augmented, images), self.graph = self.graph, None
-        return torch.autograd.grad(augmented, images, grad)[0]
+        # What lies behind a captured tensor serves every step.
+        own, *others = torch.autograd.grad(
+            augmented,
+            [images, *self.captured],
+            grad,
+            retain_graph=bool(self.captured),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for total, other in zip(self.grads, others, strict=True):
+            total += other
+        return own
 
     def end(self) -> None:
         """One comparison for all steps, because looking at a value on a GPU waits for it.
@@ -106,7 +217,64 @@ class RecordedAugmentation(Augmentation):
             )
 
 
+def captured_by(augment: Augment, images: Tensor, batch: Tensor) -> list[Tensor]:
+    """Leaves with a gradient that `augment` uses besides its arguments, found by calling it once for step 0.
+
+    Random numbers drawn meanwhile are given back.
+    """
+    with _TURN, torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+        with torch.enable_grad():
+            given = images.detach().index_select(0, batch).requires_grad_()
+            return [leaf for leaf in leaves_of(augment(given.clone(), 0)) if leaf is not given]
+
+
+def leaves_of(output: Tensor) -> list[Tensor]:
+    """Leaves that a gradient of `output` would reach, in the order they are met."""
+    found: list[Tensor] = []
+    if output.requires_grad and output.grad_fn is None:
+        return [output]
+    waiting, seen = [output.grad_fn], {output.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        leaf = getattr(node, "variable", None)  # of AccumulateGrad nodes
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        for further, _ in node.next_functions:
+            if further is not None and further not in seen:
+                seen.add(further)
+                waiting.append(further)
+    return found
+
+
+def refuse_unknown_leaves(output: Tensor, known: Sequence[Tensor], used: str) -> None:
+    """Refuse what would get no gradient although autograd through the whole loop would give it one.
+
+    Raises:
+        InputError: names the tensor's shape and the ways out.
+    """
+    for leaf in leaves_of(output):
+        if not any(leaf is each for each in known):
+            raise InputError(
+                f"{used} a tensor of shape {list(leaf.shape)} that requires a gradient and would get none. Name it in "
+                "parameters= if augment uses it, make it a parameter of the network, or detach() it; "
+                "gradient='unroll' also reaches it"
+            )
+
+
+def _autocasts(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
+
+
 def _weighted_sum(images: Tensor) -> Tensor:
     values = images.detach().reshape(-1).double()
     # Unequal weights, because a mirrored image has the same plain sum.
     return values @ torch.linspace(0.5, 1.5, len(values), dtype=values.dtype, device=values.device)
+
+
+def in_turn(replay: Replay | None, step: int, *, again: bool) -> AbstractContextManager[None]:
+    """Held around one evaluation of a step, where there is anything to put back."""
+    if replay is None:
+        return nullcontext()
+    return replay.second(step) if again else replay.first(step)

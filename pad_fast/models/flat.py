@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,9 @@ from .recognition import recognise
 
 # Agreement asked of two float64 forward passes that sum in different orders.
 _TOLERANCE = 1e-9
+
+# A module and what its buffers are exchanged for, see :meth:`FlatNetwork.with_buffers`.
+_buffers: ContextVar[tuple[nn.Module, dict[str, Tensor]] | None] = ContextVar("_buffers", default=None)
 
 _NORMS = (
     nn.LayerNorm,
@@ -44,25 +48,26 @@ class FlatNetwork:
 
     Args:
         module: the network; its training mode is respected. Of `nn.DataParallel` and `DistributedDataParallel` the
-            network inside is taken: splitting a batch is not their business here.
+            network inside is taken: splitting a batch is not their business here. So is that of `torch.compile`, whose
+            graphs cannot be differentiated twice: it runs as it was written.
         image_shape: `(C, H, W)` of the images it will see, which a ConvNet of somebody else's is recognised by.
 
     Attributes:
         convnet: the configuration of the ConvNet that the module computes, or a sentence why it is none.
 
     Raises:
-        InputError: the module has no parameters.
+        InputError: the module has no parameters, or some that are not ordinary floating tensors; or it is scripted.
     """
 
     def __init__(self, module: nn.Module, *, image_shape: Sequence[int] | None = None) -> None:
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        self.module = module
+        self.module = module = _inside(module)
         self.image_shape = None if image_shape is None else tuple(image_shape)
         self.takes_flat_param = "flat_param" in inspect.signature(module.forward).parameters
         parameters = dict(module.named_parameters())
         if not parameters:
             raise InputError(f"{type(module).__name__} has no parameters, so there is no trajectory to match")
+        for name, parameter in parameters.items():
+            _require_plain(name, parameter, type(module).__name__)
         if self.takes_flat_param:
             # The wrapper keeps one vector; names and shapes of what it was made of are its private matter.
             self.names: tuple[str, ...] = ("flat_param",)
@@ -102,9 +107,13 @@ class FlatNetwork:
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]` of `images` `[B, C, H, W]` under parameters `theta` `[P]`."""
-        if self.takes_flat_param:
+        exchanged = _buffers.get()
+        tensors = {} if exchanged is None or exchanged[0] is not self.module else exchanged[1]
+        if not self.takes_flat_param:
+            return torch.func.functional_call(self.module, {**self.unflatten(theta), **tensors}, (images,))
+        if not tensors:
             return self.module(images, flat_param=theta)
-        return torch.func.functional_call(self.module, self.unflatten(theta), (images,))
+        return torch.func.functional_call(self.module, tensors, (images,), {"flat_param": theta})
 
     def features(self, theta: Tensor, images: Tensor, blocks: Sequence[int] | None = None) -> list[Tensor]:
         """Flattened maps `[B, F_d]` behind the first d blocks of a ConvNet, for each d of `blocks`.
@@ -160,16 +169,51 @@ class FlatNetwork:
             offset += size
         return tuple(starts)
 
+    def buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The module's buffers by name."""
+        return self.module.named_buffers()
+
     @contextmanager
-    def buffers_restored(self) -> Iterator[None]:
-        """Put the buffers back afterwards: a step evaluated a second time must not count twice in the statistics."""
-        saved = [(buffer, buffer.detach().clone()) for buffer in self.module.buffers()]
+    def with_buffers(self, values: dict[str, Tensor]) -> Iterator[None]:
+        """Calls of this thread inside read and write these in place of the module's own buffers, which stay as they are.
+
+        A step evaluated a second time must not count twice in the statistics.
+        """
+        token = _buffers.set((self.module, values))
         try:
             yield
         finally:
-            with torch.no_grad():
-                for buffer, value in saved:
-                    buffer.copy_(value)
+            _buffers.reset(token)
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    """The network within wrappers that change how it runs and not what it computes."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif isinstance(compiled := getattr(module, "_orig_mod", None), nn.Module):
+            module = compiled
+        else:
+            break
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError(
+            f"{getattr(module, 'original_name', 'the network')} is scripted or traced, and keeps its parameters where "
+            "no other vector can take their place; pass the nn.Module it was made of"
+        )
+    return module
+
+
+def _require_plain(name: str, parameter: nn.Parameter, network: str) -> None:
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise InputError(
+            f"{name} of {network} is lazy and has no shape yet; call the network once on a batch of images, "
+            "then take its parameters"
+        )
+    if not parameter.is_floating_point() or parameter.layout is not torch.strided:
+        raise InputError(
+            f"{name} of {network} is {parameter.dtype} ({parameter.layout}); a flat parameter vector holds real "
+            "floating numbers only, so use a network whose parameters are dense and floating"
+        )
 
 
 class _Features(nn.Module):
