@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .base import Adjoint, Engine, GradientDistance, Pullback, Student, Task, Wants, cross_entropy
+from .leaves import refuse_unknown_leaves
 from .triton.kernel_forms import kernel_gradient_distance
 
 # Images of 32 x 32 whose activations may be alive at once where groups go in one pass: a few GB for the ConvNets.
@@ -117,6 +118,8 @@ class _AutogradStudent(Student):
             with torch.enable_grad():
                 leaf = parameters.detach().requires_grad_()
                 loss = cross_entropy(self.network(leaf, images), labels)
+                if step == 0:
+                    refuse_unknown_leaves(loss, [leaf], type(self.network.module).__name__)
                 rows.append(torch.autograd.grad(loss, leaf)[0])
         return torch.stack(rows)
 

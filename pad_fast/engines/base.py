@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data.augment import DSA, DSADraw
+from ..errors import InputError
 from ..models.flat import Channels, FlatNetwork
 from .updates import Updates
 
@@ -393,7 +394,32 @@ def _means(features: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy with hard labels (int64 `[B]`) or soft ones (`[B, classes]` label logits, softmaxed here)."""
+    """Mean cross entropy with hard labels (int64 `[B]`) or soft ones (`[B, classes]` label logits, softmaxed here).
+
+    Raises:
+        InputError: the network did not return logits `[B, classes]` for these labels.
+    """
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            f"the network returned a {type(logits).__name__}; wrap it in a module whose forward returns the logits "
+            "[B, classes] alone"
+        )
+    if logits.dim() != 2 or len(logits) != len(labels):
+        raise InputError(f"the network returned {list(logits.shape)} for {len(labels)} images; logits are [B, classes]")
     if labels.is_floating_point():
+        if labels.shape != logits.shape:
+            raise InputError(
+                f"soft labels have {labels.shape[-1]} classes, but the network returned {logits.shape[-1]} logits for "
+                "each image"
+            )
         return functional.cross_entropy(logits, labels.softmax(-1))
-    return functional.cross_entropy(logits, labels)
+    try:
+        # torch would leave out images of class -100 without a word.
+        return functional.cross_entropy(logits, labels, ignore_index=_NO_CLASS)
+    except IndexError as error:
+        raise InputError(
+            f"a label is none of the {logits.shape[-1]} classes of the network ({error}); classes count from 0"
+        ) from error
+
+
+_NO_CLASS = torch.iinfo(torch.int64).min

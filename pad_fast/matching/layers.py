@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..engines import Augment, Task, select
 from ..models.flat import FlatNetwork
+from .replay import TURN
 
 
 def layer_distances(
@@ -64,7 +65,8 @@ def student_end(
     student = engine.student(task)
     devices = [images.device] if images.device.type == "cuda" else []
     theta = theta_start[None]
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), network.buffers_restored(), engine.running():
+    own = network.with_buffers({name: buffer.detach().clone() for name, buffer in network.buffers()})
+    with TURN, torch.no_grad(), torch.random.fork_rng(devices=devices), own, engine.running():
         for step, batch in enumerate(batches):
             batch = batch.to(images.device)
             inputs = images[batch] if augment is None else augment(images[batch], step)

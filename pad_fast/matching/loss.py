@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
+from ..data.labels import are_probabilities
 from ..engines import Augment, Task, require_gradient, select
 from ..engines.unroll import unroll
 from ..errors import InputError
@@ -31,6 +33,7 @@ def trajectory_matching_loss(
     batches: Sequence[Tensor],
     mask: ParameterMask | None = None,
     augment: Augment | None = None,
+    parameters: Sequence[Tensor] = (),
     gradient: str = "exact",
     backend: str = "auto",
     precision: str = "auto",
@@ -59,6 +62,8 @@ def trajectory_matching_loss(
         mask: which parameters are matched; None matches all of them.
         augment: differentiable `(images [B, C, H, W], step) -> images`. It is evaluated twice per step and must give
             the same result both times: torch's default generators are rewound for it, others are not.
+        parameters: tensors that `augment` uses besides its arguments and that are to get a gradient (a decoder's
+            weights, a learned strength). Those that step 0 uses are found without being named.
         gradient: "exact" (constant memory), "unroll" (autograd through the whole loop: the oracle, memory grows with
             T), or "tesla" (TESLA's approximation, which leaves out all Hessian terms; for comparison).
         backend: "auto", or an engine by name, see `pad_fast.engines.backends()`.
@@ -101,7 +106,9 @@ def trajectory_matching_loss(
     require_gradient(gradient)
     lr = torch.as_tensor(lr, dtype=None if isinstance(lr, Tensor) else images.dtype, device=images.device)
     _check(network, theta_start, theta_target, images, labels, lr)
-    _require_recording(images=images, labels=labels, lr=lr, theta_start=theta_start, theta_target=theta_target)
+    given = {"images": images, "labels": labels, "lr": lr, "theta_start": theta_start, "theta_target": theta_target}
+    _require_recording(**given, **{f"parameters[{k}]": tensor for k, tensor in enumerate(parameters)})
+    _say_probabilities(labels)
     sizes, indices = _indices(batches, images)
     first_kept = mask.first_kept(network)
     dropped = mask.dropped_entries(network.parameter_count)
@@ -126,7 +133,8 @@ def trajectory_matching_loss(
         ]
         losses = normalized_distance(torch.stack(ends), starts, targets, first_kept=first_kept, dropped=dropped)
     else:
-        run = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, split)
+        learned = tuple(tensor for tensor in parameters if tensor.requires_grad)
+        run = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, split, learned)
         losses = constant_memory_loss(run, starts, targets, images, labels, lr.reshape(()), indices)
     return losses if stacked else losses[0]
 
@@ -168,6 +176,15 @@ def _check(
             )
     elif labels.dtype != torch.int64 or labels.dim() != 1:
         raise InputError(f"hard labels are {labels.dtype} {list(labels.shape)}; pass int64 [N]")
+    # Reading a value on a GPU would wait for it, so there only the caller can check.
+    elif labels.device.type == "cpu" and len(labels):
+        low, high = (int(end) for end in labels.aminmax())
+        classes = None if isinstance(network.convnet, str) else network.convnet.classes
+        if low < 0 or (classes is not None and high >= classes):
+            raise InputError(
+                f"hard labels run from {low} to {high}; classes of the network are 0 to "
+                f"{'...' if classes is None else classes - 1}"
+            )
     if labels.device != images.device:
         raise InputError(f"labels are on {labels.device}, images on {images.device}; move one with .to(...)")
     if lr.numel() != 1 or not lr.is_floating_point():
@@ -177,8 +194,29 @@ def _check(
         raise InputError(f"lr is {float(lr.detach()):g}; the student's learning rate must be positive")
 
 
+def _say_probabilities(labels: Tensor) -> None:
+    """One-hot rows and the like are hardly meant as logits: a softmax flattens them, to 0.23 of ten classes."""
+    if labels.is_floating_point() and labels.device.type == "cpu" and are_probabilities(labels):
+        warnings.warn(
+            "every row of `labels` is a probability distribution, but they are taken as logits and softmaxed; pass "
+            "labels.log() (of one-hot rows labels.argmax(1)) to have them as they are",
+            stacklevel=3,
+        )
+
+
 def _require_recording(**tensors: Tensor) -> None:
     """A result that cannot be pulled back is better refused here than at a `backward()` far away."""
+    if torch._C._are_functorch_transforms_active():
+        raise InputError(
+            "this is called inside a torch.func transform (vmap, grad, jvp), which cannot see through the reverse "
+            "pass; call it outside, for several trajectories with stacked [K, P] snapshots"
+        )
+    for name, tensor in tensors.items():
+        if tensor.is_inference():
+            raise InputError(
+                f"{name} was made under torch.inference_mode, so nothing can be differentiated in it; pass "
+                f"{name}.clone() made outside"
+            )
     if torch.is_grad_enabled():
         return
     for name, tensor in tensors.items():

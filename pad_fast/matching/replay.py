@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from ..engines import Adjoint, Augment, Augmentation, Student, Wants
+from ..engines.leaves import leaves_of, refuse_unknown_leaves
 from ..errors import InputError
 from ..models.flat import FlatNetwork
 
 # The default generators and a module's parameters, which calls exchange for a moment, belong to the whole process.
 # Steps of torch's engine therefore take turns; native engines use neither and stay parallel.
-_TURN = threading.RLock()
+TURN = threading.RLock()
 
 
 class Replay:
@@ -44,7 +45,7 @@ class Replay:
     @contextmanager
     def first(self, step: int) -> Iterator[None]:
         """Held around the first evaluation."""
-        with _TURN:
+        with TURN:
             for kept, state in zip(self.states, self._generators(), strict=True):
                 kept[step] = state
             self.buffers.append({name: self._copy(name, buffer) for name, buffer in self.network.buffers()})
@@ -53,7 +54,7 @@ class Replay:
     @contextmanager
     def second(self, step: int) -> Iterator[None]:
         """Held around the second one; afterwards everything is as the caller left it."""
-        with _TURN, ExitStack() as restored:
+        with TURN, ExitStack() as restored:
             present = self._generators()
             restored.callback(self._set, present)
             # torch ignores the offset of a view here, hence the clones.
@@ -182,7 +183,7 @@ class RecordedAugmentation(Augmentation):
                 "it must be differentiable for gradients to reach the images"
             )
         if wants.images:
-            refuse_unknown_leaves(augmented, [images, *self.captured], f"augment uses in step {step}")
+            refuse_unknown_leaves(augmented, [images, *self.captured], f"augment, in step {step},")
         self.graph = augmented, images
         self.again_sums[step] = _weighted_sum(augmented)
         return augmented.detach()
@@ -222,45 +223,10 @@ def captured_by(augment: Augment, images: Tensor, batch: Tensor) -> list[Tensor]
 
     Random numbers drawn meanwhile are given back.
     """
-    with _TURN, torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+    with TURN, torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
         with torch.enable_grad():
             given = images.detach().index_select(0, batch).requires_grad_()
             return [leaf for leaf in leaves_of(augment(given.clone(), 0)) if leaf is not given]
-
-
-def leaves_of(output: Tensor) -> list[Tensor]:
-    """Leaves that a gradient of `output` would reach, in the order they are met."""
-    found: list[Tensor] = []
-    if output.requires_grad and output.grad_fn is None:
-        return [output]
-    waiting, seen = [output.grad_fn], {output.grad_fn}
-    while waiting:
-        node = waiting.pop()
-        if node is None:
-            continue
-        leaf = getattr(node, "variable", None)  # of AccumulateGrad nodes
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        for further, _ in node.next_functions:
-            if further is not None and further not in seen:
-                seen.add(further)
-                waiting.append(further)
-    return found
-
-
-def refuse_unknown_leaves(output: Tensor, known: Sequence[Tensor], used: str) -> None:
-    """Refuse what would get no gradient although autograd through the whole loop would give it one.
-
-    Raises:
-        InputError: names the tensor's shape and the ways out.
-    """
-    for leaf in leaves_of(output):
-        if not any(leaf is each for each in known):
-            raise InputError(
-                f"{used} a tensor of shape {list(leaf.shape)} that requires a gradient and would get none. Name it in "
-                "parameters= if augment uses it, make it a parameter of the network, or detach() it; "
-                "gradient='unroll' also reaches it"
-            )
 
 
 def _autocasts(kind: str) -> bool:

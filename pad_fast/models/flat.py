@@ -175,7 +175,7 @@ class FlatNetwork:
 
     @contextmanager
     def with_buffers(self, values: dict[str, Tensor]) -> Iterator[None]:
-        """Calls of this thread inside read and write these in place of the module's own buffers, which stay as they are.
+        """Calls of this thread read and write these in place of the module's own buffers, which stay as they are.
 
         A step evaluated a second time must not count twice in the statistics.
         """
