@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .base import Adjoint, Engine, GradientDistance, Pullback, Student, Task, Wants, cross_entropy
+from .base import Adjoint, Engine, GradientDistance, Pullback, Student, Task, Wants, cross_entropy, differentiable_twice
 from .leaves import refuse_unknown_leaves
 from .triton.kernel_forms import kernel_gradient_distance
 
@@ -115,7 +115,7 @@ class _AutogradStudent(Student):
     def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         rows = []
         for parameters in theta:
-            with torch.enable_grad():
+            with torch.enable_grad(), differentiable_twice(self.network):
                 leaf = parameters.detach().requires_grad_()
                 loss = cross_entropy(self.network(leaf, images), labels)
                 if step == 0:
@@ -130,7 +130,7 @@ class _AutogradStudent(Student):
         image_sum = torch.zeros_like(images) if wants.images else None
         label_sum = torch.zeros_like(labels) if wants.labels else None
         for parameters, v in zip(theta, direction, strict=True):
-            with torch.enable_grad():
+            with torch.enable_grad(), differentiable_twice(self.network):
                 leaf = parameters.detach().requires_grad_()
                 x = images.detach().requires_grad_(wants.images)
                 y = labels.detach().requires_grad_(wants.labels)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data.augment import DSA, DSADraw
 from ..errors import InputError
@@ -423,3 +424,28 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 _NO_CLASS = torch.iinfo(torch.int64).min
+
+
+@contextmanager
+def differentiable_twice(network: FlatNetwork) -> Iterator[None]:
+    """Held around a network's evaluation and the derivatives of it: attention by products and softmax, as written.
+
+    The fused kernels of attention have no second derivative.
+
+    Raises:
+        InputError: torch could not evaluate or differentiate the network; names what it said.
+    """
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    except (RuntimeError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        name, said = type(network.module).__name__, str(error).strip().splitlines()[0]
+        twice = "not implemented" in said or "double backward" in said
+        raise InputError(
+            f"an operation of {name} cannot be differentiated twice, which the gradient through a training step takes "
+            f"({said}); replace it by operations that can"
+            if twice
+            else f"{name} failed on these images and parameters ({said}); check shapes and dtypes, its buffers' too"
+        ) from error

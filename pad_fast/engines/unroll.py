@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models.flat import FlatNetwork
-from .base import Augment, cross_entropy
+from .base import Augment, cross_entropy, differentiable_twice
 
 
 def unroll(
@@ -33,7 +33,8 @@ def unroll(
         theta = theta_start if theta_start.requires_grad else theta_start.detach().requires_grad_()
         for step, batch in enumerate(batches):
             inputs = images[batch] if augment is None else augment(images[batch], step)
-            loss = cross_entropy(network(theta, inputs), labels[batch])
-            (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+            with differentiable_twice(network):
+                loss = cross_entropy(network(theta, inputs), labels[batch])
+                (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
             theta = theta - lr * gradient
     return theta

@@ -355,8 +355,13 @@ def test_what_an_augmentation_returns_is_checked_before_a_pointer_crosses(augmen
 @pytest.mark.skipif(NATIVE != "cpu", reason="the compiled extension is missing")
 def test_a_class_beyond_the_network_is_an_error():
     given = {**problem(), "labels": torch.tensor([0, 1, 2, 3, 4])}
-    with pytest.raises(IndexError, match="label 4 of image 4 is not a class of a network of 4 classes"):
+    with pytest.raises(InputError, match="hard labels run from 0 to 4; classes of the network are 0 to 3"):
         trajectory_matching_loss(net_of(), **given, backend="cpu")
+    network = FlatNetwork(net_of(), image_shape=SHAPE)
+    task = Task(network, torch.device("cpu"), torch.float64)
+    theta, images = network.initial().double(), normal(5, *SHAPE)
+    with pytest.raises(IndexError, match="label 4 of image 4 is not a class of a network of 4 classes"):
+        select("cpu", task).loss_and_grad(task, theta, images, given["labels"])
 
 
 @pytest.mark.skipif(NATIVE != "cpu", reason="the compiled extension is missing")
