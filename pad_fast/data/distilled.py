@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -135,10 +135,10 @@ def load(path: str | os.PathLike[str]) -> DistilledDataset:
     file = path / FILE if path.is_dir() else path
     if not file.exists() and all((path / name).exists() for name in TRIO):
         return _load_trio(path)
-    try:
-        tensors, described = tensor_files.unpack_tensors(file.read_bytes())
-        if described["format"] != FORMAT:
-            raise StoreError(f"{file} has format {described['format']!r}; this version reads {FORMAT!r}")
+    if not file.exists():
+        raise StoreError(f"no distilled set at {path}: {os.strerror(errno.ENOENT)}")
+    way_out = "repeat the run that wrote it, or bring it back from a copy"
+    with tensor_files.read_tensors(file, "distilled set", FORMAT, way_out=way_out) as (tensors, described):
         state = {k.removeprefix("whitening."): v for k, v in tensors.items() if k.startswith("whitening.")}
         return DistilledDataset(
             images=tensors["images"],
@@ -150,12 +150,6 @@ def load(path: str | os.PathLike[str]) -> DistilledDataset:
             history=described["history"],
             class_names=tuple(described["class_names"]),
         )
-    except StoreError:
-        raise
-    except OSError as error:
-        raise StoreError(f"no distilled set at {path}: {error.strerror or error}") from error
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise StoreError(f"{file} is not a distilled set of pad_fast, or is truncated ({error})") from error
 
 
 def _load_trio(folder: Path) -> DistilledDataset:

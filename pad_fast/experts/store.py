@@ -399,9 +399,8 @@ def scan(folder: Path) -> tuple[ExpertStore, dict[int, StoreError]]:
     """
     path = folder / "store.json"
     sealed = files.read_json(path, "expert store")
-    if not isinstance(sealed, dict) or sealed.get("format") != FORMAT:
-        raise StoreError(f"{path} is not a pad_fast expert store ({FORMAT!r} expected)")
-    try:
+    with files.reading(path, "expert store", way_out="bring it back from a copy, the experts need not be"):
+        files.require_format(sealed, FORMAT, path, "expert store", way_out="use another folder for new experts")
         metadata = tensor_files.unseal(sealed)
         store = ExpertStore(
             folder,
@@ -411,8 +410,6 @@ def scan(folder: Path) -> tuple[ExpertStore, dict[int, StoreError]]:
             kept=parse_keep(metadata["kept"], int(metadata["epochs"])),
             storage=str(metadata["storage"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); bring it back from a copy, the experts are not") from error
     problems: dict[int, StoreError] = {}
     found = {_number(each): each for each in folder.iterdir() if _EXPERT.fullmatch(each.name)}
     for number in range(max(found, default=-1) + 1):

@@ -11,10 +11,11 @@ from typing import Any
 
 from ..data.distilled import FILE, DistilledDataset, load
 from ..distillation.metrics import read_metrics
+from ..distillation.state import read_checkpoint
 from ..errors import StoreError
 from ..evaluation import AccuracyRow, EvaluationReport, RobustScore
 from ..evaluation.table import numbers
-from ..runtime import files, locks, tensor_files
+from ..runtime import files, locks
 from .preview import Preview, read_preview
 from .timing import FILE as TIMING
 from .timing import StageCost, read_timing
@@ -176,8 +177,7 @@ def _settings(folder: Path, distilled: DistilledDataset | None) -> Mapping[str, 
 
 def _so_far(path: Path, settings: Mapping[str, Any], preview: Preview | None, rows: int) -> DistilledDataset | None:
     """The images of a checkpoint, unless it is that of a run which this one replaces."""
-    try:
-        tensors, described = tensor_files.unpack_tensors(path.read_bytes())
+    with read_checkpoint(path) as (tensors, described):
         if int(described["iteration"]) > rows:
             return None
         soft = settings.get("soft_labels", True) and "label_logits" in tensors
@@ -190,19 +190,13 @@ def _so_far(path: Path, settings: Mapping[str, Any], preview: Preview | None, ro
             config=settings,
             class_names=() if preview is None else preview.class_names,
         )
-    except StoreError:
-        raise
-    except Exception as error:
-        raise StoreError(f"{path} is not a checkpoint of pad_fast, or is truncated ({error})") from error
 
 
 def _validation(path: Path) -> tuple[dict[int, tuple[float, ...]], int]:
     stored = files.read_json(path, "validation")
-    try:
+    with files.reading(path, "validation"):
         tried = {int(iteration): numbers(values) for iteration, values in stored["accuracies"].items()}
         return tried, int(stored["best"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"{path} does not hold accuracies of iterates ({error})") from error
 
 
 def _optional(path: Path, read: Any, notes: list[str]) -> Any:

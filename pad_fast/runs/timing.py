@@ -126,11 +126,9 @@ def read_timing(folder: Path) -> Timing:
         StoreError: missing, truncated or foreign.
     """
     stored = files.read_json(folder / FILE, "stage costs")
-    try:
+    with files.reading(folder / FILE, "stage costs"):
         stages = {str(name): StageCost(**cost) for name, cost in stored["stages"].items()}
         return Timing(dict(stored["environment"]), stages, bool(stored["finished"]))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise StoreError(f"{folder / FILE} does not hold the costs of stages ({error})") from error
 
 
 def _earlier(path: Path) -> Mapping[str, StageCost]:

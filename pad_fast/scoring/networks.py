@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..data import DSA, Normalization
@@ -94,16 +93,12 @@ class ScoreNetwork:
         """Read a file of :meth:`save`.
 
         Raises:
-            StoreError: truncated or foreign, or of other settings.
+            StoreError: truncated or foreign, of another format, or of other settings.
         """
-        try:
-            tensors, described = tensor_files.unpack_tensors(path.read_bytes())
+        way_out = "delete it to train this network again"
+        with tensor_files.read_tensors(path, "score network", _FORMAT, way_out=way_out) as (tensors, described):
             written = described["key"]
             theta, forgetting = tensors.pop("theta"), tensors.pop("forgetting")
-        except OSError as error:
-            raise StoreError(f"cannot read score network {path}: {error.strerror or error}") from error
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{path} is not a score network of pad_fast ({error}); delete it") from error
         if written != key:
             raise StoreError(
                 f"{path} was trained with other settings or on other data; choose another folder, or delete this one"

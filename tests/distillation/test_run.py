@@ -319,12 +319,12 @@ def test_foreign_and_truncated_checkpoints(network, store, tmp_path):
         State.load(path, "two", CPU)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(StoreError, match="truncated"):
+    with pytest.raises(StoreError, match="damaged or no checkpoint of pad_fast .*delete it"):
         State.load(path, "one", CPU)
     path.write_bytes(b"not a checkpoint at all")
-    with pytest.raises(StoreError, match="truncated"):
+    with pytest.raises(StoreError, match="damaged or no checkpoint of pad_fast .*delete it"):
         State.load(path, "one", CPU)
-    with pytest.raises(StoreError, match="cannot read"):
+    with pytest.raises(StoreError, match="cannot read checkpoint"):
         State.load(tmp_path / "nothing", "one", CPU)
 
 

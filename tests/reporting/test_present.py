@@ -218,7 +218,7 @@ def test_validation_is_accuracy_over_the_iterations(run):
     assert (heights[2] - heights[0]) / (heights[1] - heights[0]) == pytest.approx((61 - 42) / (70.5 - 42), abs=0.01)
     assert "The result is the images after iteration 20." in Page(source).text
     (run / "validation.json").write_text('{"best": 3}')
-    assert "validation.json does not hold accuracies" in page_of(run).text
+    assert "validation.json is damaged or no validation of pad_fast" in page_of(run).text
 
 
 def test_a_torn_metrics_file_is_shown_up_to_the_damage(run):
