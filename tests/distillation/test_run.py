@@ -16,7 +16,7 @@ from pad_fast import ConvNet, ExpertStore, trajectory_matching_loss
 from pad_fast.data import DSA
 from pad_fast.distillation import trajectory_matching
 from pad_fast.distillation.iterations import make_mask
-from pad_fast.distillation.metrics import MetricsLog, read_history
+from pad_fast.distillation.metrics import MetricsLog, read_history, read_metrics
 from pad_fast.distillation.run import PATIENCE, run
 from pad_fast.distillation.schedule import draw
 from pad_fast.distillation.state import State
@@ -334,6 +334,23 @@ def test_a_log_cut_off_in_the_middle_of_a_line(tmp_path):
     assert read_history(path, 2) == [{"iteration": 0}, {"iteration": 1}]
     with pytest.raises(StoreError, match="has 2 rows"):
         read_history(path, 3)
+
+
+def test_one_reader_serves_a_report_and_a_run_that_goes_on(tmp_path):
+    path, notes = tmp_path / "metrics.jsonl", []
+    path.write_text('{"iteration": 0, "loss": NaN}\n{"iteration": 1, "loss": null}\n{"iteration": 2}\n{"iter')
+    rows = read_metrics(path, notes)
+    assert [row["iteration"] for row in rows] == [0, 1, 2] and not notes, "a row being written is no damage"
+    assert all(math.isnan(row["loss"]) for row in rows[:2])
+    assert '"iteration": 2}' in json.dumps(read_history(path, 3)), "a log that goes on keeps its numbers as they are"
+    for damage in ("[1]", "words", '{"iteration": "x"}', '{"iteration": [1]}'):
+        path.write_text('{"iteration": 0}\n' + damage + '\n{"iteration": 2}\n')
+        notes.clear()
+        assert read_metrics(path, notes) == ({"iteration": 0},)
+        assert notes == ["metrics.jsonl: line 2 is damaged; it and what follows are not shown"]
+        with pytest.raises(StoreError, match=r"has 1 rows, but the checkpoint was taken after 2"):
+            read_history(path, 2)
+    assert read_metrics(tmp_path / "nothing", notes) == ()
 
 
 def test_metrics_rows(network, store, tmp_path):
