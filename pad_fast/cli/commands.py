@@ -55,12 +55,12 @@ def _distill(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from ..pipeline.sweep import sweep
+    from ..pipeline.sweep import PAGE, sweep
 
     swept = {"prune": options.prune, "mask": options.mask, "seeds": options.seeds}
     result = sweep(**{**_run_arguments(options), **swept})
     if result is not None:
-        _print(f"{result.table()}\n\n{Path(options.out) / 'sweep.html'}")
+        _print(f"{result.table()}\n\n{Path(options.out) / PAGE}")
 
 
 def _prepare(options: argparse.Namespace) -> Any:
@@ -150,6 +150,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from ..data import load_dataset
     from ..data.distilled import load
     from ..evaluation import evaluate, export_ddranking
+    from ..runs.folder import CACHE, EVALUATION_CACHE
     from ..runtime.files import require_writable
 
     if options.out:
@@ -172,7 +173,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         data,
         models=tuple(options.model or ("ConvNet",)),
         difficulty=options.difficulty,
-        cache_dir=options.cache_dir or (place if place.is_dir() else place.parent) / "cache" / "evaluation",
+        cache_dir=options.cache_dir or (place if place.is_dir() else place.parent) / CACHE / EVALUATION_CACHE,
         seed=options.seed,
         device=options.device,
         backend=options.backend,

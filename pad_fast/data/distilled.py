@@ -19,7 +19,7 @@ from ..runtime import files, tensor_files
 from . import Normalization, normalization_from_state
 
 FORMAT = "pad_fast distilled 1"
-FILE = "distilled.safetensors"
+DISTILLED = "distilled.safetensors"
 TRIO = ("images_best.pt", "labels_best.pt", "lr_best.pt")
 
 
@@ -118,11 +118,11 @@ class DistilledDataset:
             "history": [dict(row) for row in self.history],
         }
         data = tensor_files.pack_tensors(tensors, described)
-        files.write_bytes(folder / FILE, data)
+        files.write_bytes(folder / DISTILLED, data)
         targets = self.labels if self.label_logits is None else self.label_logits
         for name, value in zip(TRIO, (self.images, targets, tensors["lr"]), strict=True):
             files.write_torch(folder / name, value.clone())
-        return folder / FILE
+        return folder / DISTILLED
 
 
 def load(path: str | os.PathLike[str]) -> DistilledDataset:
@@ -132,7 +132,7 @@ def load(path: str | os.PathLike[str]) -> DistilledDataset:
         StoreError: nothing there, truncated, or foreign.
     """
     path = Path(path)
-    file = path / FILE if path.is_dir() else path
+    file = path / DISTILLED if path.is_dir() else path
     if not file.exists() and all((path / name).exists() for name in TRIO):
         return _load_trio(path)
     if not file.exists():

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from ..errors import StoreError
 from ..runtime import files
 
+METRICS = "metrics.jsonl"
 LAYER_LOSS = "layer_loss."
 """Begins the keys of a row of metrics.jsonl that hold the matching loss of one layer; its name follows."""
 

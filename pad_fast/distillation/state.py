@@ -14,6 +14,8 @@ from ..errors import StoreError
 from ..runtime import distributed, files, tensor_files
 from ..settings.config import Config
 
+CHECKPOINT = "checkpoint"
+
 _FORMAT = "pad_fast checkpoint 1"
 
 

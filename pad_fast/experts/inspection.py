@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import StoreError
 from ..settings.snapshot_ranges import format_keep
-from .store import ExpertStore, scan
+from .store import STORE, ExpertStore, scan
 
 _SHOWN_FIRST = ("model", "dataset", "normalization", "optimizer", "augmentation", "curriculum", "prune", "seed")
 
@@ -54,7 +54,7 @@ def describe_store(folder: str | os.PathLike[str]) -> str:
     """
     folder = Path(folder)
     problems: dict[int, StoreError] = {}
-    if (folder / "store.json").exists():
+    if (folder / STORE).exists():
         store, problems = scan(folder)
     else:
         store = ExpertStore.open(folder)

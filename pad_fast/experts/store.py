@@ -30,6 +30,7 @@ from .expert_file import STORAGES, ExpertFile, bytes_per_expert, expert_pieces
 from .replay import ReplayBuffers, replay_files, write_replay
 
 _EXPERT = re.compile(r"expert_(\d{5})\.safetensors")
+STORE = "store.json"
 FORMAT = "pad_fast experts 2"
 _RECORDED_ONLY = ("pad_fast",)  # the version that wrote a store; another one may continue it
 
@@ -117,9 +118,9 @@ class ExpertStore:
             raise ConfigError(f"snapshots to keep are {list(kept)}; experts of {epochs} epochs have 0..{epochs}")
         sizes = {"parameter_count": parameter_count, "epochs": epochs, "kept": format_keep(kept), "storage": storage}
         described = tensor_files.unseal(tensor_files.seal({"format": FORMAT, **sizes, **metadata}))
-        if not (folder / "store.json").exists():
+        if not (folder / STORE).exists():
             files.require_writable(folder)
-            files.write_json(folder / "store.json", tensor_files.seal(described))
+            files.write_json(folder / STORE, tensor_files.seal(described))
         store, problems = scan(folder)
         store.require(described)
         damaged = {number: problem for number, problem in problems.items() if not isinstance(problem, Missing)}
@@ -142,11 +143,11 @@ class ExpertStore:
             StoreError: nothing usable there, or damaged or missing experts, which are named.
         """
         folder = Path(folder)
-        if not (folder / "store.json").exists():
+        if not (folder / STORE).exists():
             if replay_files(folder):
                 return cls.from_replay_buffers(folder)
             raise StoreError(
-                f"no expert store at {folder}: neither store.json nor replay_buffer_*.pt is there{_hint(folder)}"
+                f"no expert store at {folder}: neither {STORE} nor replay_buffer_*.pt is there{_hint(folder)}"
             )
         store, problems = scan(folder)
         if sound_only:
@@ -214,7 +215,7 @@ class ExpertStore:
         if self._replay is not None:
             return self._replay.shapes
         if "shapes" not in self.metadata:
-            raise StoreError(f"{self.folder / 'store.json'} does not say which shapes the parameters have")
+            raise StoreError(f"{self.folder / STORE} does not say which shapes the parameters have")
         return read_shapes(self.metadata["shapes"])
 
     @property
@@ -397,7 +398,7 @@ def scan(folder: Path) -> tuple[ExpertStore, dict[int, StoreError]]:
     Raises:
         StoreError: `store.json` cannot be used.
     """
-    path = folder / "store.json"
+    path = folder / STORE
     sealed = files.read_json(path, "expert store")
     with files.reading(path, "expert store", way_out="bring it back from a copy, the experts need not be"):
         files.require_format(sealed, FORMAT, path, "expert store", way_out="use another folder for new experts")

@@ -11,6 +11,7 @@ import torch
 
 from ..data import ImageDataset, Normalization, load_dataset
 from ..experts import ExpertStore, curriculum_of, train_experts
+from ..runs.folder import CACHE
 from ..runtime import distributed
 from ..runtime.progress import Progress
 from ..scoring.difficulty import Difficulty
@@ -31,7 +32,7 @@ def configured_data(
 
 def normalization_caches(out: Path) -> list[Path]:
     """Where a fitted ZCA is kept for what is written to `out`, and looked for: a run's folder serves those in it."""
-    return [out / "cache", out.parent / "cache"]
+    return [out / CACHE, out.parent / CACHE]
 
 
 def needs_order(config: Config) -> bool:

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from ..data import DSA, ImageDataset, Normalization, fit_normalization
-from ..data.distilled import FILE, DistilledDataset, load
+from ..data.distilled import DistilledDataset, load
 from ..distillation.batch_matching import BatchLoop, RealImages, initial_images, loops_of, make_criterion, require_alone
 from ..distillation.initialization import InitialSet, Teachers, initial_set
 from ..distillation.iterations import Iterations
@@ -45,7 +45,21 @@ from ..experts import ExpertStore, curriculum_of, prune
 from ..models import FlatNetwork
 from ..models.spec import NetworkSpec
 from ..reporting.present import present
-from ..runs.folder import LOCK
+from ..runs.folder import (
+    CACHE,
+    CHECKPOINT,
+    CONFIG,
+    DESCRIPTION,
+    DISTILLED,
+    EVALUATION,
+    EVALUATION_CACHE,
+    LAST,
+    LOCK,
+    METRICS,
+    PICTURE,
+    read_description,
+    write_validation,
+)
 from ..runs.preview import write_preview
 from ..runs.timing import StageLog
 from ..runs.trackers import Tracker, open_trackers
@@ -67,8 +81,6 @@ from .configured import (
     score_as_configured,
     train_as_configured,
 )
-
-LAST = "last"
 
 
 class Pipeline:
@@ -92,7 +104,7 @@ class Pipeline:
         self._open: Sequence[Tracker] | None = None
         # Stages that several runs share, perhaps in several processes at a time.
         self.shared = cache is not None
-        self.cache = out / "cache" if cache is None else cache
+        self.cache = out / CACHE if cache is None else cache
 
     def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None, *, download: bool = False) -> DistilledDataset:
         """All stages; returns the evaluated result."""
@@ -136,7 +148,7 @@ class Pipeline:
         if distributed.group().main:
             present(self.out)
         for tracker in self._trackers(config.iterations):
-            tracker.result(report.rows, self.out / "images.png", config.iterations)
+            tracker.result(report.rows, self.out / PICTURE, config.iterations)
         return distilled
 
     def _trackers(self, begun: int) -> Sequence[Tracker]:
@@ -222,12 +234,12 @@ class Pipeline:
 
     def _claim(self, data: ImageDataset) -> None:
         """Write `config.yaml`, unless the folder belongs to a run with other settings."""
-        path = self.out / "run.json"
+        path = self.out / DESCRIPTION
         mine = {"dataset_fingerprint": data.fingerprint, **self.config.describe()}
         # A run that ended before its first checkpoint has nothing to lose but its stages, which carry their own keys.
-        begun = path.exists() and any((self.out / name).exists() for name in ("checkpoint", FILE))
+        begun = path.exists() and any((self.out / name).exists() for name in (CHECKPOINT, DISTILLED))
         if begun and not self.overwrite:
-            theirs = files.read_json(path, "run description")
+            theirs = read_description(self.out)
             skip = set(self.config.describe("run", "evaluate"))
             if self.resume and may_go_on(self.config):
                 skip.add("iterations")
@@ -241,7 +253,7 @@ class Pipeline:
                 )
         if distributed.group().main:
             files.write_json(path, mine)
-            files.write_text(self.out / "config.yaml", to_yaml(self.config))
+            files.write_text(self.out / CONFIG, to_yaml(self.config))
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
@@ -323,8 +335,8 @@ class Pipeline:
         if may_go_on(config):
             described.pop("iterations")
         key = _key(data.fingerprint, described, torch.__version__)
-        done = self.out / FILE
-        checkpoint = self.out / "checkpoint"
+        done = self.out / DISTILLED
+        checkpoint = self.out / CHECKPOINT
         if checkpoint.exists() and done.exists() and not self.overwrite:
             state = State.load(checkpoint, key, self.device)
             if state.iteration == config.iterations:
@@ -346,7 +358,7 @@ class Pipeline:
                     f"{checkpoint} is already at iteration {state.iteration}, beyond iterations {config.iterations}; "
                     "raise iterations, or start afresh in another folder"
                 )
-            history = read_history(self.out / "metrics.jsonl", state.iteration)
+            history = read_history(self.out / METRICS, state.iteration)
             self.progress.say(f"distill: resuming after iteration {state.iteration}")
             self.stages.resumed()
         else:
@@ -449,8 +461,7 @@ class Pipeline:
         best = max(candidates, key=lambda iteration: report.row(str(iteration)).mean)
         self.progress.say(f"validation: the iterate after {best} of {config.iterations} iterations is best")
         if distributed.group().main:
-            accuracies = {row.name: row.accuracies for row in report.rows}
-            files.write_json(self.out / "validation.json", {"best": best, "accuracies": accuracies})
+            write_validation(self.out, {int(row.name): row.accuracies for row in report.rows}, best)
         return candidates[best]
 
     def _evaluation_settings(self) -> dict[str, Any]:
@@ -463,7 +474,7 @@ class Pipeline:
             "momentum": config.eval_momentum,
             "weight_decay": config.eval_weight_decay,
             "dsa_mode": config.dsa_mode,
-            "cache_dir": self.cache / "evaluation",
+            "cache_dir": self.cache / EVALUATION_CACHE,
             "device": str(self.device),
             "backend": config.backend,
             "progress": self.progress,
@@ -473,13 +484,13 @@ class Pipeline:
         self, distilled: DistilledDataset, data: ImageDataset, difficulty: Difficulty | None
     ) -> EvaluationReport:
         config = self.config
-        path = self.out / "evaluation.json"
+        path = self.out / EVALUATION
         sets = {config.method.upper(): distilled}
-        written = [self.out / FILE]
+        written = [self.out / DISTILLED]
         if config.validation_fraction:
             name = config.method.upper()
             sets = {f"{name}, best": distilled, f"{name}, last": load(self.out / LAST)}
-            written.append(self.out / LAST / FILE)
+            written.append(self.out / LAST / DISTILLED)
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in written]
         key = _key(data.fingerprint, config.describe("evaluate"), *digests)
         if path.exists():

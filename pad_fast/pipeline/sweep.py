@@ -23,8 +23,8 @@ from ..errors import ConfigError, nearest
 from ..evaluation import EvaluationReport
 from ..reporting.numbers import own_rows
 from ..reporting.sweep_page import _PRUNES, NONE, Setting, SweepResult, _words
-from ..runs.timing import FILE as TIMING
-from ..runs.timing import read_timing
+from ..runs.folder import CACHE, EVALUATION, RUNS, read_description
+from ..runs.timing import TIMING, read_timing
 from ..runtime import files
 from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
@@ -33,6 +33,8 @@ from ..settings.resolve import make_settings, override
 from .pipeline import Pipeline
 
 _MASKS = ("depth", "layers", "loss")
+
+PAGE = "sweep.html"
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,9 @@ def sweep(
     )
     pipelines = {}
     for cell in cells:
-        folder = out / "runs" / cell.name
+        folder = out / RUNS / cell.name
         pipelines[cell] = Pipeline(
-            configs[cell], folder, where, progress, resume=True, overwrite=overwrite, cache=out / "cache"
+            configs[cell], folder, where, progress, resume=True, overwrite=overwrite, cache=out / CACHE
         )
         pipelines[cell].require_usable(data)  # every cell, before the first of them runs
     for cell in _share(cells, settings.config.uses_experts, index, count):
@@ -173,7 +175,7 @@ def sweep(
     shared = replace(settings.config, prune="none", mask="none", mask_ratio=0.0)
     files.write_json(out / "sweep.json", {"settings": asdict(shared), "seeds": list(seeds), "cells": rows})
     files.write_text(out / "sweep.md", result.table() + "\n")
-    files.write_text(out / "sweep.html", result.page())
+    files.write_text(out / PAGE, result.page())
     return result
 
 
@@ -191,13 +193,13 @@ def _collect(
     """Accuracies of the distilled sets, or None while a run is missing or was made with other settings."""
     found: dict[tuple[Setting, Setting], tuple[float, ...]] = {}
     for cell in cells:
-        folder = out / "runs" / cell.name
+        folder = out / RUNS / cell.name
         if not (folder / TIMING).exists() or not read_timing(folder).finished:
             return None
-        described = files.read_json(folder / "run.json", "run description")
+        described = read_description(folder)
         if any(described.get(name) != value for name, value in configs[cell].describe().items()):
             return None
-        mine = own_rows(EvaluationReport.read(folder / "evaluation.json").rows, described)[0]
+        mine = own_rows(EvaluationReport.read(folder / EVALUATION).rows, described)[0]
         key = (cell.prune, cell.mask)
         found[key] = (*found.get(key, ()), *mine.accuracies)
     return found

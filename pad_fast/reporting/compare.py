@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..evaluation import AccuracyRow
-from ..runs.folder import RunFolder, is_run, read_run, runs_in
+from ..runs.folder import PAGE, RunFolder, is_run, read_run, runs_in
 from ..runtime import files
 from .accuracy_section import accuracy_cell, accuracy_section
 from .contact_sheet import single_png
@@ -18,7 +18,7 @@ from .html.charts import Line, line_chart, moving_median, smoothing_window
 from .html.gallery import Picture, PictureRow, side_by_side
 from .html.page import hint, page, section, shown, table, text
 from .numbers import column, duration, late_median, loss_label, own_rows
-from .present import PAGE, class_names, drawable
+from .present import class_names, drawable
 from .report import STAGES
 
 _SERIES = 8  # as many colours as can be told apart

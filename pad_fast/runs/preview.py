@@ -14,7 +14,7 @@ from ..data.arrays import to_bytes
 from ..runtime import files, tensor_files
 from ..scoring.difficulty import Difficulty
 
-FILE = "preview.safetensors"
+PREVIEW = "preview.safetensors"
 SHOWN = 5  # images from either end of a class
 
 _FORMAT = "pad_fast preview 1"
@@ -62,7 +62,7 @@ def write_preview(
         chosen = [ends(indices) for indices in order[:_CLASSES]]
         tensors["images"] = _small(data.train_images[torch.cat(chosen)])
         tensors["image_counts"] = torch.tensor([len(indices) for indices in chosen])
-    path, packed = folder / FILE, tensor_files.pack_tensors(tensors, described)
+    path, packed = folder / PREVIEW, tensor_files.pack_tensors(tensors, described)
     if path.is_file() and path.read_bytes() == packed:
         return path  # a run that is repeated touches nothing
     return files.write_bytes(path, packed)
@@ -75,7 +75,7 @@ def read_preview(folder: Path) -> Preview:
         StoreError: missing, truncated, foreign or of another format.
     """
     way_out = "repeat the run, which writes it again"
-    with tensor_files.read_tensors(folder / FILE, "preview", _FORMAT, way_out=way_out) as (tensors, described):
+    with tensor_files.read_tensors(folder / PREVIEW, "preview", _FORMAT, way_out=way_out) as (tensors, described):
         state = {k.removeprefix("normalization."): v for k, v in tensors.items() if k.startswith("normalization.")}
         pieces = {
             name: tensors[name].split(tensors[counts].tolist()) if name in tensors else ()

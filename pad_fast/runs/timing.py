@@ -18,7 +18,7 @@ from ..errors import StoreError
 from ..runtime import distributed, files
 from ..runtime.environment import environment
 
-FILE = "timing.json"
+TIMING = "timing.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class StageLog:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self.path, self.device = folder / FILE, device
+        self.path, self.device = folder / TIMING, device
         self.stages: dict[str, StageCost] = {}
         self._earlier: Mapping[str, StageCost] = {}
         self._marks: dict[str, bool] = {}
@@ -125,8 +125,8 @@ def read_timing(folder: Path) -> Timing:
     Raises:
         StoreError: missing, truncated or foreign.
     """
-    stored = files.read_json(folder / FILE, "stage costs")
-    with files.reading(folder / FILE, "stage costs"):
+    stored = files.read_json(folder / TIMING, "stage costs")
+    with files.reading(folder / TIMING, "stage costs"):
         stages = {str(name): StageCost(**cost) for name, cost in stored["stages"].items()}
         return Timing(dict(stored["environment"]), stages, bool(stored["finished"]))
 
