@@ -149,8 +149,9 @@ def _experts_convert(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from ..data import load_dataset
     from ..data.distilled import load
-    from ..evaluation import evaluate, export_ddranking
-    from ..runs.folder import CACHE, EVALUATION_CACHE
+    from ..evaluation import export_ddranking
+    from ..pipeline.configured import evaluate_as_configured, evaluation_cache
+    from ..runs.folder import CACHE
     from ..runtime.files import require_writable
 
     if options.out:
@@ -164,21 +165,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.ddranking:
         _print(export_ddranking(distilled, options.ddranking))
     place = Path(options.distilled)
-    given = _given(options)
-    names = {"eval_networks": "repeats", "eval_epochs": "epochs", "eval_full_epochs": "full_epochs"}
-    known = {item.name for item in fields(Config) if item.metadata["stage"] == "evaluate"}
-    chosen = {names.get(k, k.removeprefix("eval_")): v for k, v in given.items() if k in known}
-    report = evaluate(
+    report = evaluate_as_configured(
+        _given(options),
         distilled,
         data,
         models=tuple(options.model or ("ConvNet",)),
-        difficulty=options.difficulty,
-        cache_dir=options.cache_dir or (place if place.is_dir() else place.parent) / CACHE / EVALUATION_CACHE,
-        seed=options.seed,
+        cache=options.cache_dir or evaluation_cache((place if place.is_dir() else place.parent) / CACHE),
         device=options.device,
-        backend=options.backend,
         progress=_progress(options),
-        **chosen,
+        difficulty=options.difficulty,
     )
     _print(report.table())
     if options.out and distributed.group().main:
