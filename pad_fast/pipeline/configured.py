@@ -50,12 +50,12 @@ def configured_data(
 
 
 def normalization_caches(out: Path) -> list[Path]:
-    """Where a fitted ZCA is kept for what is written to `out`, and looked for: a run's folder serves those in it."""
+    """Folders where a fitted ZCA is kept for what is written to `out`, and looked for: a run serves those in it."""
     return [out / CACHE, out.parent / CACHE]
 
 
 def evaluation_cache(cache: Path) -> Path:
-    """Where the results of single networks are kept, in the cache of a run."""
+    """The folder of the results of single networks, in the cache of a run."""
     return cache / EVALUATION_CACHE
 
 

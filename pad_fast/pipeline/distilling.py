@@ -53,7 +53,7 @@ class Distillation:
 
     @cached_property
     def key(self) -> str:
-        """Of its checkpoint."""
+        """The key of its checkpoint."""
         return distillation_key(self.config, self.data)
 
     @cached_property
@@ -63,7 +63,7 @@ class Distillation:
 
     @property
     def checkpoint(self) -> Path:
-        """Where its state is kept."""
+        """The file that keeps its state."""
         return self.folder / CHECKPOINT
 
     def begin(self) -> State:

@@ -1,4 +1,4 @@
-"""What the stages of a run cost: time and peak memory, in `timing.json` from the first stage on."""
+"""Costs of the stages of a run: time and peak memory, in `timing.json` from the first stage on."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class StageLog:
 
 
 def read_timing(folder: Path) -> Timing:
-    """What `folder/timing.json` says.
+    """Read `folder/timing.json`.
 
     Raises:
         StoreError: missing, truncated or foreign.
