@@ -20,8 +20,9 @@ def _print(text: object) -> None:
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """Config fields that were on the command line."""
-    return {item.name: getattr(options, item.name) for item in fields(Config) if hasattr(options, item.name)}
+    """What was on the command line of that which a file may say too."""
+    names = [*(item.name for item in fields(Config)), "data_dir", "device"]
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
 def _progress(options: argparse.Namespace) -> Any:
@@ -36,9 +37,7 @@ def _run_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "config": options.config,
         "preset": options.preset,
         "out": options.out,
-        "data_dir": options.data_dir,
         "download": options.download,
-        "device": options.device,
         "overwrite": options.overwrite,
         "progress": _progress(options),
         **_given(options),
@@ -56,9 +55,9 @@ def _distill(options: argparse.Namespace) -> None:
 
 def _sweep(options: argparse.Namespace) -> None:
     from ..pipeline.sweep import sweep
+    from ..settings.resolve import UNSET
 
-    swept = {"prune": options.prune, "mask": options.mask, "seeds": options.seeds}
-    result = sweep(**{**_run_arguments(options), **swept})
+    result = sweep(**_run_arguments(options), seeds=getattr(options, "seeds", UNSET))
     if result is not None:
         _print(f"{result.table()}\n\n{Path(options.out) / 'sweep.html'}")
 
@@ -70,10 +69,11 @@ def _prepare(options: argparse.Namespace) -> Any:
     from ..runtime.device import resolve_device
     from ..settings.resolve import make_settings
 
-    settings = make_settings(preset_name=options.preset, file=options.config, overrides=_given(options))
-    config = settings.config
-    device = resolve_device(options.device if options.device != "auto" else settings.device)
-    data, _ = configured_data(config, config.dataset, options.data_dir or settings.data_dir, download=options.download)
+    given = _given(options)
+    place = {name: given.pop(name) for name in ("data_dir", "device") if name in given}
+    settings = make_settings(preset_name=options.preset, config=options.config, overrides=given, **place)
+    config, device = settings.config, resolve_device(settings.device)
+    data, _ = configured_data(config, config.dataset, settings.data_dir, download=options.download)
     out = Path(options.out)
     caches = normalization_caches(out.parent if out.suffix else out)
     normalization = fit_normalization(data, "zca" if config.zca else "mean-std", caches=caches)

@@ -101,19 +101,24 @@ def build_parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--prune",
         nargs="+",
-        default=["none"],
+        default=argparse.SUPPRESS,
         metavar="KIND:X,X",
-        help="FIEx: none, hardest:0,0.1,0.2, easiest:0.1 (default: none)",
+        help="FIEx: none, hardest:0,0.1,0.2, easiest:0.1 (default: what --config says, else none)",
     )
     sweep.add_argument(
         "--mask",
         nargs="+",
-        default=["none"],
+        default=argparse.SUPPRESS,
         metavar="KIND:X,X",
-        help="FIEm: none, depth:0,0.25,0.5, layers:1,2, loss:0.5 (default: none)",
+        help="FIEm: none, depth:0,0.25,0.5, layers:1,2, loss:0.5 (default: what --config says, else none)",
     )
     sweep.add_argument(
-        "--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds that are averaged (default: 0)"
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="seeds that are averaged (default: the one of --config, else 0)",
     )
     _add_settings(sweep, "sweep")
 
@@ -164,6 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--backend", default="auto", help="engine (default: auto)")
     _add_place(evaluate)
+    evaluate.set_defaults(data_dir=None, device="auto")  # no file names them
     _add_fields(evaluate, _STAGES["evaluate"])
 
     report = _command(commands, "report", "write images.png and report.html of a run, finished or not", _report)
@@ -209,9 +215,9 @@ def _add_settings(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", metavar="DIR", help="where data sets are")
+    parser.add_argument("--data-dir", metavar="DIR", default=argparse.SUPPRESS, help="where data sets are")
     parser.add_argument("--download", action="store_true", help="fetch the data set if it is not there yet")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--device", default=argparse.SUPPRESS, help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 

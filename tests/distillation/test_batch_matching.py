@@ -251,7 +251,7 @@ def test_from_end_to_end(tmp_path: Path, method: str) -> None:
     assert [path.name for path in out.glob("cache/*")] == ["evaluation"]  # nothing was scored, no expert trained
     stored = torch.load(out / "labels_best.pt", weights_only=True)
     assert torch.equal(stored, result.labels)
-    config = make_settings(file=str(out / "config.yaml")).config
+    config = make_settings(config=str(out / "config.yaml")).config
     assert config == Config(**result.config)
 
 
