@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
 from .._version import __version__
 from ..errors import nearest
-from ..settings.config import METHODS, Config
+from ..settings.choices import METHODS
+from ..settings.config import Config
+from ..settings.fields import Kind, kinds
 from .commands import (
     _bench,
     _compare,
@@ -227,31 +229,33 @@ def _add_fields(parser: argparse.ArgumentParser, stages: Sequence[str], *, but: 
         stage = item.metadata["stage"]
         if stage not in groups or item.name in but:
             continue
-        kinds = str(item.type).split(" | ")
+        kind, choices = kinds(Config)[item.name], item.metadata["choices"]
         flag = "--" + item.name.replace("_", "-")
         default = "none" if item.default is None else item.default
         text = f"{item.metadata['help']} (default: {default})".replace("%", "%%")
-        if kinds[0] == "bool":
+        if kind.base is bool:
             groups[stage].add_argument(
                 flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
             )
         else:
             groups[stage].add_argument(
                 flag,
-                type=_parser_of(item.name, kinds),
+                type=_reader(kind),
                 default=argparse.SUPPRESS,
-                metavar={"int": "N", "float": "X", "str": "TEXT"}[kinds[0]],
+                # The config refuses other values, and names the nearest.
+                metavar="NAME" if choices else _METAVARS[kind.base],
                 help=text,
             )
 
 
-def _parser_of(name: str, kinds: Sequence[str]) -> Any:
-    convert = {"int": int, "float": float, "str": str}[kinds[0]]
+_METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 
-    def parse(text: str) -> Any:
-        if "None" in kinds and text.lower() == "none":
-            return None
-        return convert(text)
 
-    parse.__name__ = kinds[0]  # argparse names the type in its error message
-    return parse
+def _reader(kind: Kind) -> Callable[[str], Any]:
+    """The function that makes a value of a word on the command line."""
+
+    def read(text: str) -> Any:
+        return None if kind.optional and text.lower() == "none" else kind.base(text)
+
+    read.__name__ = kind.base.__name__  # argparse names the type in its error message
+    return read

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from ..errors import ConfigError, StoreError
 from ..runtime import files, tensor_files
+from ..settings.choices import STORAGES
 from ..settings.snapshot_ranges import format_keep, parse_keep
 from .claim import Claim
-from .expert_file import STORAGES, ExpertFile, bytes_per_expert, expert_pieces
+from .expert_file import ExpertFile, bytes_per_expert, expert_pieces
 from .replay import ReplayBuffers, replay_files, write_replay
 
 _EXPERT = re.compile(r"expert_(\d{5})\.safetensors")

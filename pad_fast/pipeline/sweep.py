@@ -22,17 +22,18 @@ from ..data import load_dataset
 from ..errors import ConfigError, nearest
 from ..evaluation import EvaluationReport
 from ..reporting.numbers import own_rows
-from ..reporting.sweep_page import _PRUNES, NONE, Setting, SweepResult, _words
+from ..reporting.sweep_page import NONE, Setting, SweepResult, words
 from ..runs.timing import FILE as TIMING
 from ..runs.timing import read_timing
 from ..runtime import files
 from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
+from ..settings.choices import MASKS, PRUNES
 from ..settings.config import Config
 from ..settings.resolve import UNSET, Settings, Unset, make_settings, override
 from .pipeline import Pipeline
 
-_MASKS = ("depth", "layers", "loss")
+_MASKS = tuple(kind for kind in MASKS if kind != NONE[0])
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Its folder."""
-        return f"prune-{'-'.join(_words(self.prune))}_mask-{'-'.join(_words(self.mask))}_seed-{self.seed}"
+        return f"prune-{'-'.join(words(self.prune))}_mask-{'-'.join(words(self.mask))}_seed-{self.seed}"
 
     def config(self, base: Config) -> Config:
         """`base` with this cell's settings."""
@@ -85,7 +86,7 @@ def parse_axis(texts: Iterable[str], kinds: Sequence[str], what: str) -> list[Se
             ) from None
     twice = [setting for setting in found if found.count(setting) > 1]
     if twice:
-        raise ConfigError(f"{what} {' '.join(_words(twice[0]))} is asked for twice; name every setting once")
+        raise ConfigError(f"{what} {' '.join(words(twice[0]))} is asked for twice; name every setting once")
     return found
 
 
@@ -201,7 +202,7 @@ def _axes(
         masks = parse_axis(mask, _MASKS, "mask")
     if seeds is UNSET:
         seeds = [config.seed] if "seed" in sources else [0]
-    return parse_axis(prune, _PRUNES, "prune"), masks, list(seeds)
+    return parse_axis(prune, PRUNES, "prune"), masks, list(seeds)
 
 
 def _share(cells: Sequence[Cell], uses_experts: bool, index: int, count: int) -> list[Cell]:

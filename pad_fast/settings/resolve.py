@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final, Literal
 
-from ..errors import ConfigError, nearest
-from .config import METHODS, Config
+from ..errors import ConfigError
+from .config import Config
+from .fields import require_allowed
 from .presets import _DIGITS_BATCH, _DIGITS_IPC, _METHOD_SETTINGS, _TABLE, preset
 from .yaml_files import REFERENCE_DEFAULTS, is_reference, load_yaml, plain_name, translate
 
@@ -89,8 +90,7 @@ def make_settings(
     )
     chosen = {**written, **last}
     method = str(chosen.get("method", method))
-    if method not in METHODS:
-        raise ConfigError(f"method is {method!r}; use one of {', '.join(METHODS)}.{nearest(method, METHODS)}")
+    require_allowed(Config.__dataclass_fields__["method"], method)
     if preset_name is not None:
         base = preset(preset_name)
     else:

@@ -27,7 +27,7 @@ from pad_fast.errors import ConfigError, DatasetError, DistillationStopped, Inpu
 from pad_fast.experts import prune
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.runtime.rng import derive_seed, generator
-from pad_fast.settings.config import BATCH_METHODS
+from pad_fast.settings.choices import BATCH_METHODS
 from pad_fast.settings.resolve import make_settings
 from pad_fast.training.trainer import shuffled_batches
 

@@ -24,6 +24,7 @@ from pad_fast.experts.snapshots import Snapshots
 from pad_fast.models import FlatNetwork
 from pad_fast.runtime import files, tensor_files
 from pad_fast.runtime.progress import Progress
+from pad_fast.settings.choices import STORAGES
 from pad_fast.settings.snapshot_ranges import format_keep, parse_keep
 
 from ..support.golden import golden_path
@@ -356,7 +357,7 @@ def test_keep_that_makes_no_sense(text):
         parse_keep(text, 7)
 
 
-@pytest.mark.parametrize("storage", expert_file.STORAGES)
+@pytest.mark.parametrize("storage", STORAGES)
 def test_only_what_was_kept_can_be_read(tmp_path, storage):
     store = make(tmp_path, kept=[1, 3], storage=storage)
     for each in (store, ExpertStore.open(tmp_path)):

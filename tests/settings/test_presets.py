@@ -6,7 +6,7 @@ import pytest
 
 from pad_fast import Config
 from pad_fast.errors import ConfigError
-from pad_fast.settings.config import BATCH_METHODS, TRAJECTORY_METHODS
+from pad_fast.settings.choices import BATCH_METHODS, TRAJECTORY_METHODS
 from pad_fast.settings.presets import preset, preset_names
 from pad_fast.settings.resolve import make_settings
 from pad_fast.settings.yaml_files import to_yaml
