@@ -19,7 +19,7 @@ from .choices import (
     TRAJECTORY_METHODS,
 )
 from .fields import BELOW_ONE, NOT_NEGATIVE, POSITIVE, kinds, require_allowed, setting
-from .snapshot_ranges import parse_keep
+from .snapshot_ranges import parse_snapshots
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class Config:
         """What `keep` means; a plan also reaches the last snapshots, which give the initial soft labels."""
         if self.keep == "plan":
             return tuple(sorted({*self.reached_snapshots, self.train_epochs}))
-        return parse_keep(self.keep, self.train_epochs)
+        return parse_snapshots(self.keep, self.train_epochs)
 
     def describe(self, *stages: str) -> dict[str, Any]:
         """Settings of these stages (all of them when none is named), in declaration order."""
@@ -269,7 +269,7 @@ def _check_fields(config: Config) -> None:
 
 def _check_ranges(config: Config) -> None:
     if config.keep != "plan":
-        parse_keep(config.keep, config.train_epochs)
+        parse_snapshots(config.keep, config.train_epochs)
     if config.min_start_epoch >= config.max_start_epoch:
         raise ConfigError(
             f"no start epoch can be drawn: min_start_epoch {config.min_start_epoch} is not below max_start_epoch "
