@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 from ..errors import ConfigError
 from .config import Config
 from .fields import require_allowed
-from .presets import _DIGITS_BATCH, _DIGITS_IPC, _METHOD_SETTINGS, _TABLE, preset
-from .yaml_files import REFERENCE_DEFAULTS, is_reference, load_yaml, plain_name, translate
+from .presets import defaults_for, method_settings, preset
+from .yaml_files import REFERENCE_DEFAULTS, is_reference, load_yaml, translate
 
 PathLike = str | os.PathLike[str]
 Source = Literal["config", "override"]
@@ -98,8 +98,8 @@ def make_settings(
         ipc = chosen.get("ipc", ipc)
         if isinstance(ipc, bool) or not isinstance(ipc, int) or ipc < 1:
             raise ConfigError(f"ipc is {ipc!r}; it must be a whole number >= 1")
-        base = {**_defaults_for(dataset, ipc), "dataset": dataset, "ipc": ipc}
-    own = _METHOD_SETTINGS[method] | _digits_batch(method, str(base.get("dataset")), int(base["ipc"]))
+        base = {**defaults_for(dataset, ipc), "dataset": dataset, "ipc": ipc}
+    own = method_settings(method, str(base["dataset"]), int(base["ipc"]))
     values = {**base, **silent, **own, "method": method, **(defaults or {}), **chosen}
     found_dir, found_device = values.pop("data_dir", None), values.pop("device", "auto")
     return Settings(
@@ -121,18 +121,3 @@ def _read(config: Config | PathLike | Mapping[str, Any] | None) -> tuple[dict[st
     if isinstance(config, str | os.PathLike):
         return load_yaml(config), os.fspath(config)
     raise ConfigError(f"config is {config!r}; give a YAML file, a mapping or a Config")
-
-
-def _digits_batch(method: str, dataset: str, ipc: int) -> dict[str, Any]:
-    cells = _DIGITS_BATCH.get(method, {}) if plain_name(dataset) == "digits" else {}
-    return cells[max(known for known in cells if known <= ipc)] if cells else {}
-
-
-def _defaults_for(dataset: str, ipc: int) -> dict[str, Any]:
-    key = plain_name(dataset)
-    key = {"tiny": "tinyimagenet"}.get(key, key)
-    cells = {**_TABLE, "digits": _DIGITS_IPC}.get(key)
-    if cells is None:
-        return {}
-    nearest_ipc = max((known for known in cells if known <= ipc), default=min(cells))
-    return preset(f"{key}-ipc{nearest_ipc}")
