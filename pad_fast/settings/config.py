@@ -26,7 +26,8 @@ from .snapshot_ranges import parse_snapshots
 class Config:
     """All settings, flat. Each field is a CLI flag, a YAML key and an override of :func:`pad_fast.distill`.
 
-    `stage` in a field's metadata names the earliest stage it changes: data, scores, experts, distill, evaluate.
+    A field's metadata (see :func:`~.fields.setting`) has its help, the limit or the choices of its value, and the
+    earliest stage it changes: data, scores, experts, distill, evaluate; or run, for those that say how it runs.
     Frozen: derive another with `dataclasses.replace`, or build one with :func:`make_config`.
     """
 
@@ -175,7 +176,7 @@ class Config:
         True, "dsa, dm: augment real and synthetic batches alike while matching; dc does not", stage="distill"
     )
     backend: str = setting("auto", "engine: auto or one by name", stage="run")
-    precision: str = setting("auto", "arithmetic of the engine", stage="run")
+    precision: str = setting("auto", "arithmetic: auto, or one that the engine knows", stage="run")
     split: str = setting(
         "trajectories",
         "what several processes (torchrun) divide: {choices} (every student batch)",
@@ -246,7 +247,7 @@ class Config:
 
     @property
     def kept_snapshots(self) -> tuple[int, ...]:
-        """What `keep` means; a plan also reaches the last snapshots, which give the initial soft labels."""
+        """Snapshots that `keep` stands for; a plan has the last one too, which gives the initial soft labels."""
         if self.keep == "plan":
             return tuple(sorted({*self.reached_snapshots, self.train_epochs}))
         return parse_snapshots(self.keep, self.train_epochs)

@@ -30,7 +30,7 @@ class Unset(Enum):
 UNSET: Final = Unset.UNSET
 """An argument that was not given: the file decides, then the preset, then the default of :class:`Config`.
 
-An argument that has its default can not stand for that: whoever writes `seed=0` means 0, whatever the file says.
+An argument that has its default cannot stand for that: whoever writes `seed=0` means 0, whatever the file says.
 """
 
 

@@ -101,6 +101,14 @@ def test_there_are_cases() -> None:
     assert swept == set(FLAG) - {"mask_ratio"}
 
 
+def test_the_help_of_a_setting_shows_its_default() -> None:
+    for command, dest in CASES:
+        action = next(action for action in PARSERS[command]._actions if action.dest == dest)
+        if dest != "data_dir" and not (command == "sweep" and dest in ("seeds", "prune", "mask")):
+            default = "none" if FLAG[dest] is None else FLAG[dest]
+            assert f"(default: {default})" in str(action.help), (command, dest)
+
+
 @pytest.mark.usefixtures("nothing_runs")
 @pytest.mark.parametrize(("command", "dest"), CASES)
 def test_a_flag_beats_the_file_with_the_default_too(tmp_path: Path, command: str, dest: str) -> None:
