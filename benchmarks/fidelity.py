@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
 
     settings = {"ipc": options.ipc, **(CIFAR if options.data else {}), **parsed(options.set)}
-    config = make_settings(preset_name=None, file=None, overrides=settings).config
+    config = make_settings(overrides=settings).config
     data = load_dataset(options.data or "digits")
     if options.data:
         data = subset(data, options.images // data.classes)

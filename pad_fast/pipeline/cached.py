@@ -14,7 +14,7 @@ from ..experts import ExpertStore
 from ..models.spec import NetworkSpec
 from ..scoring.difficulty import Difficulty
 from ..settings.config import Config
-from ..settings.snapshot_ranges import format_keep
+from ..settings.snapshot_ranges import format_snapshots
 from .configured import may_go_on
 
 
@@ -38,7 +38,7 @@ def experts_folder(config: Config, data: ImageDataset, cache: Path) -> Path:
     described = config.describe("data", "scores", "experts")
     described.pop("num_experts")  # more experts extend a store, fewer use the first of it
     # A store that lacks snapshots must not be taken for another one.
-    described["keep"] = format_keep(config.kept_snapshots)
+    described["keep"] = format_snapshots(config.kept_snapshots)
     described["threads"] = "one" if config.workers else "all"
     return cache / f"experts-{key_of(data.fingerprint, described)}"
 

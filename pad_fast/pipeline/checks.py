@@ -16,7 +16,7 @@ from ..runs.folder import CHECKPOINT, CONFIG, DESCRIPTION, DISTILLED, read_descr
 from ..runtime import distributed, files
 from ..runtime.device import cache_bytes
 from ..settings.config import Config
-from ..settings.snapshot_ranges import format_keep
+from ..settings.snapshot_ranges import format_snapshots
 from ..settings.yaml_files import to_yaml
 from .cached import given_experts, given_order, spec_of
 from .configured import may_go_on, needs_order
@@ -97,7 +97,7 @@ def _require_kept(config: Config) -> None:
     lost = {*config.reached_snapshots, config.train_epochs} - set(config.kept_snapshots)
     if lost:
         raise ConfigError(
-            f"keep is {config.keep!r}, but these settings reach snapshots {format_keep(lost)} as well; use "
+            f"keep is {config.keep!r}, but these settings reach snapshots {format_snapshots(lost)} as well; use "
             "keep plan, or all"
         )
 
