@@ -1,7 +1,7 @@
 """Compile every kernel ahead of time, without a GPU, and read what it takes from the machine code.
 
-Each kernel module has a function `production() -> list[Production]`: the configurations that real runs use. The table
-of docs/kernels.md comes from here, in a process without TRITON_INTERPRET:
+Each kernel module, a file or a folder, has a function `production() -> list[Production]`: the configurations that real
+runs use. The table of docs/kernels.md comes from here, in a process without TRITON_INTERPRET:
 
     python -m pad_fast.kernels.aot [--markdown | --json] [--update docs/kernels.md] [--only conv] [--jobs 2]
 
@@ -115,7 +115,8 @@ class Resources:
 class Row:
     """One line of the table: a production and its resources per compute capability.
 
-    `function` is the compiled one, `module.name`; `module` lists it, and `kernel` is its name for readers.
+    `function` is the compiled one, `module.name`; `module`, a file or a folder of kernels/, lists it, and `kernel` is
+    its name for readers.
     """
 
     module: str
@@ -337,7 +338,9 @@ class CompileFailure(Exception):
 
 
 def _function(kernel: Any) -> str:
-    return f"{kernel.__module__.split('.')[-1]}.{kernel.__name__}"
+    """The kernel's name behind that of the module or folder of kernels/ that it lies in."""
+    place = kernel.__module__.removeprefix(f"{__package__}.").split(".")[0]
+    return f"{place}.{kernel.__name__}"
 
 
 def _title(production: Production) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .launch import PRECISIONS, Cost
-from .rows import Call, moved, row_stride
+from .row_tiles import Call, moved, row_stride
 
 if TYPE_CHECKING:
     from .aot import Production

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
-from .rows import WARPS, Call, finish, moved, require_alike, row_stride
+from .row_tiles import WARPS, Call, finish, moved, require_alike, row_stride
 
 if TYPE_CHECKING:
     from ..matching.gradients import Channels

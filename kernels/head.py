@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
-from .rows import Call, finish, moved
+from .row_tiles import Call, finish, moved
 
 if TYPE_CHECKING:
     from .aot import Production

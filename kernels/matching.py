@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .launch import Cost, note
-from .rows import WARPS, Call, moved, require_alike, row_stride, tiles, total
+from .row_tiles import WARPS, Call, moved, require_alike, row_stride, tiles, total
 
 if TYPE_CHECKING:
     from .aot import Production

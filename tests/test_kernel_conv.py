@@ -18,9 +18,9 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to run")
 
 from pad_fast.errors import InputError
-from pad_fast.kernels import conv
+from pad_fast.kernels.conv import Layer, Weights
+from pad_fast.kernels.conv import operations as conv
 from pad_fast.kernels.launch import counting, dry_run
-from pad_fast.kernels.layer import Layer, Weights
 
 from .compare import describe_difference, relative_error
 
@@ -343,7 +343,7 @@ def test_cudnn_route_equals_the_twin(numbers, shape, op, kernel_device, monkeypa
 
 READ_PTX = """
 import json, re, sys
-from pad_fast.kernels import conv
+from pad_fast.kernels.conv import operations as conv
 from pad_fast.kernels.aot import compile_production
 
 found = {}

@@ -11,8 +11,9 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to run")
 
 from pad_fast.errors import InputError
-from pad_fast.kernels import conv, routes
-from pad_fast.kernels.layer import Layer
+from pad_fast.kernels.conv import Layer
+from pad_fast.kernels.conv import cudnn as routes
+from pad_fast.kernels.conv import operations as conv
 
 
 @pytest.fixture(autouse=True)

@@ -21,11 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..errors import InputError
-from .launch import Cost, launch
+from ...errors import InputError
+from ..launch import Cost, launch
 
 if TYPE_CHECKING:
-    from .aot import Production
+    from ..aot import Production
 
 EPS = 1e-5
 """Added to the variance of a plane (eq. 2)."""
@@ -228,7 +228,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> N
 @contextmanager
 def recorded(name: str, precision: str = "ieee", target: int | None = None) -> Iterator[list[Production]]:
     """Collect what is launched inside as productions, for one compute capability or for all; tensors are on "meta"."""
-    from .aot import TARGETS, production_of
+    from ..aot import TARGETS, production_of
 
     global _recorded, _target
     found: list[Production] = []

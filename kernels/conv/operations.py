@@ -10,7 +10,7 @@ last dimension, which is what the matrix units of sm_90 want of 32-bit operands:
 with s_t the nine shifts and `backward[i, t, o] = forward[o, 8 - t, i]`: a data gradient is a convolution, too.
 Nothing here adds floats atomically: weight gradients are summed in a fixed order in two stages.
 
-Each operation has a second implementation by cuDNN, see :mod:`.routes`.
+Each operation has a second implementation by cuDNN, see :mod:`.cudnn`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pad_fast.errors import InputError
-
-from . import routes
-from .launch import PRECISIONS, Cost, interpreted, launch
+from ...errors import InputError
+from ..launch import PRECISIONS, Cost, interpreted, launch
+from . import cudnn
 from .layer import TAPS, Layer, Weights
 
 if TYPE_CHECKING:
-    from .aot import Production
+    from ..aot import Production
 
 # Kernels ------------------------------------------------------------------------------------------------------------
 
@@ -918,8 +917,8 @@ _KERNELS: dict[str, Callable[..., Any]] = {
 
 def _run(op: str, layer: Layer, *operands: Any) -> Any:
     """By the kernel or by cuDNN, whichever is faster."""
-    by = {"triton": _KERNELS[op], "cudnn": routes.CUDNN[op]}
-    return by[routes.choose(op, layer, _KERNELS[op])](layer, *operands)
+    by = {"triton": _KERNELS[op], "cudnn": cudnn.CUDNN[op]}
+    return by[cudnn.choose(op, layer, _KERNELS[op])](layer, *operands)
 
 
 # Production configurations ------------------------------------------------------------------------------------------
@@ -930,7 +929,7 @@ def production() -> list[Production]:
 
     Block 3 at batch 1000 is block 2's with other numbers, so it is left out.
     """
-    from .aot import production_of
+    from ..aot import production_of
 
     items: dict[tuple[Any, ...], Production] = {}
 

@@ -20,12 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..errors import InputError
-from . import block
-from .launch import PRECISIONS, Cost, interpreted
+from ...errors import InputError
+from ..block import operations as block
+from ..launch import PRECISIONS, Cost, interpreted
 
 if TYPE_CHECKING:
-    from .aot import Production
+    from ..aot import Production
 
 MOST_CHANNELS = 7
 """Of the images: 63 taps and the 1 behind them are 64."""
