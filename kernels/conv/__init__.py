@@ -5,10 +5,7 @@ tests and benchmarks.
 """
 
 from .layer import Layer, Weights
-from .operations import (
-    data_grad,
-    data_grad_dual,
-    forward,
+from .naive import (
     naive_data_grad,
     naive_data_grad_dual,
     naive_forward,
@@ -17,13 +14,9 @@ from .operations import (
     naive_tangent,
     naive_weight_grad,
     naive_weight_grad_dual,
-    pack,
-    pack_all,
-    production,
-    tangent,
-    weight_grad,
-    weight_grad_dual,
 )
+from .operations import data_grad, data_grad_dual, forward, pack, pack_all, tangent, weight_grad, weight_grad_dual
+from .production import production
 
 __all__ = [
     "Layer",

@@ -3,20 +3,8 @@
 Engines look them up here by name; no other kernel imports this package.
 """
 
-from .operations import (
-    MOST_CHANNELS,
-    FirstBlock,
-    Statistics,
-    adjoint,
-    backward,
-    forward,
-    naive_adjoint,
-    naive_backward,
-    naive_forward,
-    naive_tangent,
-    production,
-    tangent,
-)
+from .naive import naive_adjoint, naive_backward, naive_forward, naive_tangent
+from .operations import MOST_CHANNELS, FirstBlock, Statistics, adjoint, backward, forward, production, tangent
 
 __all__ = [
     "MOST_CHANNELS",
