@@ -29,7 +29,7 @@ import torch
 
 from .launch import Cost, interpreted
 
-_TOOLS = ("aot", "launch")
+_TOOLS = ("aot", "calls", "launch")
 MODULES = tuple(
     module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.name not in _TOOLS
 )

@@ -19,8 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
+from .calls import Call, moved
 from .launch import PRECISIONS, Cost
-from .row_tiles import Call, moved, row_stride
+from .row_tiles import row_stride
 
 if TYPE_CHECKING:
     from .aot import Production

@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
-from .row_tiles import WARPS, Call, finish, moved, require_alike, row_stride
+from .calls import Call, moved
+from .row_tiles import WARPS, finish, require_alike, row_stride
 
 if TYPE_CHECKING:
     from ..matching.gradients import Channels

@@ -16,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
-from .row_tiles import Call, finish, moved
+from .calls import Call, moved
+from .row_tiles import finish
 
 if TYPE_CHECKING:
     from .aot import Production

@@ -19,8 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
+from .calls import Call, moved, run_all
 from .launch import Cost, note
-from .row_tiles import WARPS, Call, moved, require_alike, row_stride, tiles, total
+from .row_tiles import WARPS, require_alike, row_stride, tiles, total
 
 if TYPE_CHECKING:
     from .aot import Production
@@ -355,8 +356,7 @@ def distance_forward(
     if dropped:
         chosen, calls = _count_calls(end, target, first_kept, dropped)
         note("memset", moved(chosen[0]))
-        for call in calls:
-            call.run()
+        run_all(calls)
     partial, cut, call = _sums_call(end, start, target, chosen, first_kept, dropped)
     call.run()
     loss, sums = end.new_empty(len(end)), partial.new_empty(len(end), 2)

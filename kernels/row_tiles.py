@@ -7,7 +7,6 @@ Every tile leaves a partial sum in float64; whoever needs the sum adds the parti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -15,42 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
-from .launch import Cost, launch
-
-if TYPE_CHECKING:
-    from .aot import Production
+from .calls import Call, moved
 
 WARPS = 4
 MAX_TILES = 512
 """Most tiles of a row that is summed: several for each multiprocessor, few enough for each program to add up."""
 _MAX_TILES = tl.constexpr(MAX_TILES)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One launch with all its arguments, so that exactly what runs can be compiled ahead of time."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    args: tuple[Any, ...]
-    cost: Cost
-    options: dict[str, Any]
-
-    def run(self) -> None:
-        """Launch it."""
-        launch(self.kernel, self.grid, *self.args, cost=self.cost, **self.options)
-
-    def production(self, name: str, *, hot: bool = True, precision: str = "ieee") -> Production:
-        """The same launch for the compiler; tensors may be on the "meta" device."""
-        from .aot import production_of
-
-        options = {"hot": hot, "precision": precision, **self.options}
-        return production_of(name, self.kernel, *self.args, cost=self.cost, **options)
-
-
-def moved(*tensors: Tensor) -> Cost:
-    """The cost of touching each tensor once."""
-    return Cost(sum(tensor.nbytes for tensor in tensors))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..updates import Updates
-from .row_tiles import WARPS, Call, moved, require_alike, row_stride, tiles, total
+from .calls import Call, moved
+from .row_tiles import WARPS, require_alike, row_stride, tiles, total
 
 if TYPE_CHECKING:
     from .aot import Production

@@ -11,9 +11,6 @@ read once and kept in registers; larger ones are read twice, and their blocks' s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +18,8 @@ import triton
 from torch import Tensor
 
 from ...errors import InputError
-from ..launch import Cost, launch
+from ..calls import PROGRAMS, Call, distinct, moved
+from ..launch import Cost
 from .kernels import EPS, adjoint_kernel, backward_kernel, forward_kernel, sum_images_kernel, tangent_kernel
 
 if TYPE_CHECKING:
@@ -43,9 +41,7 @@ def forward(z: Tensor, g: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """
     K, B, H, W, C = _shape(z, g, b)
     o, stats = z.new_empty(K, B, H // 2, W // 2, C), z.new_empty(K, B, 2, C)
-    grid, options = _configuration(z.shape, z.dtype, maps=1)
-    cost = Cost(_bytes(z, o, stats), 12 * z.numel())
-    _launch(forward_kernel, grid, o, stats, z, g, b, g.stride(0), b.stride(0), B, cost=cost, EPS=EPS, **options)
+    _forward_call(o, stats, z, g, b).run()
     return o, stats
 
 
@@ -62,10 +58,7 @@ def tangent(z: Tensor, zd: Tensor, g: Tensor, b: Tensor, gd: Tensor, bd: Tensor)
     K, B, H, W, C = _shape(z, g, b, gd, bd, like=(zd,))
     o, stats = z.new_empty(K, B, H // 2, W // 2, C), z.new_empty(K, B, 4, C)
     od = torch.empty_like(o)
-    grid, options = _configuration(z.shape, z.dtype, maps=2)
-    cost = Cost(_bytes(z, zd, o, od, stats), 25 * z.numel())
-    strides = (g.stride(0), b.stride(0), gd.stride(0), bd.stride(0))
-    _launch(tangent_kernel, grid, o, od, stats, z, zd, g, b, gd, bd, *strides, B, cost=cost, EPS=EPS, **options)
+    _tangent_call(o, od, stats, z, zd, g, b, gd, bd).run()
     return o, od, stats
 
 
@@ -97,12 +90,7 @@ def backward(
     """
     K, B, H, W, C = _shape(z, g, b, pooled=(god,), stats=stats, out=out)
     gzd, sums = torch.empty_like(z), z.new_empty(K, B, 2, C)
-    grid, options = _configuration(z.shape, z.dtype, maps=2)
-    cost = Cost(_bytes(z, gzd, god, stats, sums), 12 * z.numel())
-    strides = (g.stride(0), b.stride(0))
-    _launch(
-        backward_kernel, grid, gzd, sums, z, stats, g, b, god, *strides, B, cost=cost, ROWS=stats.shape[2], **options
-    )
+    _backward_call(gzd, sums, z, stats, g, b, god).run()
     sum_images(sums, out, (g_offset, C), (b_offset, C), accumulate=accumulate)
     return gzd
 
@@ -141,10 +129,7 @@ def adjoint(
     """
     K, B, H, W, C = _shape(z, g, b, gd, bd, like=(zd,), pooled=(go, god), stats=stats, rows=4, out=out)
     gz, gzd, sums = torch.empty_like(z), torch.empty_like(z), z.new_empty(K, B, 2, C)
-    grid, options = _configuration(z.shape, z.dtype, maps=4)
-    cost = Cost(_bytes(z, zd, gz, gzd, go, god, stats, sums), 30 * z.numel())
-    strides = (g.stride(0), b.stride(0), gd.stride(0))
-    _launch(adjoint_kernel, grid, gz, gzd, sums, z, zd, stats, g, b, gd, go, god, *strides, B, cost=cost, **options)
+    _adjoint_call(gz, gzd, sums, z, zd, stats, g, b, gd, go, god).run()
     sum_images(sums, out, (g_offset, C), (b_offset, C), accumulate=accumulate)
     return gz, gzd
 
@@ -158,21 +143,76 @@ def sum_images(parts: Tensor, out: Tensor, *columns: tuple[int, int], accumulate
         columns: (offset in `out`, length) of the pieces, in order.
         accumulate: add to `out` instead of assigning.
     """
+    sum_images_call(parts, out, *columns, accumulate=accumulate).run()
+
+
+# The launches.
+
+
+def _forward_call(o: Tensor, stats: Tensor, z: Tensor, g: Tensor, b: Tensor) -> Call:
+    grid, options = _configuration(z.shape, z.dtype, maps=1)
+    args = (o, stats, z, g, b, g.stride(0), b.stride(0), z.shape[1])
+    return Call(forward_kernel, grid, args, moved(z, o, stats, flops=12 * z.numel()), {"EPS": EPS, **options})
+
+
+def _tangent_call(
+    o: Tensor, od: Tensor, stats: Tensor, z: Tensor, zd: Tensor, g: Tensor, b: Tensor, gd: Tensor, bd: Tensor
+) -> Call:
+    grid, options = _configuration(z.shape, z.dtype, maps=2)
+    cost = moved(z, zd, o, od, stats, flops=25 * z.numel())
+    strides = (g.stride(0), b.stride(0), gd.stride(0), bd.stride(0))
+    args = (o, od, stats, z, zd, g, b, gd, bd, *strides, z.shape[1])
+    return Call(tangent_kernel, grid, args, cost, {"EPS": EPS, **options})
+
+
+def _backward_call(gzd: Tensor, sums: Tensor, z: Tensor, stats: Tensor, g: Tensor, b: Tensor, god: Tensor) -> Call:
+    grid, options = _configuration(z.shape, z.dtype, maps=2)
+    cost = moved(z, gzd, god, stats, sums, flops=12 * z.numel())
+    args = (gzd, sums, z, stats, g, b, god, g.stride(0), b.stride(0), z.shape[1])
+    return Call(backward_kernel, grid, args, cost, {"ROWS": stats.shape[2], **options})
+
+
+def _adjoint_call(
+    gz: Tensor,
+    gzd: Tensor,
+    sums: Tensor,
+    z: Tensor,
+    zd: Tensor,
+    stats: Tensor,
+    g: Tensor,
+    b: Tensor,
+    gd: Tensor,
+    go: Tensor,
+    god: Tensor,
+) -> Call:
+    grid, options = _configuration(z.shape, z.dtype, maps=4)
+    cost = moved(z, zd, gz, gzd, go, god, stats, sums, flops=30 * z.numel())
+    strides = (g.stride(0), b.stride(0), gd.stride(0))
+    args = (gz, gzd, sums, z, zd, stats, g, b, gd, go, god, *strides, z.shape[1])
+    return Call(adjoint_kernel, grid, args, cost, options)
+
+
+def sum_images_call(parts: Tensor, out: Tensor, *columns: tuple[int, int], accumulate: bool = False) -> Call:
+    """The launch of :func:`sum_images`."""
     K, B = parts.shape[:2]
     pieces = (*columns, (0, 0), (0, 0))[:3]
     offsets, lengths = zip(*pieces, strict=True)
     total = sum(lengths)
-    cost = Cost(_bytes(parts) + K * total * parts.element_size() * (2 if accumulate else 1), parts.numel())
-    options = {"N0": lengths[0], "N1": lengths[1], "N2": lengths[2], "ACCUMULATE": accumulate}
+    written = K * total * parts.element_size() * (2 if accumulate else 1)
     grid, tiles = _sum_configuration(K, B, total)
-    _launch(sum_images_kernel, grid, out, parts, out.stride(0), *offsets, B, cost=cost, **options, **tiles)
+    return Call(
+        sum_images_kernel,
+        grid,
+        (out, parts, out.stride(0), *offsets, B),
+        Cost(parts.nbytes + written, parts.numel()),
+        {"N0": lengths[0], "N1": lengths[1], "N2": lengths[2], "ACCUMULATE": accumulate, **tiles},
+    )
 
+
+# Which tiles: a function of the shapes alone, so that what is compiled ahead of time is what runs.
 
 _VALUES = {torch.float32: 8192, torch.float64: 4096}
 """Most values of one map in one program; two maps of 16x16 pixels and 32 channels are 64 registers of 256 threads."""
-
-_PROGRAMS = 256
-"""Programs that occupy a large GPU, about two for each of its processors."""
 
 
 def _configuration(
@@ -187,7 +227,7 @@ def _configuration(
     # With four maps, half as many values leave room for a second program, whose loads overlap the first one's stores.
     values = values if maps < 4 else values // 2
     channels = max(8, min(32, values // (4 * windows), triton.next_power_of_2(C)))
-    while channels > 8 and K * B * triton.cdiv(C, channels) < _PROGRAMS:
+    while channels > 8 and K * B * triton.cdiv(C, channels) < PROGRAMS:
         channels //= 2
     warps = 4 * windows * channels * dtype.itemsize // (32 * 64)  # 64 bytes of each map per thread ...
     warps = min(8 if maps < 4 else 16, max(1, warps))  # ... or 128, where that takes too many threads
@@ -201,46 +241,6 @@ def _sum_configuration(K: int, B: int, total: int) -> tuple[tuple[int, int], dic
     return (triton.cdiv(total, 32), K), {"BR": rows, "BL": 32, "num_warps": 4}
 
 
-_recorded: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] | None = None
-
-_target: int | None = None
-
-
-def capability(device: torch.device) -> int:
-    """Compute capability that tiles are chosen for, ten times the usual number; 90 where there is no GPU."""
-    if _target is not None or device.type != "cuda":
-        return _target or 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """:func:`launch`, or inside :func:`recorded` a note of what it would be given."""
-    if _recorded is None:
-        launch(kernel, grid, *args, **options)
-    else:
-        _recorded.append((kernel, args, options))
-
-
-@contextmanager
-def recorded(name: str, precision: str = "ieee", target: int | None = None) -> Iterator[list[Production]]:
-    """Collect what is launched inside as productions, for one compute capability or for all; tensors are on "meta"."""
-    from ..aot import TARGETS, production_of
-
-    global _recorded, _target
-    found: list[Production] = []
-    _recorded, _target = [], target
-    try:
-        yield found
-        for kernel, args, options in _recorded:
-            wide = not any(isinstance(value, Tensor) and value.dtype == torch.float32 for value in args)
-            unit = "float64" if wide else precision if "PRECISION" in options else "ieee"
-            targets = tuple(TARGETS) if target is None else (target,)
-            found.append(production_of(name, kernel, *args, precision=unit, targets=targets, **options))
-    finally:
-        _recorded = _target = None
-
-
 def production() -> list[Production]:
     """The published networks' blocks behind the first, 128 channels: 32 px at depth 3, 64 px at depth 4, 128 px."""
     blocks = [(f"{side}x{side}, batch {batch}", side, batch) for batch in (10, 100, 1000) for side in (16, 8)]
@@ -251,24 +251,20 @@ def production() -> list[Production]:
         z = torch.empty(1, batch, side, side, 128, dtype=dtype, device="meta")
         o = z.new_empty(1, batch, side // 2, side // 2, 128)
         out, g = z.new_empty(1, 320010), z.new_empty(1, 320010)[:, :128]
-        stats = z.new_empty(1, batch, 4, 128)
-        with recorded(name) as calls:
-            forward(z, g, g)
-            tangent(z, z, g, g, g, g)
-            backward(z, stats[:, :, :2].contiguous(), g, g, o, out, 0, 128)
-            adjoint(z, z, stats, g, g, g, g, o, o, out, 0, 128)
-        found += calls
-    return _distinct(found)
+        stats, sums = z.new_empty(1, batch, 4, 128), z.new_empty(1, batch, 2, 128)
+        short = stats[:, :, :2].contiguous()
+        calls = (
+            _forward_call(o, short, z, g, g),
+            _tangent_call(o, o, stats, z, z, g, g, g, g),
+            _backward_call(z, sums, z, short, g, g, o),
+            sum_images_call(sums, out, (0, 128), (128, 128)),
+            _adjoint_call(z, z, sums, z, z, stats, g, g, g, o, o),
+        )
+        found += [call.production(name, precision="float64" if dtype == torch.float64 else "ieee") for call in calls]
+    return distinct(found)
 
 
-def _distinct(found: list[Production]) -> list[Production]:
-    """Without those that compile to what an earlier one does; what two capabilities share is one production."""
-    seen: dict[tuple[Any, ...], Production] = {}
-    for item in found:
-        key = (item.kernel.__name__, *item.signature.values(), *item.constexprs.values(), item.num_warps)
-        first = seen.setdefault(key, item)
-        seen[key] = replace(first, targets=tuple(sorted({*first.targets, *item.targets})))
-    return list(seen.values())
+# The checks in front of the kernels.
 
 
 def _shape(
@@ -302,7 +298,3 @@ def _shape(
     if out is not None and (out.ndim != 2 or len(out) != K or out.dtype != z.dtype or out.stride(1) != 1):
         raise InputError(f"flat gradients for {K} trajectories are [{K}, P] of {z.dtype}; got {list(out.shape)}")
     return K, B, H, W, C
-
-
-def _bytes(*tensors: Tensor) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,9 +1,11 @@
-"""The launches of the convolutions, and the operations on checked tensors that are made of them."""
+"""The launches of the convolutions, and the operations on checked tensors that are made of them.
+
+A call depends on the layer alone and is made once; its tensors are given when it runs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ..launch import Cost, launch
+from ..calls import Call
+from ..launch import Cost
 from .kernels import (
     convolution_dual_kernel,
     convolution_kernel,
@@ -24,36 +27,22 @@ from .layer import TAPS, Layer, Weights
 from .tiles import Tile, convolution_tile, gradient_programs, gradient_tile
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A launch without its tensors; `numbers` are the run-time integers behind them."""
-
-    kernel: Any
-    grid: tuple[int, int, int]
-    numbers: tuple[int, ...]
-    options: dict[str, Any]
-    cost: Cost
-
-    def __call__(self, *tensors: Tensor) -> None:
-        launch(self.kernel, self.grid, *tensors, *self.numbers, cost=self.cost, **self.options)
-
-
 @lru_cache(maxsize=4096)
-def plan_convolution(layer: Layer, *, pairs: int = 1) -> tuple[Plan, int]:
+def plan_convolution(layer: Layer, *, pairs: int = 1) -> tuple[Call, int]:
     """One convolution, or the sum of two (`pairs` = 2), and into how many parts it comes."""
     tile, splits = convolution_tile(layer, products=pairs)
     cost = Cost(layer.bytes(inputs=pairs, outputs=splits, weights=pairs), pairs * layer.flops)
     options = {**_options(layer, tile), "PAIRS": pairs, "SPLITS": splits}
-    return Plan(convolution_kernel, _grid(layer, tile, splits), (layer.batch,), options, cost), splits
+    return Call(convolution_kernel, _grid(layer, tile, splits), (layer.batch,), cost, options), splits
 
 
 @lru_cache(maxsize=4096)
-def plan_dual(layer: Layer) -> tuple[Plan, int]:
+def plan_dual(layer: Layer) -> tuple[Call, int]:
     """`w * h` and `w * hd + v * h`, and into how many parts they come."""
     tile, splits = convolution_tile(layer, products=3, dual=True)
     cost = Cost(layer.bytes(inputs=2, outputs=2 * splits, weights=2), 3 * layer.flops)
     options = {**_options(layer, tile), "SPLITS": splits}
-    return Plan(convolution_dual_kernel, _grid(layer, tile, splits), (layer.batch,), options, cost), splits
+    return Call(convolution_dual_kernel, _grid(layer, tile, splits), (layer.batch,), cost, options), splits
 
 
 def _grid(layer: Layer, tile: Tile, splits: int) -> tuple[int, int, int]:
@@ -62,27 +51,27 @@ def _grid(layer: Layer, tile: Tile, splits: int) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=4096)
-def plan_split_sum(layer: Layer, splits: int, maps: int) -> Plan:
+def plan_split_sum(layer: Layer, splits: int, maps: int) -> Call:
     """The sum of the parts of `maps` outputs."""
     entries = maps * layer.trajectories * layer.positions * layer.outputs
     cost = Cost((splits + 1) * entries * layer.dtype.itemsize, (splits - 1) * entries)
     options = dict(SPLITS=splits, BLOCK=1024, num_warps=8)
-    return Plan(split_sum_kernel, (triton.cdiv(entries, 1024), 1, 1), (entries,), options, cost)
+    return Call(split_sum_kernel, (triton.cdiv(entries, 1024), 1, 1), (entries,), cost, options)
 
 
 @lru_cache(maxsize=4096)
-def plan_weight_gradient(layer: Layer, *, pairs: int = 1) -> tuple[Plan, int]:
+def plan_weight_gradient(layer: Layer, *, pairs: int = 1) -> tuple[Call, int]:
     """The first stage of a weight gradient, and into how many sums it splits the positions."""
     tile, span = gradient_tile(layer, products=pairs)
     splits = triton.cdiv(layer.positions, span)
     tiles = gradient_programs(layer, tile) // layer.trajectories
     cost = Cost(layer.bytes(inputs=pairs, outputs=pairs, weights=splits), pairs * layer.flops)
     options = {**_options(layer, tile), "PAIRS": pairs}
-    return Plan(weight_gradient_kernel, (tiles, splits, layer.trajectories), (layer.batch, span), options, cost), splits
+    return Call(weight_gradient_kernel, (tiles, splits, layer.trajectories), (layer.batch, span), cost, options), splits
 
 
 @lru_cache(maxsize=4096)
-def plan_weight_gradient_sum(layer: Layer, splits: int, stride: int, offset: int, accumulate: bool) -> Plan:
+def plan_weight_gradient_sum(layer: Layer, splits: int, stride: int, offset: int, accumulate: bool) -> Call:
     """The second stage: adds the partial sums and writes torch's order."""
     # One element per thread: at 128 x 128 channels enough programs to fill the machine.
     options = dict(
@@ -91,7 +80,7 @@ def plan_weight_gradient_sum(layer: Layer, splits: int, stride: int, offset: int
     options |= dict(BLOCK=128, num_warps=4)
     grid = (triton.cdiv(layer.parameters, 128), layer.trajectories, 1)
     cost = Cost(layer.bytes(weights=splits + 1 + accumulate), splits * layer.trajectories * layer.parameters)
-    return Plan(weight_gradient_sum_kernel, grid, (splits, stride, offset), options, cost)
+    return Call(weight_gradient_sum_kernel, grid, (splits, stride, offset), cost, options)
 
 
 def _options(layer: Layer, tile: Tile) -> dict[str, Any]:
@@ -121,38 +110,41 @@ def plan_pack(
     spacing: int,
     source: torch.dtype,
     target: torch.dtype,
-) -> Plan:
+) -> Call:
     """Filters of `count` layers, `spacing` entries apart, for all trajectories."""
     block = 32
     grid = (TAPS * triton.cdiv(inputs, block) * triton.cdiv(outputs, block), count, trajectories)
     entries = count * trajectories * TAPS * inputs * outputs
     cost = Cost(entries * (source.itemsize + 2 * target.itemsize))
     options = dict(INPUTS=inputs, OUTPUTS=outputs, BLOCK=block, num_warps=4)
-    return Plan(pack_kernel, grid, (stride, offset, spacing), options, cost)
+    return Call(pack_kernel, grid, (stride, offset, spacing), cost, options)
+
+
+# Operations on checked tensors ----------------------------------------------------------------------------------------
 
 
 def _convolve(layer: Layer, pairs: int, *operands: Tensor) -> Tensor:
-    plan, splits = plan_convolution(layer, pairs=pairs)
+    call, splits = plan_convolution(layer, pairs=pairs)
     z = operands[0].new_empty((layer.trajectories, layer.batch, layer.height, layer.width, layer.outputs))
     if splits == 1:
-        plan(z, *operands)
+        call.run(z, *operands)
     else:
         part = z.new_empty((splits, *z.shape))
-        plan(part, *operands)
-        plan_split_sum(layer, splits, 1)(z, part)
+        call.run(part, *operands)
+        plan_split_sum(layer, splits, 1).run(z, part)
     return z
 
 
 def _convolve_dual(layer: Layer, *operands: Tensor) -> tuple[Tensor, Tensor]:
-    plan, splits = plan_dual(layer)
+    call, splits = plan_dual(layer)
     shape = (layer.trajectories, layer.batch, layer.height, layer.width, layer.outputs)
     both = operands[0].new_empty((2, *shape))
     if splits == 1:
-        plan(both[0], both[1], *operands)
+        call.run(both[0], both[1], *operands)
     else:
         part = both.new_empty((splits, *both.shape))
-        plan(part[0, 0], part[0, 1], *operands)
-        plan_split_sum(layer, splits, 2)(both, part)
+        call.run(part[0, 0], part[0, 1], *operands)
+        plan_split_sum(layer, splits, 2).run(both, part)
     return both[0], both[1]
 
 
@@ -191,10 +183,10 @@ def _weight_grad_dual(
 def _weight_grad_sums(
     layer: Layer, pairs: int, maps: tuple[Tensor, ...], out: Tensor, offset: int, accumulate: bool
 ) -> None:
-    plan, splits = plan_weight_gradient(layer, pairs=pairs)
+    call, splits = plan_weight_gradient(layer, pairs=pairs)
     part = out.new_empty((layer.trajectories, splits, TAPS, layer.outputs, layer.inputs))
-    plan(part, *maps)
-    plan_weight_gradient_sum(layer, splits, out.stride(0), offset, accumulate)(out, part)
+    call.run(part, *maps)
+    plan_weight_gradient_sum(layer, splits, out.stride(0), offset, accumulate).run(out, part)
 
 
 KERNELS: dict[str, Callable[..., Any]] = {

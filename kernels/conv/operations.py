@@ -27,6 +27,8 @@ from . import cudnn
 from .launches import KERNELS, plan_pack
 from .layer import TAPS, Layer, Weights
 
+# Checks ---------------------------------------------------------------------------------------------------------------
+
 
 def _layer(maps: dict[str, Tensor], weights: dict[str, Weights], precision: str, *, transposed: bool = False) -> Layer:
     """The layer that these tensors belong to; `transposed`: the maps have the output channels.
@@ -116,6 +118,9 @@ def _check_out(layer: Layer, out: Tensor, offset: int) -> None:
         )
 
 
+# Operations -----------------------------------------------------------------------------------------------------------
+
+
 def pack(theta: Tensor, offset: int, inputs: int, outputs: int, *, precision: str = "tf32") -> Weights:
     """One layer's filters from flat parameters.
 
@@ -172,9 +177,8 @@ def _pack_run(theta: Tensor, layers: Sequence[tuple[int, int, int]], precision: 
     dtype = torch.bfloat16 if precision == "bf16" and theta.dtype == torch.float32 else theta.dtype
     forward = theta.new_empty((count, trajectories, outputs, TAPS, inputs), dtype=dtype)
     backward = theta.new_empty((count, trajectories, inputs, TAPS, outputs), dtype=dtype)
-    plan_pack(count, trajectories, inputs, outputs, theta.stride(0), offset, spacing, theta.dtype, dtype)(
-        forward, backward, theta
-    )
+    call = plan_pack(count, trajectories, inputs, outputs, theta.stride(0), offset, spacing, theta.dtype, dtype)
+    call.run(forward, backward, theta)
     return [Weights(forward[index], backward[index]) for index in range(count)]
 
 

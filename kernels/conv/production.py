@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from ..calls import Call, distinct
 from .launches import (
-    Plan,
     plan_convolution,
     plan_dual,
     plan_pack,
@@ -26,41 +26,29 @@ def production() -> list[Production]:
 
     Block 3 at batch 1000 is block 2's with other numbers, so it is left out.
     """
-    from ..aot import production_of
+    found: list[Production] = []
 
-    items: dict[tuple[Any, ...], Production] = {}
-
-    def add(name: str, layer: Layer, plan: Plan, types: str) -> None:
+    def add(name: str, layer: Layer, call: Call, types: str) -> None:
         """`types`: a letter per tensor, m for maps and sums, w for packed filters."""
         wide = "*fp64" if layer.dtype == torch.float64 else "*fp32"
         filters = "*bf16" if layer.precision == "bf16" else wide
         pointers = [filters if letter == "w" else wide for letter in types]
-        key = (plan.kernel.__name__, *pointers, *plan.options.items())
-        if key not in items:
-            items[key] = production_of(
-                name,
-                plan.kernel,
-                *pointers,
-                *plan.numbers,
-                cost=plan.cost,
-                precision=layer.kind,
-                hot=layer.kind in ("tf32", "bf16"),
-                **plan.options,
-            )
+        hot = layer.kind in ("tf32", "bf16")
+        found.append(call.production(name, *pointers, precision=layer.kind, hot=hot))
 
     def add_layer(name: str, layer: Layer) -> None:
         for pairs in (1, 2):
-            plan, splits = plan_convolution(layer, pairs=pairs)
-            add(f"{name}, {pairs} product{'s' * (pairs - 1)}", layer, plan, "mmwmw")
+            call, splits = plan_convolution(layer, pairs=pairs)
+            add(f"{name}, {pairs} product{'s' * (pairs - 1)}", layer, call, "mmwmw")
             if splits > 1:
                 add(name, layer, plan_split_sum(layer, splits, 1), "mm")
-        plan, splits = plan_dual(layer)
-        add(name, layer, plan, "mmmmww")
+        call, splits = plan_dual(layer)
+        add(name, layer, call, "mmmmww")
         if splits > 1:
             add(name, layer, plan_split_sum(layer, splits, 2), "mm")
         for pairs in (1, 2):
-            plan, splits = plan_weight_gradient(layer, pairs=pairs)
-            add(f"{name}, {pairs} product{'s' * (pairs - 1)}", layer, plan, "mmmmm")
+            call, splits = plan_weight_gradient(layer, pairs=pairs)
+            add(f"{name}, {pairs} product{'s' * (pairs - 1)}", layer, call, "mmmmm")
             add(name, layer, plan_weight_gradient_sum(layer, splits, 320010, 3968, False), "mm")
 
     for batch, block, size in ((10, 2, 16), (10, 3, 8), (100, 2, 16), (100, 3, 8), (1000, 2, 16)):
@@ -70,6 +58,6 @@ def production() -> list[Production]:
     add_layer("32 px, block 2, batch 100", Layer(1, 100, 16, 16, 128, 128, "ieee"))
     add_layer("32 px, block 2, batch 100", Layer(1, 100, 16, 16, 128, 128, "ieee", torch.float64))
     layer = Layer(1, 100, 16, 16, 128, 128)
-    plan = plan_pack(2, 1, 128, 128, 320010, 3968, 147840, torch.float32, torch.float32)
-    add("both layers of 32 px", layer, plan, "wwm")
-    return list(items.values())
+    call = plan_pack(2, 1, 128, 128, 320010, 3968, 147840, torch.float32, torch.float32)
+    add("both layers of 32 px", layer, call, "wwm")
+    return distinct(found)

@@ -19,7 +19,9 @@ import triton
 from torch import Tensor
 
 from ...errors import InputError
-from ..block import operations as block
+from ..block.kernels import EPS
+from ..block.operations import sum_images_call
+from ..calls import PROGRAMS, Call, capability, distinct, moved, run_all
 from ..launch import PRECISIONS, Cost
 from .kernels import (
     fold_kernel,
@@ -101,7 +103,10 @@ def forward(x: Tensor, theta: Tensor, where: FirstBlock, *, precision: str) -> t
     Raises:
         InputError: a tensor's shape, dtype or layout is not as said, or the block has more than 7 image channels.
     """
-    return _pooled(x, theta, None, where, precision)[::2]
+    x = _checked(x, where, precision, theta)
+    (o, _, stats), calls = _pooled(x, theta, None, where, precision, capability(x.device))
+    run_all(calls)
+    return o, stats
 
 
 def tangent(
@@ -112,7 +117,10 @@ def tangent(
     Raises:
         InputError: as in :func:`forward`.
     """
-    return _pooled(x, theta, v, where, precision)
+    x = _checked(x, where, precision, theta, v)
+    results, calls = _pooled(x, theta, v, where, precision, capability(x.device))
+    run_all(calls)
+    return results
 
 
 def backward(
@@ -138,8 +146,7 @@ def backward(
         InputError: a tensor's shape, dtype or layout is not as said here and for :func:`forward`.
     """
     x = _checked(x, where, precision, theta, pooled=(god,), out=out)
-    sums = _patch_sums(x, theta, stats, (god,), where, precision)
-    _gradients(theta, None, stats, sums, where, out, precision, accumulate=accumulate, wants_images=False)
+    run_all(_backward(x, theta, stats, god, where, out, precision, capability(x.device), accumulate=accumulate))
 
 
 def adjoint(
@@ -172,20 +179,22 @@ def adjoint(
         InputError: a tensor's shape, dtype or layout is not as said here and for :func:`forward`.
     """
     x = _checked(x, where, precision, theta, v, pooled=(go, god), out=out)
-    sums = _patch_sums(x, theta, stats, (go, god), where, precision)
-    quadratic = _gradients(
-        theta, v, stats, sums, where, out, precision, accumulate=accumulate, wants_images=wants_images
-    )
-    if quadratic is None:
-        return None
-    return _image_gradient(x, theta, v, stats, go, god, quadratic, where, precision)
+    gx, calls = _adjoint(
+        x, theta, v, stats, go, god, where, out, precision, capability(x.device),
+        accumulate=accumulate, wants_images=wants_images,
+    )  # fmt: skip
+    run_all(calls)
+    return gx
+
+
+# The launches of each operation: results that they will have written, and the calls in order. `target` is the compute
+# capability that tiles are chosen for.
 
 
 def _pooled(
-    x: Tensor, theta: Tensor, v: Tensor | None, where: FirstBlock, precision: str
-) -> tuple[Tensor, Tensor, Statistics]:
-    """o, od (o again without v) and the statistics."""
-    x = _checked(x, where, precision, *(theta,) if v is None else (theta, v))
+    x: Tensor, theta: Tensor, v: Tensor | None, where: FirstBlock, precision: str, target: int
+) -> tuple[tuple[Tensor, Tensor, Statistics], list[Call]]:
+    """Results o, od (o again without v) and the statistics."""
     K, B = x.shape[:2]
     direction = theta if v is None else v
     sizes, dual = _sizes(where, precision), v is not None
@@ -197,56 +206,108 @@ def _pooled(
         x.new_empty(images, B, T),
         x.new_empty(images, B, T, T),
     )
-    distinct, pixels = x[:images], rows * columns
+    pixels, windows = rows * columns, (rows // 2) * (columns // 2)
+    strides = (theta.stride(0), direction.stride(0))
+
     tiles, grid = _moments_tiles(sizes, images * B, pixels)
     gram = x.new_empty(images, B, grid[1], T, T, dtype=torch.float64)
-    cost = Cost(block._bytes(distinct, stats.images, gram), 2 * T * T * images * B * pixels)
-    strides = (theta.stride(0), direction.stride(0))
-    block._launch(
-        moments_kernel, grid, gram, stats.images, x, x.stride(0), x.stride(1), B, cost=cost, **tiles, **_exact(sizes)
+    moments = Call(
+        moments_kernel,
+        grid,
+        (gram, stats.images, x, x.stride(0), x.stride(1), B),
+        moved(x[:images], stats.images, gram, flops=2 * T * T * images * B * pixels),
+        {**tiles, **_exact(sizes)},
     )
-    filters = K * N * where.taps * x.element_size() * (1 + dual)
-    cost = Cost(block._bytes(stats.planes, *stats[2:], gram) + filters, 2 * T * T * K * B * N)
+
     tiles, grid = _planes_tiles(sizes, K * B)
-    block._launch(
-        planes_kernel, grid, stats.planes, *stats[2:], gram, theta, direction, where.w, *strides, B, cost=cost,
-        SHARED=images == 1, CHUNKS=gram.shape[2], DUAL=dual, EPS=block.EPS, **tiles, **_exact(sizes),
-    )  # fmt: skip
+    filters = K * N * where.taps * x.element_size() * (1 + dual)
+    planes = Call(
+        planes_kernel,
+        grid,
+        (stats.planes, *stats[2:], gram, theta, direction, where.w, *strides, B),
+        Cost(moved(stats.planes, *stats[2:], gram).bytes + filters, 2 * T * T * K * B * N),
+        {"SHARED": images == 1, "CHUNKS": gram.shape[2], "DUAL": dual, "EPS": EPS, **tiles, **_exact(sizes)},
+    )
+
     o = x.new_empty(K, B, rows // 2, columns // 2, N)
     od = torch.empty_like(o) if dual else o
-    windows = (rows // 2) * (columns // 2)
-    tiles, grid = _window_tiles(sizes, K * B, windows, 64 if dual else 128, x.device)
     outputs = (o, od) if dual else (o,)
-    cost = Cost(
-        block._bytes(*outputs, *stats[:3]),
-        2 * T * N * K * B * 4 * windows * (1 + dual),
+    tiles, grid = _window_tiles(sizes, K * B, windows, 64 if dual else 128, target)
+    pooled = Call(
+        pooled_kernel,
+        grid,
+        (o, od, *stats[:3], theta, direction, where.w, where.g, where.b, *strides, B),
+        moved(*outputs, *stats[:3], flops=2 * T * N * K * B * 4 * windows * (1 + dual)),
+        {"SHARED": images == 1, "DUAL": dual, **tiles, **sizes},
     )
-    block._launch(
-        pooled_kernel, grid, o, od, *stats[:3], theta, direction, where.w, where.g, where.b, *strides, B, cost=cost,
-        SHARED=images == 1, DUAL=dual, **tiles, **sizes,
-    )  # fmt: skip
-    return o, od, stats
+    return (o, od, stats), [moments, planes, pooled]
+
+
+def _backward(
+    x: Tensor,
+    theta: Tensor,
+    stats: Statistics,
+    god: Tensor,
+    where: FirstBlock,
+    out: Tensor,
+    precision: str,
+    target: int,
+    *,
+    accumulate: bool = False,
+) -> list[Call]:
+    sums, patch_sums = _patch_sums(x, theta, stats, (god,), where, precision, target)
+    _, calls = _gradients(theta, None, stats, sums, where, out, precision, accumulate=accumulate, wants_images=False)
+    return [patch_sums, *calls]
+
+
+def _adjoint(
+    x: Tensor,
+    theta: Tensor,
+    v: Tensor,
+    stats: Statistics,
+    go: Tensor,
+    god: Tensor,
+    where: FirstBlock,
+    out: Tensor,
+    precision: str,
+    target: int,
+    *,
+    accumulate: bool = False,
+    wants_images: bool = True,
+) -> tuple[Tensor | None, list[Call]]:
+    sums, patch_sums = _patch_sums(x, theta, stats, (go, god), where, precision, target)
+    quadratic, calls = _gradients(
+        theta, v, stats, sums, where, out, precision, accumulate=accumulate, wants_images=wants_images
+    )
+    if quadratic is None:
+        return None, [patch_sums, *calls]
+    gx, image_calls = _image_gradient(x, theta, v, stats, go, god, quadratic, where, precision, target)
+    return gx, [patch_sums, *calls, *image_calls]
 
 
 def _patch_sums(
-    x: Tensor, theta: Tensor, stats: Statistics, gradients: tuple[Tensor, ...], where: FirstBlock, precision: str
-) -> Tensor:
+    x: Tensor,
+    theta: Tensor,
+    stats: Statistics,
+    gradients: tuple[Tensor, ...],
+    where: FirstBlock,
+    precision: str,
+    target: int,
+) -> tuple[Tensor, Call]:
     """Per image and share of its windows, sum Ad p, or sum A p and sum Ad p: `[K * B, shares, 1 or 2, outputs, T]`."""
     K, B = x.shape[:2]
     sizes, dual = _sizes(where, precision), len(gradients) == 2
     windows = (where.map[0] // 2) * (where.map[1] // 2)
-    tiles, grid = _window_tiles(sizes, K * B, windows, 64, x.device)
+    tiles, grid = _window_tiles(sizes, K * B, windows, 64, target)
     sums = x.new_empty(K * B, tiles["SHARES"], len(gradients), where.outputs, sizes["T"])
-    cost = Cost(
-        block._bytes(*stats[:3], sums, *gradients),
-        2 * sizes["T"] * where.outputs * K * B * 4 * windows * (1 + len(gradients)),
+    flops = 2 * sizes["T"] * where.outputs * K * B * 4 * windows * (1 + len(gradients))
+    return sums, Call(
+        patch_sums_kernel,
+        grid,
+        (sums, *stats[:3], theta, gradients[0], gradients[-1], where.w, where.g, where.b, theta.stride(0), B),
+        moved(*stats[:3], sums, *gradients, flops=flops),
+        {"SHARED": len(stats.mean) == 1, "PLANES": stats.planes.shape[2], "DUAL": dual, **tiles, **sizes},
     )
-    block._launch(
-        patch_sums_kernel, grid, sums, *stats[:3], theta, gradients[0], gradients[-1], where.w, where.g, where.b,
-        theta.stride(0), B, cost=cost,
-        SHARED=len(stats.mean) == 1, PLANES=stats.planes.shape[2], DUAL=dual, **tiles, **sizes,
-    )  # fmt: skip
-    return sums
 
 
 def _gradients(
@@ -260,8 +321,8 @@ def _gradients(
     *,
     accumulate: bool,
     wants_images: bool,
-) -> Tensor | None:
-    """W', g' and b' into `out`; returns Q with q0 behind it, in shares `[K * B, shares, T, T]`."""
+) -> tuple[Tensor | None, list[Call]]:
+    """W', g' and b' into `out`; Q with q0 behind it, in shares `[K * B, shares, T, T]`."""
     K, B, planes, N = stats.planes.shape
     direction = theta if v is None else v
     sizes = _sizes(where, precision)
@@ -270,19 +331,24 @@ def _gradients(
     quadratic = theta.new_empty(K * B, grid[1], sizes["T"], sizes["T"]) if wants_images else None
     written = (parts,) if quadratic is None else (parts, quadratic)
     products = 1 if v is None else 4 if wants_images else 2
-    second = parts if quadratic is None else quadratic
-    block._launch(
-        gradients_kernel, grid, parts, second, stats.planes, *stats[2:], sums, theta, direction, where.w, where.g,
-        theta.stride(0), direction.stride(0), B,
-        cost=Cost(
-            block._bytes(*written, stats.planes, *stats[2:], sums), 2 * sizes["T"] ** 2 * N * K * B * products
-        ),
-        SHARED=len(stats.mean) == 1, PLANES=planes, SHARES=sums.shape[1], DUAL=v is not None, IMAGES=wants_images,
-        **tiles, **_exact(sizes),
-    )  # fmt: skip
+    strides = (theta.stride(0), direction.stride(0))
+    gradients = Call(
+        gradients_kernel,
+        grid,
+        (parts, written[-1], stats.planes, *stats[2:], sums, theta, direction, where.w, where.g, *strides, B),
+        moved(*written, stats.planes, *stats[2:], sums, flops=2 * sizes["T"] ** 2 * N * K * B * products),
+        {
+            "SHARED": len(stats.mean) == 1,
+            "PLANES": planes,
+            "SHARES": sums.shape[1],
+            "DUAL": v is not None,
+            "IMAGES": wants_images,
+            **tiles,
+            **_exact(sizes),
+        },
+    )
     columns = ((where.w, where.taps * N), (where.g, N), (where.b, N))
-    block.sum_images(parts, out, *columns, accumulate=accumulate)
-    return quadratic
+    return quadratic, [gradients, sum_images_call(parts, out, *columns, accumulate=accumulate)]
 
 
 def _image_gradient(
@@ -295,28 +361,32 @@ def _image_gradient(
     quadratic: Tensor,
     where: FirstBlock,
     precision: str,
-) -> Tensor:
+    target: int,
+) -> tuple[Tensor, list[Call]]:
     """x', by way of the patches' gradient (eq. 35) `[K * B, 4 pixels of a window, taps, windows]`."""
     K, B = x.shape[:2]
     sizes, (rows, columns) = _sizes(where, precision), where.map
     windows = ((rows + 1) // 2) * ((columns + 1) // 2)
-    tiles, grid = _patch_tiles(sizes, K * B, windows, x.device)
+    tiles, grid = _patch_tiles(sizes, K * B, windows, target)
     patches = x.new_empty(K * B, 4, where.taps, windows)
     pixels = K * B * 4 * windows
-    block._launch(
-        patch_gradient_kernel, grid, patches, *stats[:3], quadratic, theta, v, go, god, where.w, where.g, where.b,
-        theta.stride(0), v.stride(0), B,
-        cost=Cost(
-            block._bytes(patches, *stats[:3], go, god, quadratic),
-            2 * sizes["T"] * pixels * (3 * where.outputs + sizes["T"]),
+    strides = (theta.stride(0), v.stride(0))
+    patch_gradient = Call(
+        patch_gradient_kernel,
+        grid,
+        (patches, *stats[:3], quadratic, theta, v, go, god, where.w, where.g, where.b, *strides, B),
+        moved(
+            patches, *stats[:3], go, god, quadratic,
+            flops=2 * sizes["T"] * pixels * (3 * where.outputs + sizes["T"]),
         ),
-        SHARED=len(stats.mean) == 1, SHARES=quadratic.shape[1], **tiles, **sizes,
+        {"SHARED": len(stats.mean) == 1, "SHARES": quadratic.shape[1], **tiles, **sizes},
     )  # fmt: skip
     gx = x.new_empty(x.shape)
     tiles, grid = _fold_tiles(sizes, K * B)
-    cost = Cost(block._bytes(patches, gx), 9 * gx.numel())
-    block._launch(fold_kernel, grid, gx, patches, cost=cost, **tiles)
-    return gx
+    return gx, [patch_gradient, Call(fold_kernel, grid, (gx, patches), moved(patches, gx, flops=9 * gx.numel()), tiles)]
+
+
+# Checks, and which tiles: functions of the shapes alone, so that what is compiled ahead of time is what runs.
 
 
 def _checked(
@@ -363,10 +433,6 @@ def _checked(
     return x[:1].contiguous().expand(x.shape) if x.stride(0) == 0 else x.contiguous()
 
 
-_PROGRAMS = 256
-"""Programs that occupy a large GPU, about two for each of its processors."""
-
-
 def _sizes(where: FirstBlock, precision: str) -> dict[str, Any]:
     """The constants that kernels take."""
     taps = max(16, triton.next_power_of_2(where.taps + 1))
@@ -389,7 +455,7 @@ def _small(sizes: dict[str, Any]) -> bool:
 def _moments_tiles(sizes: dict[str, Any], images: int, pixels: int) -> tuple[dict[str, Any], tuple[int, int]]:
     tile = 32 if _small(sizes) else 64
     tiles = triton.cdiv(pixels, tile)
-    chunk = triton.cdiv(tiles, min(8, tiles, triton.cdiv(_PROGRAMS, images)))  # tiles of a program
+    chunk = triton.cdiv(tiles, min(8, tiles, triton.cdiv(PROGRAMS, images)))  # tiles of a program
     constants = {"CHUNK": chunk * tile, "BP": 1024, "BM": tile, "num_warps": 8, "num_stages": 1}
     return constants, (images, triton.cdiv(tiles, chunk))
 
@@ -399,11 +465,11 @@ def _planes_tiles(sizes: dict[str, Any], images: int) -> tuple[dict[str, Any], t
     return {"BN": outputs, "num_warps": 8, "num_stages": 1}, (images, triton.cdiv(sizes["N"], outputs))
 
 
-def _outputs(sizes: dict[str, Any], most: int, device: torch.device) -> int:
+def _outputs(sizes: dict[str, Any], most: int, target: int) -> int:
     """Outputs in a tile; half as many where tensor cores take both operands from registers (before Hopper)."""
     if _small(sizes):
         most = 32
-    elif block.capability(device) < 90:
+    elif target < 90:
         most = max(16, most // 2)
     return int(min(most, max(16, triton.next_power_of_2(sizes["N"]))))
 
@@ -414,13 +480,13 @@ def _warps(sizes: dict[str, Any]) -> int:
 
 
 def _window_tiles(
-    sizes: dict[str, Any], images: int, windows: int, most: int, device: torch.device
+    sizes: dict[str, Any], images: int, windows: int, most: int, target: int
 ) -> tuple[dict[str, Any], tuple[int, int]]:
     """Constants and grid of the kernels over pooled windows: a program has a share of an image's windows."""
     tile = min(32 if _small(sizes) else 64, max(16, triton.next_power_of_2(windows)))
-    outputs = _outputs(sizes, most, device)
+    outputs = _outputs(sizes, most, target)
     blocks, chunks = triton.cdiv(sizes["N"], outputs), triton.cdiv(windows, tile)
-    shares = min(chunks, triton.cdiv(_PROGRAMS, images * blocks))
+    shares = min(chunks, triton.cdiv(PROGRAMS, images * blocks))
     shares = triton.cdiv(chunks, triton.cdiv(chunks, shares))  # no share without windows
     constants = {"SHARES": shares, "BW": tile, "BN": outputs, "num_warps": _warps(sizes), "num_stages": 1}
     return constants, (images * shares, blocks)
@@ -432,10 +498,10 @@ def _gradient_tiles(sizes: dict[str, Any], images: int) -> tuple[dict[str, Any],
 
 
 def _patch_tiles(
-    sizes: dict[str, Any], images: int, windows: int, device: torch.device
+    sizes: dict[str, Any], images: int, windows: int, target: int
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
     tile = min(32 if _small(sizes) else 64, max(16, triton.next_power_of_2(windows)))
-    constants = {"BW": tile, "BN": _outputs(sizes, 32, device), "num_warps": _warps(sizes), "num_stages": 1}
+    constants = {"BW": tile, "BN": _outputs(sizes, 32, target), "num_warps": _warps(sizes), "num_stages": 1}
     return constants, (images * triton.cdiv(windows, tile),)
 
 
@@ -458,10 +524,11 @@ def production() -> list[Production]:
         x = torch.empty(1, batch, channels, side, side, device="meta")
         theta = x.new_empty(1, 320010)
         go = x.new_empty(1, batch, where.map[0] // 2, where.map[1] // 2, 128)
-        with block.recorded(name, precision, target) as calls:
-            _, stats = forward(x, theta, where, precision=precision)
-            backward(x, theta, stats, go, where, theta, precision=precision)
-            _, _, stats = tangent(x, theta, theta, where, precision=precision)
-            adjoint(x, theta, theta, stats, go, go, where, theta, precision=precision)
-        found += calls
-    return block._distinct(found)
+        (_, _, stats), calls = _pooled(x, theta, None, where, precision, target)
+        calls += _backward(x, theta, stats, go, where, theta, precision, target)
+        (_, _, stats), more = _pooled(x, theta, theta, where, precision, target)
+        calls += more + _adjoint(x, theta, theta, stats, go, go, where, theta, precision, target)[1]
+        for call in calls:
+            unit = precision if "PRECISION" in call.options else "ieee"
+            found.append(call.production(name, precision=unit, targets=(target,)))
+    return distinct(found)
