@@ -29,6 +29,13 @@ _STRETCH = 4096  # entries that are only written, per line of the table
 
 
 @triton.jit
+def _entries(p_real, p_synthetic, o, length):
+    """Entries of both gradients in float64, 0 behind the end of the channel."""
+    a = tl.load(p_real + o, mask=o < length, other=0.0).to(tl.float64)
+    return a, tl.load(p_synthetic + o, mask=o < length, other=0.0).to(tl.float64)
+
+
+@triton.jit
 def _distance_kernel(
     p_partial,  # [G, R] float64: what each line adds to the distance
     p_v,  # [G, P]
@@ -59,15 +66,13 @@ def _distance_kernel(
         ab = tl.zeros([], tl.float64)
         bb = tl.zeros([], tl.float64)
         if AT_ONCE:
-            a = tl.load(p_real + o, mask=o < length, other=0.0).to(tl.float64)
-            b = tl.load(p_synthetic + o, mask=o < length, other=0.0).to(tl.float64)
+            a, b = _entries(p_real, p_synthetic, o, length)
             aa += tl.sum(a * a, 0)
             ab += tl.sum(a * b, 0)
             bb += tl.sum(b * b, 0)
         else:
             for start in range(0, length, BLOCK):
-                a = tl.load(p_real + start + o, mask=start + o < length, other=0.0).to(tl.float64)
-                b = tl.load(p_synthetic + start + o, mask=start + o < length, other=0.0).to(tl.float64)
+                a, b = _entries(p_real, p_synthetic, start + o, length)
                 aa += tl.sum(a * a, 0)
                 ab += tl.sum(a * b, 0)
                 bb += tl.sum(b * b, 0)
@@ -81,8 +86,7 @@ def _distance_kernel(
             tl.store(p_v + o, v.to(p_v.dtype.element_ty), mask=o < length)
         else:
             for start in range(0, length, BLOCK):
-                a = tl.load(p_real + start + o, mask=start + o < length, other=0.0).to(tl.float64)
-                b = tl.load(p_synthetic + start + o, mask=start + o < length, other=0.0).to(tl.float64)
+                a, b = _entries(p_real, p_synthetic, start + o, length)
                 v = along * b - scale * a
                 tl.store(p_v + start + o, v.to(p_v.dtype.element_ty), mask=start + o < length)
     tl.store(p_partial + g * lines + line, distance)

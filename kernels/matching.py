@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import InputError
 from .calls import Call, moved, run_all
 from .launch import Cost, note
-from .row_tiles import WARPS, require_alike, row_stride, tiles, total
+from .row_tiles import WARPS, load_block, require_alike, row_stride, store_block, tiles, total
 
 if TYPE_CHECKING:
     from .aot import Production
@@ -107,13 +107,8 @@ def _count_kernel(
         start = first_block + (tile * per + index) * BLOCK
         at = start + o
         wanted = (at >= first_kept) & (at < length)
-        # A mask would narrow every access to one entry, so only a block at either end has one.
-        if (start >= first_kept) & (start + BLOCK <= length):
-            end = tl.load(p_end + start + o)
-            target = tl.load(p_target + start + o)
-        else:
-            end = tl.load(p_end + start + o, mask=wanted, other=0.0)
-            target = tl.load(p_target + start + o, mask=wanted, other=0.0)
+        end = load_block(p_end, start, first_kept, length, BLOCK)
+        target = load_block(p_target, start, first_kept, length, BLOCK)
         bits = _squared_error_bits(end, target, BITS)
         if OF_VALUE:
             digit = (bits >> SHIFT) & 255
@@ -166,15 +161,9 @@ def _sums_kernel(
     for index in range(per):
         at_first = first_block + (tile * per + index) * BLOCK
         at = at_first + o
-        wanted = (at >= first_kept) & (at < length)
-        if (at_first >= first_kept) & (at_first + BLOCK <= length):
-            end = tl.load(p_end + at_first + o)
-            start = tl.load(p_start + at_first + o)
-            target = tl.load(p_target + at_first + o)
-        else:
-            end = tl.load(p_end + at_first + o, mask=wanted, other=0.0)
-            start = tl.load(p_start + at_first + o, mask=wanted, other=0.0)
-            target = tl.load(p_target + at_first + o, mask=wanted, other=0.0)
+        end = load_block(p_end, at_first, first_kept, length, BLOCK)
+        start = load_block(p_start, at_first, first_kept, length, BLOCK)
+        target = load_block(p_target, at_first, first_kept, length, BLOCK)
         reached = end.to(tl.float64) - target.to(tl.float64)
         required = start.to(tl.float64) - target.to(tl.float64)
         if DIGITS > 0:
@@ -251,35 +240,21 @@ def _gradients_kernel(
         at_first = (tile * per + index) * BLOCK
         at = at_first + o
         kept = (at >= first_kept) & (at < length)
-        if (at_first >= first_kept) & (at_first + BLOCK <= length):
-            end = tl.load(p_end + at_first + o)
-            start = tl.load(p_start + at_first + o)
-            target = tl.load(p_target + at_first + o)
-        else:
-            end = tl.load(p_end + at_first + o, mask=kept, other=0.0)
-            start = tl.load(p_start + at_first + o, mask=kept, other=0.0)
-            target = tl.load(p_target + at_first + o, mask=kept, other=0.0)
+        end = load_block(p_end, at_first, first_kept, length, BLOCK)
+        start = load_block(p_start, at_first, first_kept, length, BLOCK)
+        target = load_block(p_target, at_first, first_kept, length, BLOCK)
         if CUT:
             bits = _squared_error_bits(end, target, BITS)
             kept &= (bits > value) | ((bits == value) & (at > position))
         # Chosen, not multiplied by 0: a factor may be infinite.
         d_end = tl.where(kept, of_end * (end.to(tl.float64) - target.to(tl.float64)), 0.0)
         d_start = tl.where(kept, of_start * (start.to(tl.float64) - target.to(tl.float64)), 0.0)
-        if at_first + BLOCK <= length:
-            if OF_END:
-                tl.store(p_d_end + at_first + o, d_end.to(end.dtype))
-            if OF_START:
-                tl.store(p_d_start + at_first + o, d_start.to(end.dtype))
-            if OF_TARGET:
-                tl.store(p_d_target + at_first + o, -(d_end + d_start).to(end.dtype))
-        else:
-            inside = at < length
-            if OF_END:
-                tl.store(p_d_end + at_first + o, d_end.to(end.dtype), mask=inside)
-            if OF_START:
-                tl.store(p_d_start + at_first + o, d_start.to(end.dtype), mask=inside)
-            if OF_TARGET:
-                tl.store(p_d_target + at_first + o, -(d_end + d_start).to(end.dtype), mask=inside)
+        if OF_END:
+            store_block(p_d_end, d_end.to(end.dtype), at_first, length, BLOCK)
+        if OF_START:
+            store_block(p_d_start, d_start.to(end.dtype), at_first, length, BLOCK)
+        if OF_TARGET:
+            store_block(p_d_target, -(d_end + d_start).to(end.dtype), at_first, length, BLOCK)
 
 
 @dataclass(frozen=True, eq=False)

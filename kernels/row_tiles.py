@@ -67,6 +67,30 @@ def require_alike(*, contiguous: bool = True, **tensors: Tensor) -> None:
 
 
 @triton.jit
+def load_block(p_row, start, first, length, BLOCK: tl.constexpr):
+    """The block of a row that begins at entry `start`, 0 in front of entry `first` and from `length` on.
+
+    A mask would narrow every access to one entry, so only a block at either end has one.
+    """
+    o = tl.arange(0, BLOCK)
+    if (start >= first) & (start + BLOCK <= length):
+        block = tl.load(p_row + start + o)
+    else:
+        block = tl.load(p_row + start + o, mask=(start + o >= first) & (start + o < length), other=0.0)
+    return block
+
+
+@triton.jit
+def store_block(p_row, block, start, length, BLOCK: tl.constexpr):
+    """Write the block that begins at entry `start`, up to `length`; see :func:`load_block`."""
+    o = tl.arange(0, BLOCK)
+    if start + BLOCK <= length:
+        tl.store(p_row + start + o, block)
+    else:
+        tl.store(p_row + start + o, block, mask=start + o < length)
+
+
+@triton.jit
 def total(p_partial, count):
     """Sum of `count` partial sums."""
     o = tl.arange(0, _MAX_TILES)

@@ -29,6 +29,18 @@ def _windows(w0, H: tl.constexpr, W: tl.constexpr, BW: tl.constexpr):
 
 
 @triton.jit
+def _tile(p_map, pixel, exists, cols, m_cols, C: tl.constexpr):
+    """Pixels of an image's map, 0 where there are none."""
+    return tl.load(p_map + pixel * C + cols, mask=exists & m_cols, other=0.0)
+
+
+@triton.jit
+def _channels(p, cols, m_cols):
+    """One value for each channel, 0 where there is none."""
+    return tl.load(p + cols, mask=m_cols, other=0.0)
+
+
+@triton.jit
 def _over_plane(tile):
     return tl.sum(tl.sum(tile, axis=0, keep_dims=True), axis=1, keep_dims=True)
 
@@ -72,19 +84,19 @@ def forward_kernel(
     """Eq. 2-3."""
     image, k, cols, m_cols = _place(B, C, BC)
     WINDOWS: tl.constexpr = ((H + 1) // 2) * ((W + 1) // 2)
-    g = tl.load(p_g + k * g_stride + cols, mask=m_cols, other=0.0)
-    b = tl.load(p_b + k * b_stride + cols, mask=m_cols, other=0.0)
+    g = _channels(p_g + k * g_stride, cols, m_cols)
+    b = _channels(p_b + k * b_stride, cols, m_cols)
     p_z += image * (H * W * C)
     p_o += image * ((H // 2) * (W // 2) * C)
     p_stats += image * (2 * C)
 
     pixel, inside, _, _ = _windows(0, H, W, BW)
-    z = tl.load(p_z + pixel * C + cols, mask=inside & m_cols, other=0.0)
+    z = _tile(p_z, pixel, inside, cols, m_cols, C)
     zero = tl.zeros([1, 1, BC], z.dtype)
     n, mean, m2 = _merge(tl.zeros([1, 1, 1], z.dtype), zero, zero, z, inside)
     for w0 in range(BW, WINDOWS, BW):
         pixel, inside, _, _ = _windows(w0, H, W, BW)
-        tile = tl.load(p_z + pixel * C + cols, mask=inside & m_cols, other=0.0)
+        tile = _tile(p_z, pixel, inside, cols, m_cols, C)
         n, mean, m2 = _merge(n, mean, m2, tile, inside)
     r = tl.rsqrt(m2 / (H * W) + EPS)
     tl.store(p_stats + cols, mean, mask=m_cols)
@@ -93,7 +105,7 @@ def forward_kernel(
     for w0 in range(0, WINDOWS, BW):
         pixel, inside, o_pixel, pooled = _windows(w0, H, W, BW)
         if WINDOWS > BW:
-            z = tl.load(p_z + pixel * C + cols, mask=inside & m_cols, other=0.0)
+            z = _tile(p_z, pixel, inside, cols, m_cols, C)
         a = (z - mean) * (g * r) + b
         o = tl.sum(kept(a, a), axis=0, keep_dims=True) * 0.25
         tl.store(p_o + o_pixel * C + cols, o, mask=pooled & m_cols)
@@ -107,10 +119,10 @@ def tangent_kernel(
     """Eq. 2-3 and 9-10."""
     image, k, cols, m_cols = _place(B, C, BC)
     WINDOWS: tl.constexpr = ((H + 1) // 2) * ((W + 1) // 2)
-    g = tl.load(p_g + k * g_stride + cols, mask=m_cols, other=0.0)
-    b = tl.load(p_b + k * b_stride + cols, mask=m_cols, other=0.0)
-    gd = tl.load(p_gd + k * gd_stride + cols, mask=m_cols, other=0.0)
-    bd = tl.load(p_bd + k * bd_stride + cols, mask=m_cols, other=0.0)
+    g = _channels(p_g + k * g_stride, cols, m_cols)
+    b = _channels(p_b + k * b_stride, cols, m_cols)
+    gd = _channels(p_gd + k * gd_stride, cols, m_cols)
+    bd = _channels(p_bd + k * bd_stride, cols, m_cols)
     p_z += image * (H * W * C)
     p_zd += image * (H * W * C)
     p_o += image * ((H // 2) * (W // 2) * C)
@@ -118,14 +130,14 @@ def tangent_kernel(
     p_stats += image * (4 * C)
 
     pixel, inside, _, _ = _windows(0, H, W, BW)
-    z = tl.load(p_z + pixel * C + cols, mask=inside & m_cols, other=0.0)
-    zd = tl.load(p_zd + pixel * C + cols, mask=inside & m_cols, other=0.0)
+    z = _tile(p_z, pixel, inside, cols, m_cols, C)
+    zd = _tile(p_zd, pixel, inside, cols, m_cols, C)
     zero = tl.zeros([1, 1, BC], z.dtype)
     n, mean, m2, mean_d, mixed = _merge_dual(tl.zeros([1, 1, 1], z.dtype), zero, zero, zero, zero, z, zd, inside)
     for w0 in range(BW, WINDOWS, BW):
         pixel, inside, _, _ = _windows(w0, H, W, BW)
-        tile = tl.load(p_z + pixel * C + cols, mask=inside & m_cols, other=0.0)
-        tile_d = tl.load(p_zd + pixel * C + cols, mask=inside & m_cols, other=0.0)
+        tile = _tile(p_z, pixel, inside, cols, m_cols, C)
+        tile_d = _tile(p_zd, pixel, inside, cols, m_cols, C)
         n, mean, m2, mean_d, mixed = _merge_dual(n, mean, m2, mean_d, mixed, tile, tile_d, inside)
     r = tl.rsqrt(m2 / (H * W) + EPS)
     s = mixed * r / (H * W)
@@ -138,8 +150,8 @@ def tangent_kernel(
     for w0 in range(0, WINDOWS, BW):
         pixel, inside, o_pixel, pooled = _windows(w0, H, W, BW)
         if WINDOWS > BW:
-            z = tl.load(p_z + pixel * C + cols, mask=inside & m_cols, other=0.0)
-            zd = tl.load(p_zd + pixel * C + cols, mask=inside & m_cols, other=0.0)
+            z = _tile(p_z, pixel, inside, cols, m_cols, C)
+            zd = _tile(p_zd, pixel, inside, cols, m_cols, C)
         a = (z - mean) * (g * r) + b
         ad = (zd - mean_d) * (g * r) + ((z - mean) * (h * r) + bd)
         o = tl.sum(kept(a, a), axis=0, keep_dims=True) * 0.25
@@ -154,8 +166,8 @@ def _pulled(
 ):
     """Of the windows from w0 on: zc and Ad."""
     pixel, inside, o_pixel, pooled = _windows(w0, H, W, BW)
-    zc = tl.load(p_z + pixel * C + cols, mask=inside & m_cols, other=0.0) - mean
-    up = tl.load(p_god + o_pixel * C + cols, mask=pooled & m_cols, other=0.0) * 0.25
+    zc = _tile(p_z, pixel, inside, cols, m_cols, C) - mean
+    up = _tile(p_god, o_pixel, pooled, cols, m_cols, C) * 0.25
     return zc, kept(gr * zc + b, up)
 
 
@@ -167,10 +179,10 @@ def backward_kernel(
     """Eq. 5-6, with the sums of Ad n and Ad per image."""
     image, k, cols, m_cols = _place(B, C, BC)
     WINDOWS: tl.constexpr = ((H + 1) // 2) * ((W + 1) // 2)
-    mean = tl.load(p_stats + image * (ROWS * C) + cols, mask=m_cols, other=0.0)
-    r = tl.load(p_stats + image * (ROWS * C) + C + cols, mask=m_cols, other=0.0)
-    gr = tl.load(p_g + k * g_stride + cols, mask=m_cols, other=0.0) * r
-    b = tl.load(p_b + k * b_stride + cols, mask=m_cols, other=0.0)
+    mean = _channels(p_stats + image * (ROWS * C), cols, m_cols)
+    r = _channels(p_stats + image * (ROWS * C) + C, cols, m_cols)
+    gr = _channels(p_g + k * g_stride, cols, m_cols) * r
+    b = _channels(p_b + k * b_stride, cols, m_cols)
     p_z += image * (H * W * C)
     p_gzd += image * (H * W * C)
     p_god += image * ((H // 2) * (W // 2) * C)
@@ -200,10 +212,10 @@ def _pulled_dual(
 ):  # fmt: skip
     """Of the windows from w0 on: zc and zdc (about their means), A and Ad."""
     pixel, inside, o_pixel, pooled = _windows(w0, H, W, BW)
-    zc = tl.load(p_z + pixel * C + cols, mask=inside & m_cols, other=0.0) - mean
-    zdc = tl.load(p_zd + pixel * C + cols, mask=inside & m_cols, other=0.0) - mean_d
-    up = tl.load(p_go + o_pixel * C + cols, mask=pooled & m_cols, other=0.0) * 0.25
-    up_d = tl.load(p_god + o_pixel * C + cols, mask=pooled & m_cols, other=0.0) * 0.25
+    zc = _tile(p_z, pixel, inside, cols, m_cols, C) - mean
+    zdc = _tile(p_zd, pixel, inside, cols, m_cols, C) - mean_d
+    up = _tile(p_go, o_pixel, pooled, cols, m_cols, C) * 0.25
+    up_d = _tile(p_god, o_pixel, pooled, cols, m_cols, C) * 0.25
     a = gr * zc + b
     return zc, zdc, kept(a, up), kept(a, up_d)
 
@@ -216,14 +228,14 @@ def adjoint_kernel(
     """Eq. 11-17, with the sums of A n + Ad nd and A per image."""
     image, k, cols, m_cols = _place(B, C, BC)
     WINDOWS: tl.constexpr = ((H + 1) // 2) * ((W + 1) // 2)
-    g = tl.load(p_g + k * g_stride + cols, mask=m_cols, other=0.0)
-    b = tl.load(p_b + k * b_stride + cols, mask=m_cols, other=0.0)
-    gd = tl.load(p_gd + k * gd_stride + cols, mask=m_cols, other=0.0)
+    g = _channels(p_g + k * g_stride, cols, m_cols)
+    b = _channels(p_b + k * b_stride, cols, m_cols)
+    gd = _channels(p_gd + k * gd_stride, cols, m_cols)
     p_stats += image * (4 * C)
-    mean = tl.load(p_stats + cols, mask=m_cols, other=0.0)
-    r = tl.load(p_stats + C + cols, mask=m_cols, other=0.0)
-    mean_d = tl.load(p_stats + 2 * C + cols, mask=m_cols, other=0.0)
-    s = tl.load(p_stats + 3 * C + cols, mask=m_cols, other=0.0)
+    mean = _channels(p_stats, cols, m_cols)
+    r = _channels(p_stats + C, cols, m_cols)
+    mean_d = _channels(p_stats + 2 * C, cols, m_cols)
+    s = _channels(p_stats + 3 * C, cols, m_cols)
     gr = g * r
     p_z += image * (H * W * C)
     p_zd += image * (H * W * C)
