@@ -18,10 +18,16 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest --cov --numprocesses auto --dist loadfile
 
+# mypy looks for pad_fast.kernels inside of pad_fast/, where installing puts it: it gets a tree of links.
+TYPED := build/typed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy pad_fast
+	rm -rf $(TYPED)/pad_fast $(TYPED)/benchmarks
+	mkdir -p $(TYPED)/pad_fast
+	ln -s $(CURDIR)/pad_fast/* $(CURDIR)/kernels $(TYPED)/pad_fast/
+	ln -s $(CURDIR)/benchmarks $(TYPED)/
+	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p pad_fast
 
 # The extension with AddressSanitizer and UBSan, installed beside a copy of the tests that call into it.
 SANITIZE := -fsanitize=address,undefined

@@ -104,7 +104,7 @@ class Production:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel takes: registers per thread, shared memory and stack frame in bytes."""
+    """Resources of one compiled kernel: registers per thread, shared memory and stack frame in bytes."""
 
     registers: int
     shared: int
@@ -400,14 +400,14 @@ BEGIN, END = f"<!-- table: {COMMAND} -->", "<!-- end of table -->"
 
 
 def compiler() -> str:
-    """What compiled the kernels."""
+    """The line that names the compiler."""
     import triton
 
     return f"Compiled by Triton {triton.__version__}."
 
 
 def section(rows: Sequence[Row]) -> str:
-    """What stands from :data:`BEGIN` to :data:`END` in docs/kernels.md."""
+    """The part of docs/kernels.md from :data:`BEGIN` to :data:`END`."""
     return f"{BEGIN}\n{compiler()}\n\n{markdown(rows)}\n{END}"
 
 

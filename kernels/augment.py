@@ -13,7 +13,7 @@ gathers: input pixel q visits every output pixel p with hat(M p - q) > 0, that i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, no_type_check
 
 import torch
 import triton
@@ -173,6 +173,7 @@ _FLOPS = 8  # per pixel: four products and sums of a bilinear sample, the deares
 
 
 @triton.jit
+@no_type_check
 def _augment_kernel(
     p_x,
     p_table,
@@ -214,6 +215,7 @@ def _augment_kernel(
 
 
 @triton.jit
+@no_type_check
 def _gather(p_x, o_c, row, column, valid, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, WORK: tl.constexpr):
     """Pixels [BLOCK_C, BLOCK] of an image in the working type, zero where not valid."""
     offsets = o_c[:, None] * (H * W) + (row * W + column)[None, :]
@@ -221,6 +223,7 @@ def _gather(p_x, o_c, row, column, valid, C: tl.constexpr, H: tl.constexpr, W: t
 
 
 @triton.jit
+@no_type_check
 def _pull(
     p_x,
     p_draw,
@@ -289,6 +292,7 @@ def _pull(
 
 
 @triton.jit
+@no_type_check
 def _sine_and_cosine(angle):
     # By their series, within a half turn to the last bits: the library's functions put a table on the stack.
     angle -= tl.floor(angle * 0.15915494309189535 + 0.5) * 6.283185307179586
@@ -302,6 +306,7 @@ def _sine_and_cosine(angle):
 
 
 @triton.jit
+@no_type_check
 def _bilinear(
     p_x, o_c, row, column, xx, xy, yx, yy, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, WORK: tl.constexpr
 ):
@@ -329,6 +334,7 @@ def _bilinear(
 
 
 @triton.jit
+@no_type_check
 def _bilinear_transpose(
     p_x,
     o_c,
@@ -464,6 +470,7 @@ def _ranges(height: int, width: int) -> tuple[float, ...]:
 
 
 @triton.jit
+@no_type_check
 def _draw_kernel(
     p_seed,
     p_table,
@@ -508,6 +515,7 @@ def _draw_kernel(
 
 
 @triton.jit
+@no_type_check
 def _place(u, low: tl.constexpr, span: tl.constexpr, whole: tl.constexpr):
     return low + (tl.floor(u * span) if whole else u * span)
 
@@ -602,7 +610,7 @@ def _product(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
 
 
 def production() -> list[Production]:
-    """What CIFAR (32 px) and Tiny ImageNet (64 px) runs use."""
+    """Launches of CIFAR (32 px) and Tiny ImageNet (64 px) runs."""
     made = []
     for side, batch, trajectories in ((32, 10, 1), (32, 10, 8), (32, 100, 1), (32, 1000, 1), (64, 100, 1)):
         x = torch.empty(batch, 3, side, side, device="meta")

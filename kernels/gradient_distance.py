@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, no_type_check
 
 import torch
 import triton
@@ -29,6 +29,7 @@ _STRETCH = 4096  # entries that are only written, per line of the table
 
 
 @triton.jit
+@no_type_check
 def _entries(p_real, p_synthetic, o, length):
     """Entries of both gradients in float64, 0 behind the end of the channel."""
     a = tl.load(p_real + o, mask=o < length, other=0.0).to(tl.float64)
@@ -36,6 +37,7 @@ def _entries(p_real, p_synthetic, o, length):
 
 
 @triton.jit
+@no_type_check
 def _distance_kernel(
     p_partial,  # [G, R] float64: what each line adds to the distance
     p_v,  # [G, P]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, no_type_check
 
 import torch
 import triton
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 @triton.jit
+@no_type_check
 def _squared_error_bits(end, target, BITS: tl.constexpr):
     """Bits of `(end - target)^2`, ordered like the value; every NaN comes last, as in torch.argsort."""
     error = end - target
@@ -39,6 +40,7 @@ def _squared_error_bits(end, target, BITS: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _found(p_counts, p_found, k, dropped, DIGIT: tl.constexpr, BITS: tl.constexpr):
     """Value and position up to digit DIGIT, once it is counted, and the rank sought among what agrees with them.
 
@@ -68,6 +70,7 @@ def _found(p_counts, p_found, k, dropped, DIGIT: tl.constexpr, BITS: tl.constexp
 
 
 @triton.jit
+@no_type_check
 def _count_kernel(
     p_counts,  # [digits, K, 256] int32, zeros at first
     p_found,  # [digits, K, 3] int64: value, position, rank after each digit
@@ -123,6 +126,7 @@ def _count_kernel(
 
 
 @triton.jit
+@no_type_check
 def _sums_kernel(
     p_partial,  # [K, 2, tiles] float64: squared error reached, and required
     p_cut,  # [K, 2] int64: the last entry dropped, written when DIGITS
@@ -179,6 +183,7 @@ def _sums_kernel(
 
 
 @triton.jit
+@no_type_check
 def _ratio_kernel(
     p_loss,  # [K]
     p_sums,  # [K, 2] float64
@@ -194,6 +199,7 @@ def _ratio_kernel(
 
 
 @triton.jit
+@no_type_check
 def _gradients_kernel(
     p_d_end,  # [K, P], each written when asked for
     p_d_start,
@@ -259,7 +265,7 @@ def _gradients_kernel(
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What :func:`distance_backward` needs to know of a distance.
+    """Sums and mask of a distance, for :func:`distance_backward`.
 
     Attributes:
         sums: `[K, 2]` float64, the squared errors reached and required.
@@ -536,5 +542,7 @@ def naive_distance_gradients(
     d_end = torch.where(keep, scale * reached, 0)
     d_start = torch.where(keep, -scale * (reached.square().sum(-1, keepdim=True) / total) * required, 0)
     gradients = (d_end, d_start, -(d_end + d_start))
-    d_end, d_start, d_target = (g.to(end.dtype) if wanted else None for g, wanted in zip(gradients, wants, strict=True))
-    return d_end, d_start, d_target
+    of_end, of_start, of_target = (
+        gradient.to(end.dtype) if wanted else None for gradient, wanted in zip(gradients, wants, strict=True)
+    )
+    return of_end, of_start, of_target

@@ -7,6 +7,7 @@ Every tile leaves a partial sum in float64; whoever needs the sum adds the parti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import no_type_check
 
 import torch
 import triton
@@ -67,6 +68,7 @@ def require_alike(*, contiguous: bool = True, **tensors: Tensor) -> None:
 
 
 @triton.jit
+@no_type_check
 def load_block(p_row, start, first, length, BLOCK: tl.constexpr):
     """The block of a row that begins at entry `start`, 0 in front of entry `first` and from `length` on.
 
@@ -81,6 +83,7 @@ def load_block(p_row, start, first, length, BLOCK: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def store_block(p_row, block, start, length, BLOCK: tl.constexpr):
     """Write the block that begins at entry `start`, up to `length`; see :func:`load_block`."""
     o = tl.arange(0, BLOCK)
@@ -91,6 +94,7 @@ def store_block(p_row, block, start, length, BLOCK: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def total(p_partial, count):
     """Sum of `count` partial sums."""
     o = tl.arange(0, _MAX_TILES)
@@ -101,6 +105,7 @@ def total(p_partial, count):
 
 
 @triton.jit
+@no_type_check
 def _finish_kernel(p_out, p_partial, count, divisor):
     k = tl.program_id(0).to(tl.int64)
     tl.store(p_out + k, (total(p_partial + k * count, count) / divisor).to(p_out.dtype.element_ty))

@@ -6,7 +6,7 @@ rates are tensors on the device, so that a captured graph serves every value; th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, no_type_check
 
 import torch
 import triton
@@ -25,6 +25,7 @@ _TINY = tl.constexpr(1e-12)  # added to GSAM's norms before a division
 
 
 @triton.jit
+@no_type_check
 def _sgd_kernel(
     p_out,  # [K, P]
     p_theta,
@@ -55,6 +56,7 @@ def _sgd_kernel(
 
 
 @triton.jit
+@no_type_check
 def _products_kernel(
     p_partial,  # [K, 3 or 1, tiles] float64: <x, x>, <x, y>, <y, y>; or <xy, xy>, or <x, x>
     p_x,  # [K, P]
@@ -93,6 +95,7 @@ def _products_kernel(
 
 
 @triton.jit
+@no_type_check
 def _ascent_kernel(
     p_out,  # [K, P]
     p_theta,
@@ -114,6 +117,7 @@ def _ascent_kernel(
 
 
 @triton.jit
+@no_type_check
 def _surrogate_kernel(
     p_out,  # [K, P]
     p_theta,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import no_type_check
+
 import triton
 import triton.language as tl
 
@@ -10,8 +12,9 @@ EPS = 1e-5
 
 
 @triton.jit
+@no_type_check
 def _place(B, C: tl.constexpr, BC: tl.constexpr):
-    """What a program has: its image, the image's trajectory, channels [1, 1, BC] and which of them exist."""
+    """Place of a program: its image, the image's trajectory, channels [1, 1, BC] and which of them exist."""
     pid = tl.program_id(0)
     image = pid // tl.cdiv(C, BC)
     cols = (pid % tl.cdiv(C, BC)) * BC + tl.arange(0, BC)[None, None, :]
@@ -19,6 +22,7 @@ def _place(B, C: tl.constexpr, BC: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _windows(w0, H: tl.constexpr, W: tl.constexpr, BW: tl.constexpr):
     """Pixels [4, BW, 1] of the windows from w0 on and whether they exist, the same of pooled pixels [1, BW, 1]."""
     window = w0 + tl.arange(0, BW)[None, :, None]
@@ -29,23 +33,27 @@ def _windows(w0, H: tl.constexpr, W: tl.constexpr, BW: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _tile(p_map, pixel, exists, cols, m_cols, C: tl.constexpr):
     """Pixels of an image's map, 0 where there are none."""
     return tl.load(p_map + pixel * C + cols, mask=exists & m_cols, other=0.0)
 
 
 @triton.jit
+@no_type_check
 def _channels(p, cols, m_cols):
     """One value for each channel, 0 where there is none."""
     return tl.load(p + cols, mask=m_cols, other=0.0)
 
 
 @triton.jit
+@no_type_check
 def _over_plane(tile):
     return tl.sum(tl.sum(tile, axis=0, keep_dims=True), axis=1, keep_dims=True)
 
 
 @triton.jit
+@no_type_check
 def _merge(n, mean, m2, z, inside):
     """Pixels seen, their mean and sum of squares about it, after one more block of the plane (Chan)."""
     count = _over_plane(inside.to(z.dtype))
@@ -57,6 +65,7 @@ def _merge(n, mean, m2, z, inside):
 
 
 @triton.jit
+@no_type_check
 def _merge_dual(n, mean, m2, mean_d, mixed, z, zd, inside):
     """The same with the mean of zd and the sum of products of both about their means."""
     count = _over_plane(inside.to(z.dtype))
@@ -70,6 +79,7 @@ def _merge_dual(n, mean, m2, mean_d, mixed, z, zd, inside):
 
 
 @triton.jit
+@no_type_check
 def kept(a, value):
     """`value` where the ReLU lets it through."""
     # Not a > 0: a NaN must show, in the output and in every gradient.
@@ -77,6 +87,7 @@ def kept(a, value):
 
 
 @triton.jit(do_not_specialize=["g_stride", "b_stride", "B"])
+@no_type_check
 def forward_kernel(
     p_o, p_stats, p_z, p_g, p_b, g_stride, b_stride, B,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, EPS: tl.constexpr,
@@ -112,6 +123,7 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=["g_stride", "b_stride", "gd_stride", "bd_stride", "B"])
+@no_type_check
 def tangent_kernel(
     p_o, p_od, p_stats, p_z, p_zd, p_g, p_b, p_gd, p_bd, g_stride, b_stride, gd_stride, bd_stride, B,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, EPS: tl.constexpr,
@@ -161,6 +173,7 @@ def tangent_kernel(
 
 
 @triton.jit
+@no_type_check
 def _pulled(
     p_z, p_god, w0, cols, m_cols, mean, gr, b, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, BW: tl.constexpr
 ):
@@ -172,6 +185,7 @@ def _pulled(
 
 
 @triton.jit(do_not_specialize=["g_stride", "b_stride", "B"])
+@no_type_check
 def backward_kernel(
     p_gzd, p_sums, p_z, p_stats, p_g, p_b, p_god, g_stride, b_stride, B, ROWS: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
@@ -206,6 +220,7 @@ def backward_kernel(
 
 
 @triton.jit
+@no_type_check
 def _pulled_dual(
     p_z, p_zd, p_go, p_god, w0, cols, m_cols, mean, mean_d, gr, b,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, BW: tl.constexpr,
@@ -221,6 +236,7 @@ def _pulled_dual(
 
 
 @triton.jit(do_not_specialize=["g_stride", "b_stride", "gd_stride", "B"])
+@no_type_check
 def adjoint_kernel(
     p_gz, p_gzd, p_sums, p_z, p_zd, p_stats, p_g, p_b, p_gd, p_go, p_god, g_stride, b_stride, gd_stride, B,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
@@ -277,6 +293,7 @@ def adjoint_kernel(
 
 
 @triton.jit(do_not_specialize=["out_stride", "offset0", "offset1", "offset2", "B"])
+@no_type_check
 def sum_images_kernel(
     p_out, p_parts, out_stride, offset0, offset1, offset2, B,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, ACCUMULATE: tl.constexpr, BR: tl.constexpr, BL: tl.constexpr,

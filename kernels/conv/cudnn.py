@@ -138,7 +138,7 @@ MARGIN = 1.1
 
 @dataclass(frozen=True)
 class Choice:
-    """What :func:`choose` measured: milliseconds per call, and the relative difference of the results."""
+    """A measurement of :func:`choose`: milliseconds per call, and the relative difference of the results."""
 
     route: str
     triton_ms: float

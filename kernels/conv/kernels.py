@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import no_type_check
+
 import triton
 import triton.language as tl
 
@@ -12,6 +14,7 @@ INTERPRETED = tl.constexpr(interpreted())
 
 # Run-time integers are not specialised on: another batch size or offset must not compile another kernel.
 @triton.jit(do_not_specialize=["stride", "offset", "spacing"])
+@no_type_check
 def pack_kernel(
     p_forward,
     p_backward,
@@ -41,6 +44,7 @@ def pack_kernel(
 
 
 @triton.jit
+@no_type_check
 def border(position, positions, H: tl.constexpr, W: tl.constexpr):
     """Nine bits per position: bit t tells whether the image goes on there, shifted by s_t."""
     x = position % W
@@ -52,6 +56,7 @@ def border(position, positions, H: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def below(index, size: tl.constexpr, block: tl.constexpr):
     """`index < size`, a constant where blocks fit exactly."""
     if size % block == 0:
@@ -62,6 +67,7 @@ def below(index, size: tl.constexpr, block: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def product(a, b, acc, PRECISION: tl.constexpr):
     """`acc` plus the matrix product of the two."""
     if PRECISION == "bf16":
@@ -72,6 +78,7 @@ def product(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["batch"])
+@no_type_check
 def convolution_kernel(
     p_z,
     p_h,
@@ -142,6 +149,7 @@ def convolution_kernel(
 
 
 @triton.jit(do_not_specialize=["batch"])
+@no_type_check
 def convolution_dual_kernel(
     p_z,
     p_zd,
@@ -208,6 +216,7 @@ def convolution_dual_kernel(
 
 
 @triton.jit
+@no_type_check
 def split_sum_kernel(p_z, p_part, entries, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
     """z[e] = sum over the splits of part[split, e], in order."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -219,6 +228,7 @@ def split_sum_kernel(p_z, p_part, entries, SPLITS: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit(do_not_specialize=["batch", "span"])
+@no_type_check
 def weight_gradient_kernel(
     p_part,
     p_h,
@@ -298,6 +308,7 @@ def weight_gradient_kernel(
 
 
 @triton.jit(do_not_specialize=["splits", "stride", "offset"])
+@no_type_check
 def weight_gradient_sum_kernel(
     p_out,
     p_part,

@@ -14,7 +14,7 @@ from .layer import TAPS, Layer
 
 
 class Tile(NamedTuple):
-    """What one program computes: so many positions x outputs x inputs at a time."""
+    """Size of one program: so many positions x outputs x inputs at a time."""
 
     positions: int
     outputs: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import no_type_check
+
 import triton
 import triton.language as tl
 
@@ -12,6 +14,7 @@ INTERPRETED = tl.constexpr(interpreted())
 
 
 @triton.jit
+@no_type_check
 def _product(a, b, PRECISION: tl.constexpr):
     """The matrix product of the two."""
     if PRECISION == "bf16":
@@ -27,6 +30,7 @@ def _product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _patches(
     p_image, y, x, exists, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, T: tl.constexpr
 ):
@@ -41,6 +45,7 @@ def _patches(
 
 
 @triton.jit
+@no_type_check
 def _filters(p_theta, at, o, C: tl.constexpr, N: tl.constexpr, T: tl.constexpr):
     """Filters [T, BN] of outputs [1, BN]."""
     tap = tl.arange(0, T)[:, None]
@@ -48,6 +53,7 @@ def _filters(p_theta, at, o, C: tl.constexpr, N: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["x_stride_k", "x_stride_b", "B"])
+@no_type_check
 def moments_kernel(
     p_gram, p_images, p_x, x_stride_k, x_stride_b, B, CHUNK: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, PAD: tl.constexpr, T: tl.constexpr,
@@ -89,6 +95,7 @@ def moments_kernel(
 
 
 @triton.jit(do_not_specialize=["w_offset", "theta_stride", "v_stride", "B"])
+@no_type_check
 def planes_kernel(
     p_planes, p_mean, p_cov, p_gram, p_theta, p_v, w_offset, theta_stride, v_stride, B,
     SHARED: tl.constexpr, CHUNKS: tl.constexpr, DUAL: tl.constexpr, EPS: tl.constexpr, BN: tl.constexpr,
@@ -129,18 +136,21 @@ def planes_kernel(
 
 
 @triton.jit
+@no_type_check
 def _source(p_mean, image, B, SHARED: tl.constexpr, T: tl.constexpr):
-    """Which image has the patches, and their mean [T, 1]."""
+    """The image that has the patches, and their mean [T, 1]."""
     source = image % B if SHARED else image
     return source, tl.load(p_mean + source * T + tl.arange(0, T)[:, None])
 
 
 @triton.jit
+@no_type_check
 def _vector(p, at, o, N: tl.constexpr):
     return tl.load(p + at + o, mask=o < N, other=0.0)
 
 
 @triton.jit
+@no_type_check
 def _rectified(
     p_theta, w_offset, g_offset, b_offset, p_plane, mean, o, C: tl.constexpr, N: tl.constexpr, T: tl.constexpr
 ):
@@ -151,6 +161,7 @@ def _rectified(
 
 
 @triton.jit
+@no_type_check
 def _rectified_dual(
     p_theta, p_v, w_offset, g_offset, b_offset, p_plane, mean, o, C: tl.constexpr, N: tl.constexpr, T: tl.constexpr
 ):
@@ -167,6 +178,7 @@ def _rectified_dual(
         "w_offset", "g_offset", "b_offset", "theta_stride", "v_stride", "B",
     ]
 )  # fmt: skip
+@no_type_check
 def pooled_kernel(
     p_o, p_od, p_planes, p_images, p_mean, p_theta, p_v, w_offset, g_offset, b_offset,
     theta_stride, v_stride, B,
@@ -209,6 +221,7 @@ def pooled_kernel(
 
 
 @triton.jit(do_not_specialize=["w_offset", "g_offset", "b_offset", "theta_stride", "B"])
+@no_type_check
 def patch_sums_kernel(
     p_sums, p_planes, p_images, p_mean, p_theta, p_go, p_god, w_offset, g_offset, b_offset,
     theta_stride, B,
@@ -254,6 +267,7 @@ def patch_sums_kernel(
 
 
 @triton.jit
+@no_type_check
 def _total(p_sums, o, C: tl.constexpr, N: tl.constexpr, T: tl.constexpr, SHARES: tl.constexpr, STRIDE: tl.constexpr):
     """A sum over patches [T, BN] from its shares, and the plain sum behind it [1, BN]."""
     tap = tl.arange(0, T)[:, None]
@@ -265,6 +279,7 @@ def _total(p_sums, o, C: tl.constexpr, N: tl.constexpr, T: tl.constexpr, SHARES:
 
 
 @triton.jit(do_not_specialize=["w_offset", "g_offset", "theta_stride", "v_stride", "B"])
+@no_type_check
 def gradients_kernel(
     p_parts, p_quadratic, p_planes, p_mean, p_cov, p_sums, p_theta, p_v, w_offset, g_offset,
     theta_stride, v_stride, B,
@@ -330,6 +345,7 @@ def gradients_kernel(
         "w_offset", "g_offset", "b_offset", "theta_stride", "v_stride", "B",
     ]
 )  # fmt: skip
+@no_type_check
 def patch_gradient_kernel(
     p_patches, p_planes, p_images, p_mean, p_quadratic, p_theta, p_v, p_go, p_god, w_offset, g_offset, b_offset,
     theta_stride, v_stride, B,
@@ -383,6 +399,7 @@ def patch_gradient_kernel(
 
 
 @triton.jit
+@no_type_check
 def fold_kernel(
     p_gx, p_patches,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, BM: tl.constexpr,

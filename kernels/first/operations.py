@@ -74,7 +74,7 @@ class FirstBlock:
 
 
 class Statistics(NamedTuple):
-    """What :func:`forward` and :func:`tangent` leave for the backward passes; X is 1 where trajectories share images.
+    """Results of :func:`forward` and :func:`tangent` for the backward passes; X is 1 where trajectories share images.
 
     Attributes:
         planes: r, and for a tangent s, of every plane, `[K, B, 1 or 2, outputs]`.
