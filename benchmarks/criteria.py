@@ -35,7 +35,7 @@ from benchmarks.fidelity import CIFAR, Problem, accuracy, parsed, subset
 from benchmarks.registry import Suite
 from pad_fast import ImageDataset, Progress, load_dataset
 from pad_fast.data import Normalization, fit_normalization
-from pad_fast.distillation.batch_matching import BatchLoop, RealImages, initial_images
+from pad_fast.distillation.batch_matching import BatchLoop, RealPool, initial_images
 from pad_fast.distillation.iterations import Iterations
 from pad_fast.distillation.state import State
 from pad_fast.errors import DistillationStopped
@@ -152,7 +152,7 @@ class Study:
                     config, self.data, normalization, CPU, Progress(quiet=True), networks_dir=Path(networks)
                 )
         shown = prune(order_of(self.data, difficulty), config.prune)
-        real = RealImages(normalization.apply(self.data.train_images), shown, curriculum_of(config))
+        real = RealPool(normalization.apply(self.data.train_images), shown, curriculum_of(config))
         initial = initial_images(config, real)
         state = State.start(initial.images, initial.label_logits, initial.labels, config, CPU)
         spec = NetworkSpec(config.model, self.data.channels, self.data.classes, self.data.resolution)

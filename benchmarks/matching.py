@@ -25,7 +25,7 @@ from benchmarks import harness
 from benchmarks.registry import Suite
 from benchmarks.rivals import keep_freed_memory
 from pad_fast import DSA, Config
-from pad_fast.distillation.batch_matching import BatchLoop, RealImages, initial_images, loops_of
+from pad_fast.distillation.batch_matching import BatchLoop, RealPool, initial_images, loops_of
 from pad_fast.distillation.state import State
 from pad_fast.engines import record_backends
 from pad_fast.experts import Curriculum
@@ -58,7 +58,7 @@ class Case:
         self.images = torch.randn(CLASSES * per_class, 3, 32, 32, generator=draws)
         order = list(torch.arange(len(self.images)).split(per_class))
         spec = NetworkSpec(self.config.model, 3, CLASSES, 32)
-        real = RealImages(self.images, order, Curriculum.none())
+        real = RealPool(self.images, order, Curriculum.none())
         initial = initial_images(self.config, real)
         self.state = State.start(initial.images, initial.label_logits, initial.labels, self.config, torch.device("cpu"))
         self.loop = BatchLoop(spec.build(self.config.seed, "student"), spec, real, self.config, torch.device("cpu"))

@@ -98,8 +98,8 @@ def make_criterion(config: Config, network: FlatNetwork, device: torch.device) -
 
 
 @dataclass(frozen=True, eq=False)
-class RealImages:
-    """What real batches are drawn from.
+class RealPool:
+    """Real images that batches are drawn from.
 
     Attributes:
         images: normalised training images `[n, C, H, W]`.
@@ -113,7 +113,7 @@ class RealImages:
     curriculum: Curriculum
 
 
-def initial_images(config: Config, real: RealImages) -> InitialSet:
+def initial_images(config: Config, real: RealPool) -> InitialSet:
     """The synthetic set before its first update, and hard labels as logits that nothing changes.
 
     Pruned images are not chosen.
@@ -149,7 +149,7 @@ class BatchLoop:
     """
 
     def __init__(
-        self, network: FlatNetwork, spec: NetworkSpec, real: RealImages, config: Config, device: torch.device
+        self, network: FlatNetwork, spec: NetworkSpec, real: RealPool, config: Config, device: torch.device
     ) -> None:
         self.spec, self.config, self.device, self.real = spec, config, device, real
         self.images = real.images.to(device)

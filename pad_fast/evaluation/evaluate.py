@@ -23,7 +23,7 @@ from ..scoring.score import score
 from .network import Recipe
 from .results import Results, digest, key_of
 from .robustness import robust_scores
-from .sets import FULL, RANDOM, RANDOM_SOFT, RealImages, TrainingSet, baseline_names
+from .sets import FULL, RANDOM, RANDOM_SOFT, RealBaselines, TrainingSet, baseline_names
 from .table import AccuracyRow, EvaluationReport, RobustScore
 from .trial import _Job, _jobs, _Trial
 
@@ -120,7 +120,7 @@ def evaluate(
     full_recipe = replace(recipe, epochs=full_epochs)
     sized = robust or any(name != "full" for name in wanted)
     counts = first.labels.bincount(minlength=data.classes).tolist() if sized else []
-    real = RealImages(data, trial.normalization, trial.device, counts, seed)
+    real = RealBaselines(data, trial.normalization, trial.device, counts, seed)
     rows: list[TrainingSet] = []
     if "random" in wanted or robust:
         rows.append(real.random(recipe))
@@ -188,7 +188,7 @@ def _own_row(
 
 
 def _robust_rows(
-    real: RealImages,
+    real: RealBaselines,
     sets: Mapping[str, DistilledDataset],
     recipe_of: Callable[[DistilledDataset], Recipe],
     teacher: Tensor | None,
@@ -239,7 +239,7 @@ def _difficulty(
     given: Difficulty | str | os.PathLike[str] | None,
     distilled: DistilledDataset,
     model: str,
-    real: RealImages,
+    real: RealBaselines,
     trial: _Trial,
     cache_dir: str | os.PathLike[str] | None,
 ) -> Difficulty:

@@ -58,7 +58,7 @@ def baseline_names(baselines: bool | Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in BASELINES if name in wanted)
 
 
-class RealImages:
+class RealBaselines:
     """The baselines: subsets and summaries of the training set, normalised like the distilled images.
 
     Args:

@@ -31,7 +31,7 @@ import torch
 
 from ..data import DSA, ImageDataset, Normalization, fit_normalization
 from ..data.distilled import FILE, DistilledDataset, load
-from ..distillation.batch_matching import BatchLoop, RealImages, initial_images, loops_of, make_criterion, require_alone
+from ..distillation.batch_matching import BatchLoop, RealPool, initial_images, loops_of, make_criterion, require_alone
 from ..distillation.initialization import InitialSet, Teachers, initial_set
 from ..distillation.iterations import Iterations
 from ..distillation.metrics import read_history
@@ -331,10 +331,10 @@ class Pipeline:
                 self.progress.say(f"distill: reusing {done} (same settings)")
                 self.stages.reused()
                 return load(done)
-        source: ExpertStore | RealImages
+        source: ExpertStore | RealPool
         if store is None:
             shown = prune(order_of(data, difficulty), config.prune)
-            source = RealImages(normalization.apply(data.train_images), shown, curriculum_of(config))
+            source = RealPool(normalization.apply(data.train_images), shown, curriculum_of(config))
         else:
             source = store
         student = self._spec(data).build(config.seed, "student")
@@ -406,21 +406,21 @@ class Pipeline:
         self,
         data: ImageDataset,
         normalization: Normalization,
-        source: ExpertStore | RealImages,
+        source: ExpertStore | RealPool,
         student: FlatNetwork,
     ) -> InitialSet:
         config = self.config
-        if isinstance(source, RealImages):
+        if isinstance(source, RealPool):
             return initial_images(config, source)
         task = Task(student, self.device, torch.float32)
         teachers = Teachers(source, select(config.backend, task), task)
         images = normalization.apply(data.train_images)
         return initial_set(config.pix_init, config.ipc, images, data, teachers, seed=config.seed)
 
-    def _loop(self, data: ImageDataset, source: ExpertStore | RealImages, student: FlatNetwork) -> Iterations:
+    def _loop(self, data: ImageDataset, source: ExpertStore | RealPool, student: FlatNetwork) -> Iterations:
         """The iterations of the method's criterion."""
         config = self.config
-        if not isinstance(source, RealImages):
+        if not isinstance(source, RealPool):
             return Loop(student, source, config, self.device)
         note = loops_of(config)[-1]
         if note is not None:
