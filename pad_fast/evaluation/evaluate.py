@@ -20,7 +20,7 @@ from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
 from ..scoring.difficulty import Difficulty
 from ..scoring.score import score
-from .network import Recipe
+from .network import EvaluationRecipe
 from .results import Results, digest, key_of
 from .robustness import robust_scores
 from .sets import FULL, RANDOM, RANDOM_SOFT, RealBaselines, TrainingSet, baseline_names
@@ -112,9 +112,11 @@ def evaluate(
         progress=progress or Progress(),
     )
 
-    def recipe_of(each: DistilledDataset) -> Recipe:
-        strategy = str(each.config.get("dsa", Recipe.dsa)) if dsa is None else dsa
-        return Recipe(each.lr if lr is None else lr, epochs, batch, momentum, weight_decay, strategy, dsa_mode)
+    def recipe_of(each: DistilledDataset) -> EvaluationRecipe:
+        strategy = str(each.config.get("dsa", EvaluationRecipe.dsa)) if dsa is None else dsa
+        return EvaluationRecipe(
+            each.lr if lr is None else lr, epochs, batch, momentum, weight_decay, strategy, dsa_mode
+        )
 
     recipe = recipe_of(first)
     full_recipe = replace(recipe, epochs=full_epochs)
@@ -180,7 +182,7 @@ def _normalization(distilled: DistilledDataset, data: ImageDataset) -> Normaliza
 
 
 def _own_row(
-    name: str, each: DistilledDataset, recipe: Recipe, device: torch.device, *, hard: bool = False
+    name: str, each: DistilledDataset, recipe: EvaluationRecipe, device: torch.device, *, hard: bool = False
 ) -> TrainingSet:
     # Not the method's name: every method's set is tested on the same networks.
     images, targets = each.images.to(device), (each.labels if hard else each.targets).to(device)
@@ -190,7 +192,7 @@ def _own_row(
 def _robust_rows(
     real: RealBaselines,
     sets: Mapping[str, DistilledDataset],
-    recipe_of: Callable[[DistilledDataset], Recipe],
+    recipe_of: Callable[[DistilledDataset], EvaluationRecipe],
     teacher: Tensor | None,
     device: torch.device,
 ) -> Iterator[TrainingSet]:

@@ -20,7 +20,7 @@ _LOOK_EVERY = 50
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EvaluationRecipe:
     """How a network is trained on a set: SGD, halfway the rate drops tenfold and momentum starts afresh.
 
     Attributes:
@@ -71,7 +71,7 @@ class Network:
 def train(
     networks: Sequence[Network],
     sets: Sequence[tuple[Tensor, Tensor]],
-    recipe: Recipe,
+    recipe: EvaluationRecipe,
     *,
     device: torch.device,
     backend: str,
@@ -117,7 +117,7 @@ def _joined(sets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tens
     return torch.cat([one[0] for one in sets]), torch.cat([one[1] for one in sets]), starts + rows
 
 
-def _require_finite(losses: list[Tensor], epoch: int, networks: Sequence[Network], recipe: Recipe) -> None:
+def _require_finite(losses: list[Tensor], epoch: int, networks: Sequence[Network], recipe: EvaluationRecipe) -> None:
     """Check the losses of the last epochs, up to `epoch`."""
     finite = torch.stack(losses).isfinite().reshape(len(losses), -1)
     if bool(finite.all()):

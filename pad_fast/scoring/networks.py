@@ -29,7 +29,7 @@ _CHUNK = 512  # images in a forward pass
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ScoreRecipe:
     """How every score network is trained; network i depends on (recipe, seed, i) only.
 
     Attributes:
@@ -111,7 +111,7 @@ class ScoreNetwork:
         return cls(theta, {name.removeprefix("buffer."): t for name, t in tensors.items()}, forgetting)
 
 
-def train(recipe: Recipe, numbers: Sequence[int], images: Tensor, labels: Tensor) -> list[ScoreNetwork]:
+def train(recipe: ScoreRecipe, numbers: Sequence[int], images: Tensor, labels: Tensor) -> list[ScoreNetwork]:
     """Train the networks of these numbers on normalised `images` `[N, C, H, W]`, recording what they forget."""
     trainer = recipe.trainer(numbers)
     streams = [generator(recipe.seed, "score draws", number) for number in numbers]
@@ -184,7 +184,7 @@ class Folder:
 class Scorer:
     """Trained networks in eval mode: logits, and features where they are asked for, of any images."""
 
-    def __init__(self, recipe: Recipe, networks: Sequence[ScoreNetwork], *, wants_features: bool) -> None:
+    def __init__(self, recipe: ScoreRecipe, networks: Sequence[ScoreNetwork], *, wants_features: bool) -> None:
         self.trainers = []
         most = 1 if wants_features else recipe.together(_CHUNK)
         for first in range(0, len(networks), most):
@@ -217,7 +217,7 @@ class Scorer:
                 yield module.get_submodule("classifier")(features), features
 
 
-def require_features(recipe: Recipe) -> None:
+def require_features(recipe: ScoreRecipe) -> None:
     """Say before any training that a network cannot give the features GraNd needs.
 
     Raises:

@@ -21,7 +21,7 @@ from ..training.trainer import in_groups
 from . import networks as score_networks
 from .difficulty import Difficulty
 from .formulas import RunningScores, class_order
-from .networks import Recipe, ScoreNetwork
+from .networks import ScoreRecipe, ScoreNetwork
 
 METHODS = ("el2n", "grand", "forgetting")
 
@@ -93,7 +93,7 @@ def score(
     where = resolve_device(device)
     normalization = normalization or fit_normalization(data, "zca" if zca else "mean-std")
     spec = NetworkSpec(model, data.channels, data.classes, data.resolution)
-    recipe = Recipe(spec, epochs, batch, lr, momentum, dsa, seed, where, backend)
+    recipe = ScoreRecipe(spec, epochs, batch, lr, momentum, dsa, seed, where, backend)
     if method == "grand":
         score_networks.require_features(recipe)
     key = recipe.key(data.fingerprint, normalization)
@@ -137,7 +137,7 @@ def score(
 
 
 def _trained(
-    recipe: Recipe,
+    recipe: ScoreRecipe,
     networks: int,
     prepared: Callable[[], tuple[Tensor, Tensor]],
     folder: score_networks.Folder,
@@ -179,7 +179,7 @@ def _trained(
 
 
 def _one_pass(
-    recipe: Recipe,
+    recipe: ScoreRecipe,
     networks: list[ScoreNetwork],
     images: Tensor,
     labels: Tensor,

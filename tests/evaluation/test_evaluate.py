@@ -17,7 +17,7 @@ from pad_fast.engines.registry import record_backends
 from pad_fast.errors import ConfigError, DatasetError, InputError, StoreError
 from pad_fast.evaluation import AccuracyRow, EvaluationReport, RobustScore, export_ddranking, trial
 from pad_fast.evaluation import network as evaluated_network
-from pad_fast.evaluation.network import Network, Recipe, train
+from pad_fast.evaluation.network import Network, EvaluationRecipe, train
 from pad_fast.evaluation.robustness import augmentation_robust_score, label_robust_score
 from pad_fast.evaluation.side_by_side import side_by_side
 from pad_fast.models.spec import NetworkSpec
@@ -98,7 +98,7 @@ def test_accuracy_is_measured_once_at_the_end(monkeypatch, epochs):
 def test_training_is_the_recipe_by_torch(soft):
     data = small_data()
     distilled = real_images(data, soft=soft)
-    recipe = Recipe(lr=0.1, epochs=4, batch=4, momentum=0.8, weight_decay=1e-2, dsa="none")
+    recipe = EvaluationRecipe(lr=0.1, epochs=4, batch=4, momentum=0.8, weight_decay=1e-2, dsa="none")
     test = distilled.whitening.apply(data.test_images), data.test_labels
     network = Network(NetworkSpec(MODEL, 1, 3, 8), 5, "y", 0)
     trained = finish(train([network], [(distilled.images, distilled.targets)], recipe, device=CPU, backend="autograd"))

@@ -18,7 +18,7 @@ from pad_fast.engines.autograd import FunctionalEngine
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.steps import Operations
 from pad_fast.errors import InputError, StoreError
-from pad_fast.evaluation.network import Network, Recipe, train
+from pad_fast.evaluation.network import Network, EvaluationRecipe, train
 from pad_fast.experts import train as train_module
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.runtime import distributed
@@ -378,7 +378,7 @@ def test_an_epoch_reads_nothing_from_the_device(oracle, networks, optimizer):
 def test_an_evaluation_looks_at_its_losses_now_and_then(oracle):
     """Epochs of one step each: fifty of them are under way before the host waits."""
     spec, distilled = NetworkSpec(MODEL, 1, 3, 8), distilled_set()
-    recipe = Recipe(lr=0.05, epochs=60, batch=8, dsa="none")
+    recipe = EvaluationRecipe(lr=0.05, epochs=60, batch=8, dsa="none")
     networks = [Network(spec, 0, "distilled", index) for index in range(3)]
     with Reads() as reads:
         work = train(networks, [(distilled.images, distilled.targets)] * 3, recipe, device=CPU, backend="oracle")
