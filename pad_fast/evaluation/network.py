@@ -68,7 +68,7 @@ class Network:
         return ("evaluation", self.spec.model, self.purpose, self.index)
 
 
-def train(
+def train_networks(
     networks: Sequence[Network],
     sets: Sequence[tuple[Tensor, Tensor]],
     recipe: EvaluationRecipe,

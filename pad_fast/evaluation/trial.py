@@ -16,7 +16,7 @@ from ..models.spec import NetworkSpec
 from ..runtime import distributed
 from ..runtime.progress import Progress
 from ..training.trainer import Trainer
-from .network import Network, train
+from .network import Network, train_networks
 from .results import Results, digest
 from .sets import FULL, TrainingSet
 from .side_by_side import Work, side_by_side
@@ -150,7 +150,7 @@ class _Trial:
     def _train(self, group: Sequence[tuple[_Job, _Taken]]) -> Work[Trainer]:
         networks, sets = [job.network for job, _ in group], [taken for _, taken in group]
         recipe = group[0][0].trained_on.recipe
-        return train(networks, sets, recipe, device=self.device, backend=self.backend)
+        return train_networks(networks, sets, recipe, device=self.device, backend=self.backend)
 
     def _test(self, jobs: Sequence[_Job], trainer: Trainer) -> list[float]:
         accuracies: list[float] = trainer.accuracy(*self.test).reshape(-1).tolist()

@@ -111,7 +111,9 @@ class ScoreNetwork:
         return cls(theta, {name.removeprefix("buffer."): t for name, t in tensors.items()}, forgetting)
 
 
-def train(recipe: ScoreRecipe, numbers: Sequence[int], images: Tensor, labels: Tensor) -> list[ScoreNetwork]:
+def train_score_networks(
+    recipe: ScoreRecipe, numbers: Sequence[int], images: Tensor, labels: Tensor
+) -> list[ScoreNetwork]:
     """Train the networks of these numbers on normalised `images` `[N, C, H, W]`, recording what they forget."""
     trainer = recipe.trainer(numbers)
     streams = [generator(recipe.seed, "score draws", number) for number in numbers]

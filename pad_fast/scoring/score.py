@@ -21,7 +21,7 @@ from ..training.trainer import in_groups
 from . import networks as score_networks
 from .difficulty import Difficulty
 from .formulas import RunningScores, class_order
-from .networks import ScoreRecipe, ScoreNetwork
+from .networks import ScoreNetwork, ScoreRecipe
 
 METHODS = ("el2n", "grand", "forgetting")
 
@@ -164,7 +164,7 @@ def _trained(
 
     def trained() -> Iterator[tuple[int, ScoreNetwork]]:
         for numbers in in_groups(own, most):
-            yield from zip(numbers, score_networks.train(recipe, numbers, images, labels), strict=True)
+            yield from zip(numbers, score_networks.train_score_networks(recipe, numbers, images, labels), strict=True)
 
     for index, network in progress.track(
         trained(), "scores: training", total=done + len(own), done=done, unit="network"

@@ -17,7 +17,7 @@ from pad_fast.engines.registry import record_backends
 from pad_fast.errors import ConfigError, DatasetError, InputError, StoreError
 from pad_fast.evaluation import AccuracyRow, EvaluationReport, RobustScore, export_ddranking, trial
 from pad_fast.evaluation import network as evaluated_network
-from pad_fast.evaluation.network import Network, EvaluationRecipe, train
+from pad_fast.evaluation.network import EvaluationRecipe, Network, train_networks
 from pad_fast.evaluation.robustness import augmentation_robust_score, label_robust_score
 from pad_fast.evaluation.side_by_side import side_by_side
 from pad_fast.models.spec import NetworkSpec
@@ -101,7 +101,9 @@ def test_training_is_the_recipe_by_torch(soft):
     recipe = EvaluationRecipe(lr=0.1, epochs=4, batch=4, momentum=0.8, weight_decay=1e-2, dsa="none")
     test = distilled.whitening.apply(data.test_images), data.test_labels
     network = Network(NetworkSpec(MODEL, 1, 3, 8), 5, "y", 0)
-    trained = finish(train([network], [(distilled.images, distilled.targets)], recipe, device=CPU, backend="autograd"))
+    trained = finish(
+        train_networks([network], [(distilled.images, distilled.targets)], recipe, device=CPU, backend="autograd")
+    )
     found = trained.accuracy(*test)
     module = network.spec.build(5, "evaluation", MODEL, "y", 0).module
     draws = generator(5, "evaluation", MODEL, "y", 0, "draws")
@@ -167,14 +169,14 @@ def test_rows_of_a_full_report():
 def trained_on(monkeypatch):
     """(images, targets, recipe) of every network, by what it was trained on."""
     seen = {}
-    original = trial.train
+    original = trial.train_networks
 
     def record(networks, sets, recipe, **named):
         for network, taken in zip(networks, sets, strict=True):
             seen.setdefault(network.purpose, []).append((*taken, recipe))
         return original(networks, sets, recipe, **named)
 
-    monkeypatch.setattr(trial, "train", record)
+    monkeypatch.setattr(trial, "train_networks", record)
     return seen
 
 
@@ -276,7 +278,9 @@ def test_robust_scores_come_from_the_rows(trained_on, soft):
         assert len(trained_on["full data"]) == 2
         teacher = Network(NetworkSpec(MODEL, 1, 3, 8), 0, "full data", 0)
         images, labels, recipe = trained_on["full data"][0]
-        logits = finish(train([teacher], [(images, labels)], recipe, device=CPU, backend="auto")).logits(images)
+        logits = finish(train_networks([teacher], [(images, labels)], recipe, device=CPU, backend="auto")).logits(
+            images
+        )
         seen = [(x, y) for x, y, _ in trained_on["random real"] if y.is_floating_point()]
         assert len(seen) == 4
         for x, y in seen:

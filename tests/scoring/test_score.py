@@ -276,7 +276,7 @@ def test_a_repeated_call_uses_the_networks_that_are_there(tmp_path, monkeypatch,
     data = small_data()
     undisturbed = score(data, networks=3, **SETTINGS)
     trained = []
-    original = networks.train
+    original = networks.train_score_networks
 
     def train(recipe, numbers, *arguments):
         if len(trained) == 2:
@@ -284,7 +284,7 @@ def test_a_repeated_call_uses_the_networks_that_are_there(tmp_path, monkeypatch,
         trained.extend(numbers)
         return original(recipe, numbers, *arguments)
 
-    monkeypatch.setattr(networks, "train", train)
+    monkeypatch.setattr(networks, "train_score_networks", train)
     settings = {**SETTINGS, "networks_dir": tmp_path / "networks"}
     with pytest.raises(KeyboardInterrupt):
         score(data, networks=3, **settings)
@@ -316,7 +316,7 @@ def test_batch_statistics_are_kept_with_a_network(tmp_path):
 
 
 def test_grand_says_early_that_a_network_has_no_features(monkeypatch):
-    monkeypatch.setattr(networks, "train", lambda *a: pytest.fail("trained before the check"))
+    monkeypatch.setattr(networks, "train_score_networks", lambda *a: pytest.fail("trained before the check"))
     monkeypatch.setattr(NetworkSpec, "build", lambda *a: FlatNetwork(torch.nn.Linear(2, 2)))
     with pytest.raises(InputError, match="GraNd needs the penultimate features"):
         score(small_data(), method="grand", **SETTINGS)

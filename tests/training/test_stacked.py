@@ -18,7 +18,7 @@ from pad_fast.engines.autograd import FunctionalEngine
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.steps import Operations
 from pad_fast.errors import InputError, StoreError
-from pad_fast.evaluation.network import Network, EvaluationRecipe, train
+from pad_fast.evaluation.network import EvaluationRecipe, Network, train_networks
 from pad_fast.experts import train as train_module
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.runtime import distributed
@@ -381,7 +381,9 @@ def test_an_evaluation_looks_at_its_losses_now_and_then(oracle):
     recipe = EvaluationRecipe(lr=0.05, epochs=60, batch=8, dsa="none")
     networks = [Network(spec, 0, "distilled", index) for index in range(3)]
     with Reads() as reads:
-        work = train(networks, [(distilled.images, distilled.targets)] * 3, recipe, device=CPU, backend="oracle")
+        work = train_networks(
+            networks, [(distilled.images, distilled.targets)] * 3, recipe, device=CPU, backend="oracle"
+        )
         seen = []
         for _ in work:
             seen.append(reads.count)
