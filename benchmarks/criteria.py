@@ -60,7 +60,7 @@ SUITE = Suite(
 )
 
 CPU = torch.device("cpu")
-METHODS = ("random", "dm", "dc", "dsa", "pad")
+COMPARED = ("random", "dm", "dc", "dsa", "pad")
 KEY = ("part", "ipc", "method", "seed", "changes", "filter", "budget", "experts", "rate")  # tells one row from another
 RATES = (0.01, 0.03)  # for networks on sets without a learning rate of their own; PAD's is learned
 
@@ -275,7 +275,7 @@ def compared(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]
     """The table of `compare`: header and cells."""
     header = ["IPC", "budget, s", "criterion", "of these before the first iteration", "iterations", "accuracy, %"]
     groups = _groups(rows, "compare", ("ipc", "budget", "method", "experts"))
-    groups.sort(key=lambda group: (group[0]["ipc"], group[0]["budget"], METHODS.index(group[0]["method"])))
+    groups.sort(key=lambda group: (group[0]["ipc"], group[0]["budget"], COMPARED.index(group[0]["method"])))
     cells = []
     for group in groups:
         first = group[0]
@@ -328,8 +328,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--test-images", type=int, default=300, help="test images per class of it (default: 300)")
     parser.add_argument("--ipc", type=int, default=1, help="images per class (default: 1)")
     parser.add_argument("--parts", nargs="+", choices=TABLES, default=TABLES)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="what is searched and compared")
-    parser.add_argument("--filtered", nargs="+", choices=METHODS[1:], default=["dm", "dc"], help="what gets filters")
+    parser.add_argument(
+        "--methods", nargs="+", choices=COMPARED, default=COMPARED, help="what is searched and compared"
+    )
+    parser.add_argument("--filtered", nargs="+", choices=COMPARED[1:], default=["dm", "dc"], help="what gets filters")
     parser.add_argument("--candidates", type=int, help="the search tries the first so many of each method's")
     parser.add_argument("--search-seconds", type=float, default=20, help="of a candidate's iterations (default: 20)")
     parser.add_argument("--search-networks", type=int, default=3, help="evaluated on each of them (default: 3)")

@@ -23,7 +23,7 @@ from .difficulty import Difficulty
 from .formulas import RunningScores, class_order
 from .networks import ScoreNetwork, ScoreRecipe
 
-METHODS = ("el2n", "grand", "forgetting")
+SCORE_METHODS = ("el2n", "grand", "forgetting")
 
 
 def score(
@@ -77,9 +77,9 @@ def score(
         >>> len(difficulty.scores), len(difficulty.order)
         (1437, 10)
     """
-    if method not in METHODS:
+    if method not in SCORE_METHODS:
         raise ConfigError(
-            f"unknown score method {method!r}; use one of {', '.join(METHODS)}.{nearest(method, METHODS)}"
+            f"unknown score method {method!r}; use one of {', '.join(SCORE_METHODS)}.{nearest(method, SCORE_METHODS)}"
         )
     for name, value in (("networks", networks), ("epochs", epochs), ("batch", batch)):
         if value < 1:
