@@ -89,7 +89,7 @@ def train_networks(
     trainer = Trainer(modules, device=device, backend=backend)
     streams = [generator(each.seed, *each.names, "draws") for each in networks]
     draws = Draws(trainer, streams, DSA(recipe.dsa, mode=recipe.dsa_mode))
-    images, targets, rows = _joined(sets)
+    images, targets, rows = _pooled(sets)
     optimizer = recipe.optimizer()
     losses: list[Tensor] = []
     for epoch in range(recipe.epochs):
@@ -107,7 +107,7 @@ def train_networks(
     return trainer
 
 
-def _joined(sets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+def _pooled(sets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """All images and all targets, and the rows of them that are each network's: `[N]` of all, or `[K, N]`."""
     images, targets = sets[0]
     rows = torch.arange(len(images), device=images.device)
