@@ -29,7 +29,7 @@ from pad_fast.data import Normalization, fit_normalization
 from pad_fast.data.distilled import DistilledDataset
 from pad_fast.distillation.initialization import Teachers, initial_set
 from pad_fast.distillation.iterations import make_mask
-from pad_fast.distillation.schedule import draw
+from pad_fast.distillation.schedule import draw_iteration
 from pad_fast.distillation.state import State
 from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.engines import Task, select
@@ -105,7 +105,7 @@ class Problem:
     ) -> tuple[dict[str, Tensor], float]:
         """Gradients of one iteration in float64, and its loss."""
         config = override(self.config, {"syn_steps": steps})
-        drawn = draw(config, iteration, len(self.store), len(state.images))
+        drawn = draw_iteration(config, iteration, len(self.store), len(state.images))
         expert, epoch = drawn.experts[0], drawn.start_epochs[0]
         leaves = [
             tensor.double().detach().requires_grad_()
