@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..models.spec import NetworkSpec
 from ..runtime.rng import generator
 from ..training.optimizers import SGD
-from ..training.trainer import Draws, Trainer
+from ..training.trainer import Trainer, TrainingStreams
 
 # Epochs between two looks at the losses: each look waits for the device.
 _LOOK_EVERY = 50
@@ -87,15 +87,15 @@ def train_networks(
     """
     modules = [each.spec.build(each.seed, *each.names) for each in networks]
     trainer = Trainer(modules, device=device, backend=backend)
-    streams = [generator(each.seed, *each.names, "draws") for each in networks]
-    draws = Draws(trainer, streams, DSA(recipe.dsa, mode=recipe.dsa_mode))
+    generators = [generator(each.seed, *each.names, "draws") for each in networks]
+    streams = TrainingStreams(trainer, generators, DSA(recipe.dsa, mode=recipe.dsa_mode))
     images, targets, rows = _pooled(sets)
     optimizer = recipe.optimizer()
     losses: list[Tensor] = []
     for epoch in range(recipe.epochs):
         if epoch == recipe.halfway:
             optimizer = recipe.optimizer(0.1)
-        losses.append(trainer.epoch(images, targets, draws.batches(rows, recipe.batch), optimizer, draws.augment))
+        losses.append(trainer.epoch(images, targets, streams.batches(rows, recipe.batch), optimizer, streams.augment))
         last = epoch == recipe.epochs - 1
         if last:
             # Parameters that are not finite would show in the next epoch's loss.

@@ -26,7 +26,7 @@ from ..runtime.rng import generator
 from ..scoring.difficulty import Difficulty
 from ..settings.snapshot_ranges import parse_keep
 from ..training.optimizers import Optimizer, make_optimizer
-from ..training.trainer import Draws, Trainer, in_groups, together
+from ..training.trainer import Trainer, TrainingStreams, in_groups, together
 from .claim import Claim, remove_leftovers
 from .curriculum import Curriculum, prune
 from .store import ExpertStore, shapes_text
@@ -252,8 +252,8 @@ class ExpertTraining:
         """
         networks = [self.spec.build(self.seed, "expert", number) for number in numbers]
         trainer = Trainer(networks, device=self.device, backend=self.backend)
-        streams = [generator(self.seed, "expert draws", number) for number in numbers]
-        draws, optimizer = Draws(trainer, streams, self.augment), self.optimizer()
+        generators = [generator(self.seed, "expert draws", number) for number in numbers]
+        streams, optimizer = TrainingStreams(trainer, generators, self.augment), self.optimizer()
         snapshots = torch.empty(len(numbers), len(self.kept), trainer.theta.shape[-1])
         places = {epoch: place for place, epoch in enumerate(self.kept)}
         accuracies: dict[str, Tensor] = {}
@@ -261,8 +261,8 @@ class ExpertTraining:
         for epoch in range(self.epochs + 1):
             if epoch:
                 shown = self.curriculum.indices(epoch - 1, self.order)
-                batches = draws.batches(shown, self.batch)
-                losses = trainer.epoch(self.images, self.labels, batches, optimizer, draws.augment)
+                batches = streams.batches(shown, self.batch)
+                losses = trainer.epoch(self.images, self.labels, batches, optimizer, streams.augment)
                 if self.test is not None and (epoch % self.test_every == 0 or epoch == self.epochs):
                     accuracies[str(epoch)] = trainer.accuracy(*self.test)
             if epoch in places:

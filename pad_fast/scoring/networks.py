@@ -22,7 +22,7 @@ from ..models.spec import NetworkSpec
 from ..runtime import files, tensor_files
 from ..runtime.rng import generator
 from ..training.optimizers import SGD
-from ..training.trainer import Draws, Trainer, together
+from ..training.trainer import Trainer, TrainingStreams, together
 
 _FORMAT = "pad_fast score network 1"
 _CHUNK = 512  # images in a forward pass
@@ -116,14 +116,14 @@ def train_score_networks(
 ) -> list[ScoreNetwork]:
     """Train the networks of these numbers on normalised `images` `[N, C, H, W]`, recording what they forget."""
     trainer = recipe.trainer(numbers)
-    streams = [generator(recipe.seed, "score draws", number) for number in numbers]
-    draws = Draws(trainer, streams, DSA(recipe.dsa))
+    generators = [generator(recipe.seed, "score draws", number) for number in numbers]
+    streams = TrainingStreams(trainer, generators, DSA(recipe.dsa))
     optimizer = SGD(recipe.lr, momentum=recipe.momentum)
     forgetting = Forgetting(labels, recipe.epochs, networks=len(numbers) if trainer.stacked else None)
     everything = torch.arange(len(labels), device=images.device)
     for _ in range(recipe.epochs):
-        batches = draws.batches(everything, recipe.batch)
-        trainer.epoch(images, labels, batches, optimizer, draws.augment, forgetting.observe)
+        batches = streams.batches(everything, recipe.batch)
+        trainer.epoch(images, labels, batches, optimizer, streams.augment, forgetting.observe)
     buffers = {name: buffer.cpu().clone() for name, buffer in trainer.network.module.named_buffers()}
     trained = (tensor.cpu().view(len(numbers), -1) for tensor in (trainer.theta, forgetting.counts()))
     return [ScoreNetwork(theta, buffers, counts) for theta, counts in zip(*trained, strict=True)]

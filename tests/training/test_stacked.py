@@ -28,7 +28,7 @@ from pad_fast.runtime.rng import generator
 from pad_fast.scoring.formulas import class_order
 from pad_fast.scoring.networks import Forgetting
 from pad_fast.training.optimizers import GSAM, SGD
-from pad_fast.training.trainer import Draws, Trainer, in_groups, together
+from pad_fast.training.trainer import Trainer, TrainingStreams, in_groups, together
 
 from ..support.comparison import relative_error
 from ..support.small import MODEL, QUIET, SIZES, small_data
@@ -362,11 +362,11 @@ def test_an_epoch_reads_nothing_from_the_device(oracle, networks, optimizer):
     images, labels = data.train_images, data.train_labels
     forgetting = Forgetting(labels, 1, networks=networks if trainer.stacked else None)
     for strategy, expected in (("none", 0), ("color_crop", networks * 4)):
-        draws = Draws(trainer, [generator(0, k) for k in range(networks)], DSA(strategy))
+        streams = TrainingStreams(trainer, [generator(0, k) for k in range(networks)], DSA(strategy))
         optimizer._buffer = None
         with Reads() as reads:
-            batches = draws.batches(torch.arange(len(images)), 10)
-            loss = trainer.epoch(images, labels, batches, optimizer, draws.augment, forgetting.observe)
+            batches = streams.batches(torch.arange(len(images)), 10)
+            loss = trainer.epoch(images, labels, batches, optimizer, streams.augment, forgetting.observe)
             counts = forgetting.counts()
         assert reads.count == expected
         assert bool(loss.isfinite().all()) and counts.shape[-1] == len(images)
