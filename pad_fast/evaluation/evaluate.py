@@ -25,7 +25,7 @@ from .results import Results, digest, key_of
 from .robustness import robust_scores
 from .sets import FULL, RANDOM, RANDOM_SOFT, RealBaselines, TrainingSet, baseline_names
 from .table import AccuracyRow, EvaluationReport, RobustScore
-from .trial import _Job, _jobs, _Trial
+from .trial import Job, Trial, jobs_of
 
 Distilled = DistilledDataset | str | os.PathLike[str]
 
@@ -102,7 +102,7 @@ def evaluate(
     specs = [NetworkSpec(model, data.channels, data.classes, data.resolution) for model in resolved]
     for spec in specs:
         spec.build(seed, "probe")  # an unknown name is an error before any training
-    trial = _Trial(
+    trial = Trial(
         data,
         _normalization(first, data),
         seed=seed,
@@ -133,14 +133,14 @@ def evaluate(
     rows += [_own_row(name, each, recipe_of(each), trial.device) for name, each in sets.items()]
     if "full" in wanted or robust:
         rows.append(real.full(full_recipe))
-    jobs: list[_Job] = []
+    jobs: list[Job] = []
     for spec in specs:
-        jobs += _jobs(rows, spec, repeats, seed)
+        jobs += jobs_of(rows, spec, repeats, seed)
         if robust:
             soft = any(each.label_logits is not None for each in sets.values())
             teacher = trial.teacher(spec, real.full(full_recipe), real.images) if soft else None
             extra = [*_robust_rows(real, sets, recipe_of, teacher, trial.device)]
-            jobs += _jobs(extra, spec, repeats, seed)
+            jobs += jobs_of(extra, spec, repeats, seed)
     accuracy = trial.accuracies(jobs)
     table: dict[tuple[str, str], list[float]] = {}
     for job in jobs:
@@ -242,7 +242,7 @@ def _difficulty(
     distilled: DistilledDataset,
     model: str,
     real: RealBaselines,
-    trial: _Trial,
+    trial: Trial,
     cache_dir: str | os.PathLike[str] | None,
 ) -> Difficulty:
     """The scores that were given, or EL2N as the run's own settings compute it."""
