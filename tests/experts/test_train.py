@@ -15,7 +15,7 @@ import torch
 
 from pad_fast import Curriculum, Difficulty, ExpertStore, train_experts
 from pad_fast.errors import ConfigError, PadFastError, StoreError
-from pad_fast.experts import examine
+from pad_fast.experts import examine, recipe
 from pad_fast.experts import train as train_module
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.runtime import files
@@ -58,7 +58,7 @@ def test_snapshots_do_not_alias_live_weights(tmp_path, monkeypatch):
             loss, gradient = loss_and_grad(theta)
             return theta.sub_(0.05 * gradient), loss
 
-    monkeypatch.setattr(train_module, "make_optimizer", lambda *_, **__: InPlace())
+    monkeypatch.setattr(recipe, "make_optimizer", lambda *_, **__: InPlace())
     in_place = train_experts(small_data(), out=tmp_path / "a", experts=1, **SETTINGS)
     monkeypatch.undo()
     fresh = train_experts(small_data(), out=tmp_path / "b", experts=1, optimizer="sgd", **SETTINGS)

@@ -29,7 +29,7 @@ from pad_fast.engines.registry import _engines
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.steps import Operations
 from pad_fast.errors import PadFastError, RankError
-from pad_fast.experts.train import ExpertTraining
+from pad_fast.experts.training import ExpertTraining
 from pad_fast.models import FlatNetwork
 from pad_fast.runtime import distributed, extension
 from pad_fast.settings.config import Config

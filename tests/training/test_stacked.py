@@ -206,7 +206,7 @@ def test_every_rank_gets_its_share_of_a_group(tmp_path, oracle, monkeypatch, mis
     monkeypatch.setattr(distributed, "group", lambda: Group(0, ranks))
     store = ExpertStore.create(tmp_path, parameter_count=3, epochs=1, metadata={"model": MODEL})
     network = NetworkSpec(MODEL, 1, 3, 8).build(0, "probe")
-    assert train_module._together(store, network, missing, 10, device=CPU, backend="oracle") == expected
+    assert train_module.experts_together(store, network, missing, 10, device=CPU, backend="oracle") == expected
 
 
 def test_snapshots_leave_memory_to_others(tmp_path, oracle, monkeypatch):
@@ -214,7 +214,7 @@ def test_snapshots_leave_memory_to_others(tmp_path, oracle, monkeypatch):
     network = NetworkSpec(MODEL, 1, 3, 8).build(0, "probe")
     for free, expected in ((12, 3), (11, 2), (3, 1)):
         monkeypatch.setattr(train_module, "free_bytes", lambda _, free=free: free * store.bytes_per_expert)
-        found = train_module._together(store, network, 6, 10, device=CPU, backend="oracle")
+        found = train_module.experts_together(store, network, 6, 10, device=CPU, backend="oracle")
         assert found == expected
 
 
