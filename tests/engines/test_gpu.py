@@ -26,7 +26,7 @@ from pad_fast.matching.gradients import channels_of, match_gradients
 from pad_fast.models import FlatNetwork
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.runtime.rng import generator
-from pad_fast.scoring.networks import Forgetting
+from pad_fast.scoring.forgetting import Forgetting
 from pad_fast.training.optimizers import GSAM, SGD
 from pad_fast.training.trainer import Trainer, TrainingStreams
 

@@ -14,8 +14,9 @@ from pad_fast.models.spec import NetworkSpec
 from pad_fast.runtime import extension, files
 from pad_fast.runtime.rng import generator
 from pad_fast.scoring import native, networks
-from pad_fast.scoring.formulas import RunningScores, class_order, el2n, el2n_naive, grand, grand_naive
-from pad_fast.scoring.networks import Forgetting
+from pad_fast.scoring.forgetting import Forgetting
+from pad_fast.scoring.formulas import class_order, el2n, el2n_naive, grand, grand_naive
+from pad_fast.scoring.one_pass import RunningScores
 from pad_fast.training.trainer import Trainer, shuffled_batches
 
 from ..support.comparison import relative_error

@@ -25,8 +25,8 @@ from pad_fast.runtime import distributed
 from pad_fast.runtime.device import sent
 from pad_fast.runtime.distributed import Group
 from pad_fast.runtime.rng import generator
+from pad_fast.scoring.forgetting import Forgetting
 from pad_fast.scoring.formulas import class_order
-from pad_fast.scoring.networks import Forgetting
 from pad_fast.training.optimizers import GSAM, SGD
 from pad_fast.training.trainer import Trainer, TrainingStreams, in_groups, together
 
