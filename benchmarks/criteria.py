@@ -1,4 +1,4 @@
-"""What each criterion makes of the same time: random real images, DM, DC, DSA and PAD; and what PAD's filters add.
+"""Accuracy of each criterion in the same time (random real images, DM, DC, DSA, PAD), and what PAD's filters add.
 
     export OMP_NUM_THREADS=1
     python -m benchmarks.criteria --json benchmarks/results/criteria-digits.json
@@ -257,7 +257,7 @@ def _pooled(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _span(values: Sequence[float]) -> str:
-    """What the seeds have in common."""
+    """Summary over the seeds."""
     low, high = f"{min(values):.0f}", f"{max(values):.0f}"
     return low if low == high else f"{low} to {high}"
 

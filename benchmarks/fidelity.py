@@ -1,4 +1,4 @@
-"""How far TESLA's gradient is from the exact one, and what that costs: the reason to switch, measured.
+"""Error of TESLA's gradient against the exact one, and its cost: the reason to switch, measured.
 
     python -m benchmarks.fidelity --json benchmarks/results/fidelity-cpu.json
     python -m benchmarks.fidelity --data imagefolder:DIR --images 2000 --json benchmarks/results/fidelity-cifar10.json
@@ -97,7 +97,7 @@ class Problem:
         return State.start(self.initial.images, self.initial.label_logits, self.initial.labels, config, CPU)
 
     def loop(self, config: Config) -> Loop:
-        """What runs iterations with these settings."""
+        """A loop that runs iterations with these settings."""
         return Loop(self.network, self.store, config, CPU)
 
     def gradients(

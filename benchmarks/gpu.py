@@ -369,7 +369,7 @@ class Epochs:
         return self.case.networks * self.case.epochs * -(-self.case.images // self.batch)
 
     def plain(self) -> Tensor:
-        """How far plain torch moves the weights, one network after another."""
+        """Change of the weights by plain torch, one network after another."""
         moved = []
         for number, (network, start) in enumerate(zip(self.networks, self.starts, strict=True)):
             module, draws = network.load(start).train(), generator(0, "bench", number)
@@ -513,7 +513,7 @@ def in_process(suite: str, name: str, arguments: list[str], seconds: float) -> l
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times faster per step than the yardstick of the same case, which may have had to take fewer steps."""
+    """Speedup per step over the yardstick of the same case, which may have had to take fewer steps."""
     yardsticks = {
         (row["suite"], row["case"]): row["ms_per_step"]
         for row in rows
@@ -547,7 +547,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """What was asked for beside what was measured, line by line."""
+    """Targets beside measurements, line by line."""
     ours = {row["case"]: row for row in rows if row["rival"] == "ours" and row["status"] == "ok"}
     lines = []
     for name, target in TARGETS.items():

@@ -66,7 +66,7 @@ class Case:
         self.module = spec.build(self.config.seed, "network", 0).module
 
     def ours(self, part: str) -> Tensor:
-        """What `BatchLoop` does: the images' gradient, or the network's parameters after an epoch."""
+        """One step of `BatchLoop`: the images' gradient, or the network's parameters after an epoch."""
         theta = self.spec.build(self.config.seed, "network", 0).initial()
         with self.loop.engine.running():
             if part.endswith("update"):

@@ -160,7 +160,7 @@ def scores(rival: str) -> bool:
 
 
 def threads_of(rival: str, threads: int) -> int:
-    """How many of the machine's threads a rival uses."""
+    """Number of the machine's threads that a rival uses."""
     return 1 if rival.endswith(_ALONE) else threads
 
 

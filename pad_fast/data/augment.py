@@ -46,7 +46,7 @@ _ANGLE = math.radians(15.0)
 
 @dataclass(frozen=True, eq=False)
 class DSADraw:
-    """What one augmentation call does: an operation and its numbers.
+    """One augmentation of a batch: an operation and its numbers.
 
     Attributes:
         operation: one of :data:`OPERATIONS`, or "none".
@@ -226,7 +226,7 @@ class SeededDSA:
         return draw if draw.values.shape[0] == 1 else DSADraw(draw.operation, draw.values[first : first + n])
 
     def place(self, n: int, step: int) -> tuple[int, int]:
-        """How many images the whole batch of `step` has, and where in it the `n` given ones begin."""
+        """Size of the whole batch of `step`, and the place in it where the `n` given images begin."""
         return (n, 0) if self.parts is None else self.parts[step]
 
 

@@ -1,4 +1,4 @@
-"""What an iteration changes, and the checkpoint that holds it."""
+"""State of a distillation run, and the checkpoint that holds it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FORMAT = "pad_fast checkpoint 1"
 
 @dataclass(eq=False)
 class State:
-    """What an iteration changes; exactly what a checkpoint holds.
+    """Everything an iteration changes, which is exactly what a checkpoint holds.
 
     Attributes:
         images: `[N, C, H, W]`; label_logits: `[N, classes]`; lr: `[]`.

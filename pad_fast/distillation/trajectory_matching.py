@@ -25,7 +25,7 @@ from .schedule import IterationDraw, draw_iteration
 from .state import State
 
 AHEAD = 2
-"""How many iterations ahead the experts' snapshots are read."""
+"""Number of iterations that the experts' snapshots are read ahead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,7 @@ class Loop:
         return math.isfinite(loss) and not self._skips(loss)
 
     def _complaint(self, pending: Pending, loss: float, lr: float, new_lr: float, finite: list[float]) -> str | None:
-        """What is wrong with an iteration that was not skipped."""
+        """The fault of an iteration that was not skipped; None when it is sound."""
         config, iteration = self.config, pending.iteration
         if not math.isfinite(loss):
             return (

@@ -21,7 +21,7 @@ _LOOK_EVERY = 50
 
 @dataclass(frozen=True)
 class EvaluationRecipe:
-    """How a network is trained on a set: SGD, halfway the rate drops tenfold and momentum starts afresh.
+    """Training of a network on a set: SGD, halfway the rate drops tenfold and momentum starts afresh.
 
     Attributes:
         lr: learning rate of the first half.
@@ -64,7 +64,7 @@ class Network:
 
     @property
     def names(self) -> tuple[str | int, ...]:
-        """What its random streams are named after."""
+        """Names of its random streams."""
         return ("evaluation", self.spec.model, self.purpose, self.index)
 
 

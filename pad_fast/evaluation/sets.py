@@ -1,4 +1,4 @@
-"""What networks are trained on: distilled images and, beside them, the baselines of the same size."""
+"""Training sets of an evaluation: distilled images and, beside them, the baselines of the same size."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from .curriculum import Curriculum, prune
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertRecipe:
-    """How every expert of a store is trained and kept; :func:`train_experts` says what each setting means.
+    """Settings that all experts of a store are trained and kept by; :func:`train_experts` explains each.
 
     Raises:
         ConfigError: a bad count or rate, or an unknown name: before any work, and before a store describes itself by

@@ -225,7 +225,7 @@ def train_missing(store: ExpertStore, training: ExpertTraining, missing: Sequenc
 def experts_together(
     store: ExpertStore, network: FlatNetwork, missing: int, batch: int, *, device: torch.device, backend: str
 ) -> int:
-    """How many experts to train at once: what pays, less where their snapshots take too much memory."""
+    """Number of experts to train at once: what pays, less where their snapshots take too much memory."""
     most = together(network, batch, device=device, backend=backend)
     most = min(most, max(1, free_bytes(torch.device("cpu")) // 4 // store.bytes_per_expert)) if most > 1 else 1
     # Every process of the run gets its share of them, in groups of about the same size.

@@ -29,7 +29,7 @@ _FORMAT = "pad_fast score network 1"
 
 @dataclass(frozen=True)
 class ScoreRecipe:
-    """How every score network is trained; network i depends on (recipe, seed, i) only.
+    """Settings of every score network; network i depends on (recipe, seed, i) only.
 
     Attributes:
         spec: the network.
@@ -55,7 +55,7 @@ class ScoreRecipe:
         return Trainer(networks, device=self.device, backend=self.backend)
 
     def together(self, batch: int) -> int:
-        """How many networks are best taken together on batches of `batch` images."""
+        """Number of networks that are best taken together on batches of `batch` images."""
         return together(self.spec.build(self.seed, "probe"), batch, device=self.device, backend=self.backend)
 
     def key(self, fingerprint: str, normalization: Normalization) -> str:
@@ -171,7 +171,7 @@ def trained_networks(
 
 
 class NetworkFolder:
-    """Where finished networks are kept; None keeps them in memory only."""
+    """Folder of finished networks; None keeps them in memory only."""
 
     def __init__(self, path: str | os.PathLike[str] | None, key: str) -> None:
         self.path = None if path is None else files.require_writable(path)

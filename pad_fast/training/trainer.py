@@ -167,7 +167,7 @@ def shuffled_batches(indices: Tensor, batch_size: int, generator: torch.Generato
 
 
 def together(network: FlatNetwork, batch: int, *, device: torch.device, backend: str) -> int:
-    """How many networks like this one are best trained together on batches of `batch` images; 1 where none are."""
+    """Number of networks like this one that are best trained together on batches of `batch` images; at least 1."""
     task = Task(network, device, torch.float32)
     return select(backend, task).together(task, batch)
 

@@ -87,7 +87,7 @@ class Small:
 
 
 def plain_iteration(small: Small, config: Config, iteration: int, momentum: Tensor) -> tuple[Tensor, float]:
-    """What an iteration of DC or DSA does, on a module, with autograd through everything."""
+    """An iteration of DC or DSA on a module, with autograd through everything."""
     loop, images = small.loop, small.state.images.clone()
     module = small.spec.build(config.seed, "network", iteration).module
     dsa = config.dsa if config.match_dsa else "none"

@@ -271,7 +271,7 @@ def test_checkpoint_round_trip_and_continuation(network, store, tmp_path):
     "changes", [{}, {"threshold": 1.01, "ema_decay": 0.7}, {"soft_labels": False, "trajectories": 2}], ids=repr
 )
 def test_losses_that_are_looked_at_late_change_nothing(network, store, tmp_path, changes):
-    """What a GPU does: the next iterations are begun before the loss of one is known."""
+    """As on a GPU: the next iterations are begun before the loss of one is known."""
     config = small_config(iterations=11, checkpoint_every=7, **changes)
     for late in (0, 3):
         folder = tmp_path / str(late)

@@ -1,4 +1,4 @@
-"""Which snapshots are kept, how exactly, and that damage to their bytes is found."""
+"""Snapshots that are kept, how exactly, and damage to their bytes."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ needs_extension = pytest.mark.skipif(not extension.available(), reason=f"pad_fas
 
 @pytest.fixture
 def no_extension(monkeypatch):
-    """What an installation without a compiler has: any use of the extension raises."""
+    """An installation without a compiler: any use of the extension raises."""
     monkeypatch.setattr(extension, "_module", None)
     monkeypatch.setattr(extension, "_reason", "left out by this test")
 

@@ -110,7 +110,7 @@ def all_gradients() -> dict[str, dict[str, Tensor]]:
 
 
 def refusals() -> dict[str, str]:
-    """What cannot be divided, by name."""
+    """Settings that cannot be divided, by name."""
     found = {}
     for name, changes in (
         ("batch norm", {"model": network("batch")}),
@@ -165,7 +165,7 @@ def walks(folder: Path) -> ExpertStore:
 
 
 def distilled(store: ExpertStore, split: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What some iterations change in the state, and the losses."""
+    """Changes that some iterations make to the state, and the losses."""
     config = loop_config(**SPLITS[split])
     net = network()
     net.module.to(dtype)
