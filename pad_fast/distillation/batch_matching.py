@@ -27,7 +27,7 @@ from ..runtime.device import cache_bytes
 from ..runtime.rng import derive_seed, generator
 from ..settings.config import Config
 from ..training.trainer import shuffled_batches
-from .initialization import InitialSet
+from .initialization import InitialSet, noise_images, shuffled_classes
 from .iterations import LATE, make_mask, read_later
 from .state import State
 
@@ -120,12 +120,9 @@ def initial_images(config: Config, real: RealPool) -> InitialSet:
     """
     labels = torch.arange(len(real.shown)).repeat_interleave(config.ipc)
     if config.pix_init == "noise":
-        chosen = torch.randn(len(labels), *real.images.shape[1:], generator=generator(config.seed, "init noise"))
+        chosen = noise_images(len(labels), real.images, config.seed)
     else:
-        rows = [
-            indices[torch.randperm(len(indices), generator=generator(config.seed, "init images", label))[: config.ipc]]
-            for label, indices in enumerate(real.shown)
-        ]
+        rows = [indices[: config.ipc] for indices in shuffled_classes(real.shown, config.seed)]
         chosen = real.images[torch.cat(rows)]
     return InitialSet(chosen, labels, torch.nn.functional.one_hot(labels, len(real.shown)).float(), ())
 
