@@ -30,7 +30,7 @@ from benchmarks.registry import Suite
 from benchmarks.rivals import keep_freed_memory, plain_gsam_epoch
 from benchmarks.training import TOLERANCE, Job, load_images
 from pad_fast import DSA, ConvNet, ExpertStore, Progress, distill, train_experts
-from pad_fast.distillation.schedule import draw
+from pad_fast.distillation.schedule import draw_iteration
 from pad_fast.distillation.state import State
 from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.experts import convert_experts
@@ -176,7 +176,7 @@ def count_bytes(parameters: int = 10_000) -> list[dict[str, Any]]:
             before = bytes_read()
             snapshots = Snapshots(ExpertStore.open(name), torch.device("cpu"))
             for iteration in range(iterations):
-                drawn = draw(config, iteration, len(store), 100)
+                drawn = draw_iteration(config, iteration, len(store), 100)
                 ends = [(drawn.experts[0], drawn.start_epochs[0] + later) for later in (0, config.expert_epochs)]
                 snapshots.prefetch(ends)
                 for end in ends:

@@ -34,7 +34,7 @@ from pad_fast.matching import normalized_distance
 from pad_fast.models import FlatNetwork
 from pad_fast.runtime.rng import generator
 from pad_fast.training.optimizers import GSAM, SGD
-from pad_fast.training.trainer import Draws, Trainer, in_groups, shuffled_batches
+from pad_fast.training.trainer import Trainer, TrainingStreams, in_groups, shuffled_batches
 
 # Of the image gradient after two steps without augmentation in full float32; a wrong one is off by far more.
 UNROLL_TOLERANCE = 2e-2
@@ -369,7 +369,7 @@ class Epochs:
         return self.case.networks * self.case.epochs * -(-self.case.images // self.batch)
 
     def plain(self) -> Tensor:
-        """How far plain torch moves the weights, one network after another."""
+        """Change of the weights by plain torch, one network after another."""
         moved = []
         for number, (network, start) in enumerate(zip(self.networks, self.starts, strict=True)):
             module, draws = network.load(start).train(), generator(0, "bench", number)
@@ -390,13 +390,13 @@ class Epochs:
         for numbers in in_groups(range(self.case.networks), together):
             networks = [FlatNetwork(self.networks[number].load(self.starts[number])) for number in numbers]
             trainer = Trainer(networks, device=self.device, backend=self.backend, precision=precision)
-            draws = Draws(trainer, [generator(0, "bench", number) for number in numbers], self.dsa)
+            streams = TrainingStreams(trainer, [generator(0, "bench", number) for number in numbers], self.dsa)
             optimizer = (
                 GSAM(0.01, rho=0.01, alpha=0.3) if self.case.expert else SGD(0.01, momentum=0.9, weight_decay=5e-4)
             )
             for _ in range(self.case.epochs):
-                batches = draws.batches(self.everything, self.batch)
-                trainer.epoch(self.images, self.targets, batches, optimizer, draws.augment)
+                batches = streams.batches(self.everything, self.batch)
+                trainer.epoch(self.images, self.targets, batches, optimizer, streams.augment)
             moved.append(trainer.theta.view(len(numbers), -1) - torch.stack([self.starts[n] for n in numbers]))
         return torch.cat(moved)
 
@@ -513,7 +513,7 @@ def in_process(suite: str, name: str, arguments: list[str], seconds: float) -> l
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times faster per step than the yardstick of the same case, which may have had to take fewer steps."""
+    """Speedup per step over the yardstick of the same case, which may have had to take fewer steps."""
     yardsticks = {
         (row["suite"], row["case"]): row["ms_per_step"]
         for row in rows
@@ -547,7 +547,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """What was asked for beside what was measured, line by line."""
+    """Targets beside measurements, line by line."""
     ours = {row["case"]: row for row in rows if row["rival"] == "ours" and row["status"] == "ok"}
     lines = []
     for name, target in TARGETS.items():

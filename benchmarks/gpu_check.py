@@ -40,7 +40,7 @@ WORKERS = 12
 
 @dataclass
 class Part:
-    """What became of one part: "ok", "failed", "timed out" or "skipped"."""
+    """Outcome of one part: "ok", "failed", "timed out" or "skipped"."""
 
     name: str
     state: str
@@ -50,7 +50,7 @@ class Part:
 
 
 def importable(names: tuple[str, ...]) -> dict[str, bool]:
-    """Which of these modules this Python has."""
+    """Presence of these modules in this Python, by name."""
     return {name: importlib.util.find_spec(name) is not None for name in names}
 
 

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..data.augment import DSA, OPERATIONS, DSADraw, _columns, _cutout_side
+from ..data.augment import DSA, OPERATIONS, DSADraw, cutout_side, value_ranges
 from ..errors import InputError
 from .calls import Call, moved
 from .launch import Cost
@@ -156,8 +156,8 @@ def _augment_call(
         "C": channels,
         "H": height,
         "W": width,
-        "CUT_H": _cutout_side(height),
-        "CUT_W": _cutout_side(width),
+        "CUT_H": cutout_side(height),
+        "CUT_W": cutout_side(width),
         "TRANSPOSE": transpose,
         "BLOCK_C": triton.next_power_of_2(channels),
         "BLOCK": block,
@@ -442,7 +442,7 @@ def _draw_call(seed: Tensor, table: Tensor, shape: Sequence[int], strategy: str)
     options = {
         "CHOICES": tuple(OPERATIONS.index(operation) for operation in DSA(strategy).operations),
         "RANGES": _ranges(int(shape[-2]), int(shape[-1])),
-        "WHOLE": tuple(_columns(operation, 8, 8, _CPU)[2] for operation in OPERATIONS),
+        "WHOLE": tuple(value_ranges(operation, 8, 8, _CPU)[2] for operation in OPERATIONS),
         "BLOCK": block,
         "num_warps": max(1, block // 64),
     }
@@ -463,7 +463,7 @@ def _ranges(height: int, width: int) -> tuple[float, ...]:
     """(low, span) of every number of every operation, three pairs each."""
     flat: list[float] = []
     for operation in OPERATIONS:
-        low, span, _ = _columns(operation, height, width, _CPU)
+        low, span, _ = value_ranges(operation, height, width, _CPU)
         pairs = [number for pair in zip(low.tolist(), span.tolist(), strict=True) for number in pair]
         flat += pairs + [0.0] * (6 - len(pairs))
     return tuple(flat)
@@ -543,7 +543,7 @@ def naive_apply(x: Tensor, table: Tensor, *, index: Tensor | None = None) -> Ten
 def _naive_image(image: Tensor, line: Tensor) -> Tensor:
     code = int(line[0])
     operation = OPERATIONS[code] if code != _NONE else "none"
-    columns = len(_columns(operation, 8, 8, _CPU)[0]) if operation != "none" else 0
+    columns = len(value_ranges(operation, 8, 8, _CPU)[0]) if operation != "none" else 0
     return DSA.apply(image, DSADraw(operation, line[None, 1 : 1 + columns]))
 
 
@@ -577,7 +577,7 @@ def naive_draw(
     numbers = _philox(int(seed), [row, trajectory, step, torch.zeros_like(row)])[:3]
     uniform = [(number >> 8).float() * 2.0**-24 for number in numbers]
     for place, operation in enumerate(operations):
-        low, span, whole = _columns(operation, int(shape[-2]), int(shape[-1]), _CPU)
+        low, span, whole = value_ranges(operation, int(shape[-2]), int(shape[-1]), _CPU)
         chosen = choice == place
         table[..., 0][chosen] = OPERATIONS.index(operation)
         for column in range(len(low)):

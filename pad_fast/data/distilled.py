@@ -82,7 +82,7 @@ class DistilledDataset:
 
     @property
     def targets(self) -> Tensor:
-        """What to train against: label logits `[N, classes]` when labels are soft, else classes `[N]`."""
+        """Training targets: label logits `[N, classes]` when labels are soft, else classes `[N]`."""
         return self.labels if self.label_logits is None else self.label_logits
 
     def pixels(self) -> Tensor:
@@ -172,7 +172,7 @@ def _load_trio(folder: Path) -> DistilledDataset:
 
 
 def _classes(logits: Tensor) -> Tensor:
-    """Which class each image was made for, int64 `[N]`: published scripts write images class after class.
+    """Class that each image was made for, int64 `[N]`: published scripts write images class after class.
 
     A distilled label may favour another class, so its largest entry decides only where most labels contradict that
     order.

@@ -29,7 +29,7 @@ from ..runtime import files, tensor_files
 if TYPE_CHECKING:
     from .datasets import ImageDataset
 
-KINDS = ("zca", "mean-std")
+NORMALIZATIONS = ("zca", "mean-std")
 
 # Beyond this the covariance alone is 2.1 GB in float64 and its decomposition holds about five such matrices.
 ZCA_LIMIT = 16_384
@@ -271,7 +271,9 @@ def fit_normalization(
         return fitted
     if kind == "mean-std":
         return fit_mean_std(dataset)
-    raise ConfigError(f"normalisation {kind!r} is unknown; use one of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
+    raise ConfigError(
+        f"normalisation {kind!r} is unknown; use one of {', '.join(NORMALIZATIONS)}.{nearest(kind, NORMALIZATIONS)}"
+    )
 
 
 def _packed(fitted: ZCA, fingerprint: str) -> bytes:

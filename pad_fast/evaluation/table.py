@@ -58,7 +58,7 @@ class AccuracyRow:
 
     @property
     def networks(self) -> int:
-        """How many networks."""
+        """Number of networks."""
         return len(self.accuracies)
 
 
@@ -122,7 +122,7 @@ class EvaluationReport:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> EvaluationReport:
-        """What :meth:`write` has written; from older versions also a list of rows alone, or rows without scores.
+        """Read a file of :meth:`write`; from older versions also a list of rows alone, or rows without scores.
 
         Raises:
             StoreError: no such file, or something else in it.

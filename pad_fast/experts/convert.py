@@ -36,7 +36,7 @@ def convert_experts(
         keep, storage: of the store, see :func:`pad_fast.train_experts`.
 
     Returns:
-        What was written, opened.
+        The written experts, opened.
 
     Raises:
         ConfigError: snapshots that the source does not have, or storage that has lost something before.

@@ -1,4 +1,4 @@
-"""What is in a store, and whether it is still what was written."""
+"""Contents of a store, and checks that they are still what was written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN_FIRST = ("model", "dataset", "normalization", "optimizer", "augmentation"
 
 @dataclass(frozen=True)
 class Finding:
-    """What :func:`examine` says about one expert: nothing when `problem` is None."""
+    """Result of :func:`examine` for one expert, which is sound when `problem` is None."""
 
     expert: int
     problem: str | None
@@ -47,7 +47,7 @@ def examine(folder: str | os.PathLike[str]) -> Iterator[Finding]:
 
 
 def describe_store(folder: str | os.PathLike[str]) -> str:
-    """What is inside, as text of a few lines.
+    """Describe a store in a few lines of text.
 
     Raises:
         StoreError: nothing usable there.

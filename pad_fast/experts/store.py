@@ -327,7 +327,7 @@ class ExpertStore:
         return out.copy_(base[1]) if row == 0 else file.read(row, out, base[1])
 
     def facts(self, expert: int) -> dict[str, Any]:
-        """What is remembered about an expert, e.g. its test accuracy; nothing for replay buffers."""
+        """Facts remembered about an expert, e.g. its test accuracy; none for replay buffers."""
         self._require_expert(expert)
         return {} if self._replay is not None else self._experts[expert].described
 
@@ -444,7 +444,7 @@ def shapes_text(shapes: Iterable[Sequence[int]]) -> str:
 
 
 def read_shapes(text: str) -> tuple[torch.Size, ...]:
-    """What :func:`shapes_text` wrote."""
+    """Shapes from a line of :func:`shapes_text`."""
     return tuple(torch.Size(int(side) for side in shape.split("x")) for shape in text.split())
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ..data import ImageDataset, Normalization
 from ..data.distilled import DistilledDataset
-from ..distillation.batch_matching import BatchLoop, RealImages, initial_images, loops_of
+from ..distillation.batch_matching import BatchLoop, RealPool, initial_images, loops_of
 from ..distillation.initialization import InitialSet, Teachers, initial_set
 from ..distillation.iterations import Iterations
 from ..distillation.metrics import read_history
@@ -45,7 +45,7 @@ class Distillation:
     config: Config
     data: ImageDataset
     normalization: Normalization
-    source: ExpertStore | RealImages
+    source: ExpertStore | RealPool
     folder: Path
     device: torch.device
     progress: Progress
@@ -90,7 +90,7 @@ class Distillation:
 
     def iterations(self) -> Iterations:
         """The iterations of the method's criterion."""
-        if not isinstance(self.source, RealImages):
+        if not isinstance(self.source, RealPool):
             return Loop(self.student, self.source, self.config, self.device)
         note = loops_of(self.config)[-1]
         if note is not None:
@@ -139,7 +139,7 @@ class Distillation:
 
     def _initial(self) -> InitialSet:
         config, data = self.config, self.data
-        if isinstance(self.source, RealImages):
+        if isinstance(self.source, RealPool):
             return initial_images(config, self.source)
         task = Task(self.student, self.device, torch.float32)
         teachers = Teachers(self.source, select(config.backend, task), task)
@@ -149,7 +149,7 @@ class Distillation:
 
 def real_images(
     config: Config, data: ImageDataset, normalization: Normalization, difficulty: Difficulty | None
-) -> RealImages:
+) -> RealPool:
     """The real images of gradient and distribution matching, pruned as the settings ask."""
     shown = prune(order_of(data, difficulty), config.prune)
-    return RealImages(normalization.apply(data.train_images), shown, curriculum_of(config))
+    return RealPool(normalization.apply(data.train_images), shown, curriculum_of(config))

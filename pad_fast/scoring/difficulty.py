@@ -19,7 +19,7 @@ _FORMAT = "pad_fast difficulty 1"
 
 @dataclass(frozen=True, eq=False)
 class Difficulty:
-    """How hard each training image is.
+    """Difficulty of each training image.
 
     Attributes:
         scores: `[N]`, higher = harder; where only an order is known (the reference's files), the rank within the

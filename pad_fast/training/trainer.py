@@ -121,26 +121,26 @@ class Trainer:
         return self.engine.stacked_forward(self.task, self.theta, images.expand(len(self.theta), *images.shape))
 
 
-class Draws:
-    """What networks draw while they are trained: the order of their images, and their augmentation.
+class TrainingStreams:
+    """Random streams of networks in training: the order of their images, and their augmentation.
 
     Each network has a stream of its own, drawn on the CPU: it sees the same whatever device it is trained on, and
     whatever other networks together with it.
 
     Args:
         trainer: of the networks.
-        streams: one for each of them.
+        generators: one for each of them.
         dsa: how batches are augmented.
 
     Attributes:
         augment: for :meth:`Trainer.epoch`; None where there is nothing to do.
     """
 
-    def __init__(self, trainer: Trainer, streams: Sequence[torch.Generator], dsa: DSA) -> None:
-        self.streams, self.stacked = streams, trainer.stacked
+    def __init__(self, trainer: Trainer, generators: Sequence[torch.Generator], dsa: DSA) -> None:
+        self.generators, self.stacked = generators, trainer.stacked
         self.augment: BatchAugment | None = None
         if dsa.operations:
-            one = partial(dsa, generator=streams[0])
+            one = partial(dsa, generator=generators[0])
             self.augment = partial(self._augment_each, dsa, trainer.engine) if self.stacked else one
 
     def batches(self, indices: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -149,13 +149,15 @@ class Draws:
         Networks that have images of their own take their indices in a row each, `[K, N]`.
         """
         if not self.stacked:
-            return shuffled_batches(indices, size, self.streams[0])
-        order = torch.stack([torch.randperm(indices.shape[-1], generator=stream) for stream in self.streams])
+            return shuffled_batches(indices, size, self.generators[0])
+        order = torch.stack([torch.randperm(indices.shape[-1], generator=each) for each in self.generators])
         return indices.expand(order.shape).gather(1, sent(order, indices.device)).split(size, 1)
 
     def _augment_each(self, dsa: DSA, engine: Engine, images: Tensor) -> Tensor:
         shape = images.shape[2:]
-        return engine.augment_each(images, [dsa.draw(images.shape[1], shape, generator=each) for each in self.streams])
+        return engine.augment_each(
+            images, [dsa.draw(images.shape[1], shape, generator=each) for each in self.generators]
+        )
 
 
 def shuffled_batches(indices: Tensor, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -165,7 +167,7 @@ def shuffled_batches(indices: Tensor, batch_size: int, generator: torch.Generato
 
 
 def together(network: FlatNetwork, batch: int, *, device: torch.device, backend: str) -> int:
-    """How many networks like this one are best trained together on batches of `batch` images; 1 where none are."""
+    """Number of networks like this one that are best trained together on batches of `batch` images; at least 1."""
     task = Task(network, device, torch.float32)
     return select(backend, task).together(task, batch)
 

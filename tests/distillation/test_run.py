@@ -18,7 +18,7 @@ from pad_fast.distillation import trajectory_matching
 from pad_fast.distillation.iterations import make_mask
 from pad_fast.distillation.metrics import MetricsLog, read_history, read_metrics
 from pad_fast.distillation.run import PATIENCE, run
-from pad_fast.distillation.schedule import draw
+from pad_fast.distillation.schedule import draw_iteration
 from pad_fast.distillation.state import State
 from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.errors import DistillationStopped, InputError, StoreError
@@ -100,7 +100,7 @@ def plain_loop(network: FlatNetwork, store: ExpertStore, config: Config) -> tupl
     first = int(config.mask_ratio * network.parameter_count)
     losses = []
     for iteration in range(config.iterations):
-        drawn = draw(config, iteration, len(store), len(images))
+        drawn = draw_iteration(config, iteration, len(store), len(images))
         dsa = DSA(config.dsa).seeded(derive_seed(config.seed, "student dsa", iteration, 0))
         (expert,), (first_epoch,) = drawn.experts, drawn.start_epochs
         begin = store.snapshot(expert, first_epoch)
@@ -154,7 +154,7 @@ def test_trajectories_are_averaged_on_the_same_batches(network, store, mask):
     config = small_config(iterations=1, trajectories=3, lr_img=1e4, lr_lr=0.0, mask=mask)
     together = start(config)
     row = Loop(network, store, config, CPU).iterate(together)
-    drawn = draw(config, 0, 2, 9)
+    drawn = draw_iteration(config, 0, 2, 9)
     assert set(drawn.experts) == {0, 1} and len(set(drawn.start_epochs)) > 1
     # One at a time, as separate losses.
     grads, losses = [], []

@@ -26,9 +26,9 @@ from pad_fast.matching.gradients import channels_of, match_gradients
 from pad_fast.models import FlatNetwork
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.runtime.rng import generator
-from pad_fast.scoring.networks import Forgetting
+from pad_fast.scoring.forgetting import Forgetting
 from pad_fast.training.optimizers import GSAM, SGD
-from pad_fast.training.trainer import Draws, Trainer
+from pad_fast.training.trainer import Trainer, TrainingStreams
 
 from ..support.comparison import describe_difference, relative_error
 from ..support.golden import CASES, arguments_of, network_of, served_natively
@@ -505,7 +505,7 @@ def test_training_together_does_not_wait_for_the_gpu(engine):
     labels = torch.randint(0, 10, (70,), generator=draws).to(GPU)
     for count in (1, 4):
         trainer = Trainer([spec.build(0, k) for k in range(count)], device=GPU, backend="triton")
-        drawn = Draws(trainer, [generator(0, k) for k in range(count)], DSA())
+        streams = TrainingStreams(trainer, [generator(0, k) for k in range(count)], DSA())
         forgetting = Forgetting(labels, 4, networks=count if trainer.stacked else None)
         everything, optimizer = torch.arange(70, device=GPU), GSAM(0.05)
         for epoch in range(12):
@@ -513,8 +513,8 @@ def test_training_together_does_not_wait_for_the_gpu(engine):
                 torch.cuda.synchronize()
                 torch.cuda.set_sync_debug_mode("error")
             try:
-                batches = drawn.batches(everything, 32)
-                trainer.epoch(images, labels, batches, optimizer, drawn.augment, forgetting.observe)
+                batches = streams.batches(everything, 32)
+                trainer.epoch(images, labels, batches, optimizer, streams.augment, forgetting.observe)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         assert bool(trainer.theta.isfinite().all())
