@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "build" / "gpu-check"
 ENGINE_TESTS = "tests/engines/gpu"
-NEEDED = ("torch", "triton", "numpy", "safetensors", "PIL", "yaml", "tqdm", "pytest")
+NEEDED = ("torch", "triton", "numpy", "safetensors", "PIL", "yaml", "tqdm", "jaxtyping", "pytest")
 USEFUL = ("torchvision", "sklearn", "pybind11", "setuptools")
 # Seconds. With the copying, and what a part gets to finish in when its time is up, they stay under ten minutes.
 LIMITS = {"extension": 50, "collection": 25, "tests": 120, "scores": 20, "benchmarks": 285, "sanitizer": 50}

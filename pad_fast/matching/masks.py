@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError, nearest
@@ -90,7 +91,7 @@ class ParameterMask:
         return int(self.amount * parameter_count) if self.kind == "loss" else 0
 
 
-def keep_largest(squared_error: Tensor, dropped: int) -> Tensor:
+def keep_largest(squared_error: Float[Tensor, "*K P"], dropped: int) -> Bool[Tensor, "*K P"]:
     """Boolean mask over the last axis that leaves out the `dropped` smallest entries, ties by position."""
     if not dropped:
         return torch.ones_like(squared_error, dtype=torch.bool)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..engines import Augment, Augmentation, Wants
@@ -68,13 +69,13 @@ class RecordedAugmentation(Augmentation):
         self.again_sums = torch.zeros_like(self.sums)
         self.tolerances = torch.zeros_like(self.sums)
 
-    def forward(self, step: int, images: Tensor, batch: Tensor) -> Tensor:
+    def forward(self, step: int, images: Float[Tensor, "N ..."], batch: Int[Tensor, " B"]) -> Tensor:
         augmented = self.augment(images.index_select(0, batch), step)
         self.sums[step] = self.again_sums[step] = _weighted_sum(augmented)
         self.tolerances[step] = 1e-6 * (augmented.numel() + 1)
         return augmented
 
-    def again(self, step: int, images: Tensor, batch: Tensor, wants: Wants) -> Tensor:
+    def again(self, step: int, images: Float[Tensor, "N ..."], batch: Int[Tensor, " B"], wants: Wants) -> Tensor:
         with torch.set_grad_enabled(wants.images):
             images = images.index_select(0, batch).detach().requires_grad_(wants.images)
             augmented = self.augment(images, step)
@@ -87,7 +88,7 @@ class RecordedAugmentation(Augmentation):
         self.again_sums[step] = _weighted_sum(augmented)
         return augmented.detach()
 
-    def pull(self, step: int, grad: Tensor) -> Tensor:
+    def pull(self, step: int, grad: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         assert self.graph is not None  # again() ran
         (augmented, images), self.graph = self.graph, None
         return torch.autograd.grad(augmented, images, grad)[0]
@@ -106,7 +107,7 @@ class RecordedAugmentation(Augmentation):
             )
 
 
-def _weighted_sum(images: Tensor) -> Tensor:
+def _weighted_sum(images: Tensor) -> Float[Tensor, ""]:
     values = images.detach().reshape(-1).double()
     # Unequal weights, because a mirrored image has the same plain sum.
     return values @ torch.linspace(0.5, 1.5, len(values), dtype=values.dtype, device=values.device)

@@ -400,6 +400,7 @@ BAD: list[tuple[str, Change, str]] = [
 ]
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(("name", "change", "message"), BAD, ids=[name for name, _, _ in BAD])
 def test_bad_input_is_named(name, change, message):
     problem = make_problem()
