@@ -17,7 +17,6 @@ from ..data.augment import DSA, DSADraw
 from ..models.flat import Channels, FlatNetwork
 from .updates import Updates
 
-GRADIENTS = ("exact", "unroll", "tesla")
 Labels = Float[Tensor, "B classes"] | Int[Tensor, " B"]
 """Logits of soft labels, or classes, of a batch."""
 StackedLabels = Float[Tensor, "K B classes"] | Int[Tensor, "K B"]

@@ -24,7 +24,7 @@ from ..runtime.device import free_bytes, resolve_device
 from ..runtime.progress import Progress
 from ..runtime.rng import generator
 from ..scoring.difficulty import Difficulty
-from ..settings.snapshot_ranges import parse_keep
+from ..settings.snapshot_ranges import parse_snapshots
 from ..training.optimizers import Optimizer, make_optimizer
 from ..training.trainer import Draws, Trainer, in_groups, together
 from .claim import Claim, remove_leftovers
@@ -80,7 +80,7 @@ def train_experts(
         optimizer: "gsam" (adaptive, `rho`, `alpha`) or "sgd"; constant `lr`, no momentum, no weight decay.
         dsa: augmentation strategy or "none"; `dsa_mode` "fast" or "reference".
         keep: snapshots to store, "all" or numbers and ranges such as "0:22,-1"; see
-            :func:`pad_fast.settings.snapshot_ranges.parse_keep`.
+            :func:`pad_fast.settings.snapshot_ranges.parse_snapshots`.
         storage: "float32", "float16" or "bfloat16-delta"; docs/experts.md says what the last two cost.
         test_every: test after every so many epochs, and once at the end, and remember it with the expert; 0 never.
         workers: experts trained at once on a CPU, each in a process of its own on one thread; 0 trains one after
@@ -106,7 +106,7 @@ def train_experts(
     ):
         if value < least:
             raise ConfigError(f"{name} is {value}; it must be at least {least}")
-    kept = parse_keep(keep, epochs)
+    kept = parse_snapshots(keep, epochs)
     if not lr > 0:
         raise ConfigError(f"expert learning rate is {lr}; it must be positive")
     # Unknown names are errors before any work, and before a store describes itself by them.

@@ -17,13 +17,12 @@ from ..runtime import distributed
 from ..runtime.device import resolve_device
 from ..runtime.distributed import ALONE
 from ..runtime.progress import Progress
+from ..settings.choices import SCORE_METHODS
 from ..training.trainer import in_groups
 from . import networks as score_networks
 from .difficulty import Difficulty
 from .formulas import RunningScores, class_order
 from .networks import Recipe, ScoreNetwork
-
-METHODS = ("el2n", "grand", "forgetting")
 
 
 def score(
@@ -77,9 +76,9 @@ def score(
         >>> len(difficulty.scores), len(difficulty.order)
         (1437, 10)
     """
-    if method not in METHODS:
+    if method not in SCORE_METHODS:
         raise ConfigError(
-            f"unknown score method {method!r}; use one of {', '.join(METHODS)}.{nearest(method, METHODS)}"
+            f"unknown score method {method!r}; use one of {', '.join(SCORE_METHODS)}.{nearest(method, SCORE_METHODS)}"
         )
     for name, value in (("networks", networks), ("epochs", epochs), ("batch", batch)):
         if value < 1:

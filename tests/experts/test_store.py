@@ -24,7 +24,8 @@ from pad_fast.experts.snapshots import Snapshots
 from pad_fast.models import FlatNetwork
 from pad_fast.runtime import files, tensor_files
 from pad_fast.runtime.progress import Progress
-from pad_fast.settings.snapshot_ranges import format_keep, parse_keep
+from pad_fast.settings.choices import STORAGES
+from pad_fast.settings.snapshot_ranges import format_snapshots, parse_snapshots
 
 from ..support.golden import golden_path
 
@@ -346,17 +347,17 @@ def test_replay_buffer_of_another_network(tmp_path):
     ],
 )
 def test_keep_is_read_and_written(text, kept):
-    assert parse_keep(text, 7) == tuple(kept)
-    assert parse_keep(format_keep(kept), 7) == tuple(kept)
+    assert parse_snapshots(text, 7) == tuple(kept)
+    assert parse_snapshots(format_snapshots(kept), 7) == tuple(kept)
 
 
 @pytest.mark.parametrize("text", ["", "8", "-9", "3:3", "5:2", "0:9", "a", "1;2", "0:2:1", "plan"])
 def test_keep_that_makes_no_sense(text):
     with pytest.raises(ConfigError, match="keep is "):
-        parse_keep(text, 7)
+        parse_snapshots(text, 7)
 
 
-@pytest.mark.parametrize("storage", expert_file.STORAGES)
+@pytest.mark.parametrize("storage", STORAGES)
 def test_only_what_was_kept_can_be_read(tmp_path, storage):
     store = make(tmp_path, kept=[1, 3], storage=storage)
     for each in (store, ExpertStore.open(tmp_path)):
@@ -662,7 +663,7 @@ def test_conversion_to_replay_buffers_and_back(tmp_path, monkeypatch):
 def test_a_converted_store_is_the_one_that_training_writes(tmp_path, keep, storage):
     make(tmp_path / "full")
     convert_experts(tmp_path / "full", tmp_path / "less", keep=keep, storage=storage, progress=QUIET)
-    make(tmp_path / "direct", kept=parse_keep(keep, EPOCHS), storage=storage)
+    make(tmp_path / "direct", kept=parse_snapshots(keep, EPOCHS), storage=storage)
     for name in names(tmp_path / "direct"):
         assert (tmp_path / "less" / name).read_bytes() == (tmp_path / "direct" / name).read_bytes(), name
 
