@@ -28,7 +28,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "build" / "gpu-check"
-NEEDED = ("torch", "triton", "numpy", "safetensors", "PIL", "yaml", "tqdm", "pytest")
+ENGINE_TESTS = "tests/engines/gpu"
+NEEDED = ("torch", "triton", "numpy", "safetensors", "PIL", "yaml", "tqdm", "jaxtyping", "pytest")
 USEFUL = ("torchvision", "sklearn", "pybind11", "setuptools")
 # Seconds. With the copying, and what a part gets to finish in when its time is up, they stay under ten minutes.
 LIMITS = {"extension": 50, "collection": 25, "tests": 120, "scores": 20, "benchmarks": 285, "sanitizer": 50}
@@ -212,8 +213,9 @@ def main() -> int:
         tests = collect(["tests"], environment=environment, seconds=LIMITS["collection"] * scale)
         sanitized = [test for test in tests if "sanitizer" in test]
         # The engine's first, then those of the kernels and scores.
-        rest = sorted((test for test in tests if test not in sanitized), key=lambda test: "test_gpu.py" not in test)
-        rest = rest or ["tests/engines/test_gpu.py"]  # without their names, at least all of those in one process
+        rest = [test for test in tests if test not in sanitized]
+        rest.sort(key=lambda test: not test.startswith(ENGINE_TESTS))
+        rest = rest or [ENGINE_TESTS]  # without their names, at least all of those in one process
         note(run_tests("tests", rest, out, seconds=LIMITS["tests"] * scale, environment=environment))
 
     if options.device == "cuda" and built_with_cuda():

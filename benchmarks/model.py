@@ -29,7 +29,7 @@ from benchmarks.rivals import plain_unroll
 from pad_fast import DSA, ConvNet, ParameterMask, trajectory_matching_loss
 from pad_fast.engines import record_backends, register
 from pad_fast.engines.triton.engine import TritonEngine
-from pad_fast.engines.triton.steps import Operations
+from pad_fast.engines.triton.operations import Operations
 from pad_fast.kernels import launch
 from pad_fast.models import FlatNetwork
 

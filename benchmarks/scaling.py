@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import harness, model
 from benchmarks.model import GRAPH_LAUNCH, Setting, Total
-from pad_fast.matching.split_batches import Part
+from pad_fast.matching.split_batches import SplitBatches
 from pad_fast.runtime.distributed import Group
 
 HOST_LAUNCH = 10e-6
@@ -97,7 +97,7 @@ def row(setting: Setting) -> dict[str, Any]:
     whole = compute(setting, setting.batch, GRAPH_LAUNCH)
     divided = {1: whole}
     for ranks in RANKS[1:]:
-        largest = max(Part.of(Group(rank, ranks), [setting.batch]).sizes[0] for rank in range(ranks))
+        largest = max(SplitBatches.of(Group(rank, ranks), [setting.batch]).sizes[0] for rank in range(ranks))
         divided[ranks] = compute(setting, largest, HOST_LAUNCH) + communication(setting, "batch", ranks)
     steps = sums(setting, "batch", 2)
     return {

@@ -21,7 +21,7 @@ from .calls import Call, moved
 from .row_tiles import WARPS, finish, require_alike, row_stride
 
 if TYPE_CHECKING:
-    from ..matching.gradients import Channels
+    from ..models.flat import Channels
     from .aot import Production
 
 _MAX_BLOCK = 2048  # entries of a channel that one program holds in registers

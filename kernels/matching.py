@@ -506,7 +506,7 @@ def production() -> list[Production]:
 
 
 def _naive_keep(end: Tensor, target: Tensor, first_kept: int, dropped: int) -> Tensor:
-    from ..matching.masks import keep_largest
+    from ..models.selection import keep_largest
 
     keep = torch.ones_like(end, dtype=torch.bool)
     keep[..., :first_kept] = False

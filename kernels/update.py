@@ -1,6 +1,6 @@
 """Steps on flat parameter vectors `[P]` or stacked `[K, P]`: SGD, momentum, and GSAM's ascent point and step.
 
-The twins are :class:`pad_fast.engines.updates.Updates`; norms and inner products are taken per row, in float64.
+The twins are :class:`pad_fast.models.updates.Updates`; norms and inner products are taken per row, in float64.
 Learning rates are tensors on the device, so that a captured graph serves every value; the other settings are compiled
 in.
 """
@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..engines.updates import Updates
 from ..errors import InputError
+from ..models.updates import Updates
 from .calls import Call, moved
 from .row_tiles import WARPS, load_block, require_alike, row_stride, store_block, tiles, total
 

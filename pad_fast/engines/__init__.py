@@ -1,6 +1,18 @@
 """Engines compute student steps and their adjoints; the recursion over steps lives in `pad_fast.matching`."""
 
-from .base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, cross_entropy
+from .base import (
+    Adjoint,
+    Augment,
+    Augmentation,
+    Engine,
+    GradientDistance,
+    Inputs,
+    Passes,
+    Student,
+    Task,
+    Wants,
+    cross_entropy,
+)
 from .registry import backends, record_backends, register, require_gradient, select
 
 __all__ = [
@@ -8,10 +20,12 @@ __all__ = [
     "Augment",
     "Augmentation",
     "Engine",
+    "GradientDistance",
     "Inputs",
     "Passes",
     "Student",
     "Task",
+    "Wants",
     "backends",
     "cross_entropy",
     "record_backends",

@@ -1,4 +1,6 @@
-"""Student steps for any `nn.Module`, one step of autograd graph at a time: memory does not grow with T.
+"""`backend="autograd"`: student steps of any `nn.Module`, one step of autograd graph at a time.
+
+Memory does not grow with T, unlike that of :mod:`unroll`, which records the whole loop.
 
 The adjoint differentiates `phi = <v, g>` by a second backward pass over the graph of one gradient. Forward mode
 along `v` followed by one backward pass gives the same numbers; on the ConvNet of the papers it took 1.4 times as long
@@ -10,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from .base import Adjoint, Engine, Pullback, Student, Task, cross_entropy
+from .base import Adjoint, Engine, GradientDistance, Labels, Pullback, Student, Task, Wants, cross_entropy
+from .triton.kernel_forms import kernel_gradient_distance
 
 # Images of 32 x 32 whose activations may be alive at once where groups go in one pass: a few GB for the ConvNets.
 _IMAGES_AT_ONCE = 4096
@@ -21,8 +25,11 @@ _IMAGES_AT_ONCE = 4096
 _FEW_IMAGES = 4
 
 
-class FunctionalEngine(Engine):
-    """`backend="autograd"`: torch only, any module, any device, any floating dtype."""
+class AutogradEngine(Engine):
+    """Torch's own steps: any module, any device, any floating dtype.
+
+    On a GPU with Triton the distance of gradient matching is the kernel's, which needs nothing of the network.
+    """
 
     name = "autograd"
     side_by_side = True
@@ -38,11 +45,15 @@ class FunctionalEngine(Engine):
 
     def student(self, task: Task) -> Student:
         """A run that keeps nothing between steps."""
-        return _FunctionalStudent(task)
+        return _AutogradStudent(task)
+
+    def gradient_distance(self, task: Task) -> GradientDistance | None:
+        """The kernel's, where it runs on the task's device."""
+        return kernel_gradient_distance(task.device)
 
     def loss_grad_logits(
-        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " P"], Float[Tensor, "B classes"]]:
         """One forward and one backward pass."""
         with torch.enable_grad():
             leaf = theta.detach().requires_grad_()
@@ -51,19 +62,29 @@ class FunctionalEngine(Engine):
             (gradient,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), gradient, logits.detach()
 
-    def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
+    def forward(
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."]
+    ) -> Float[Tensor, "B classes"]:
         """One forward pass without a graph."""
         with torch.no_grad():
             return task.network(theta, images)
 
-    def group_gradients(self, task: Task, theta: Tensor, images: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+    def group_gradients(
+        self,
+        task: Task,
+        theta: Float[Tensor, " P"],
+        images: Sequence[Float[Tensor, "_ ..."]],
+        labels: Sequence[Tensor],
+    ) -> Float[Tensor, "G P"]:
         """Groups of equal size go in one pass where that is faster and possible, else one by one."""
         if not _batches(task, len(images[0])) or len({x.shape for x in images}) > 1:
             return super().group_gradients(task, theta, images, labels)
         rows = self._gradients(task, theta, len(images[0]) * images[0][0, 0].numel())
         return rows(torch.stack(list(images)), torch.stack(list(labels))).detach()
 
-    def group_pullback(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Pullback]:
+    def group_pullback(
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "G B ..."], labels: Int[Tensor, "G B"]
+    ) -> tuple[Float[Tensor, "G P"], Pullback]:
         """All groups in one pass where that is possible."""
         if not _batches(task, images.shape[1]):
             return super().group_pullback(task, theta, images, labels)
@@ -78,8 +99,8 @@ class FunctionalEngine(Engine):
         return gradients.detach(), pull
 
     @staticmethod
-    def _gradients(task: Task, theta: Tensor, pixels: int) -> Callable[[Tensor, Tensor], Tensor]:
-        """The gradients `[G, P]` of stacked groups, each of which has so many pixels."""
+    def _gradients(task: Task, theta: Float[Tensor, " P"], pixels: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Gradients `[G, P]` of stacked groups, each of which has so many pixels."""
 
         def loss(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
             return cross_entropy(task.network(theta, x), y)
@@ -97,11 +118,13 @@ def _batches(task: Task, size: int) -> bool:
     return (task.device.type != "cpu" or size <= _FEW_IMAGES) and not list(task.network.module.buffers())
 
 
-class _FunctionalStudent(Student):
+class _AutogradStudent(Student):
     def __init__(self, task: Task) -> None:
         self.network = task.network
 
-    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def gradient(
+        self, step: int, theta: Float[Tensor, "K P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> Float[Tensor, "K P"]:
         rows = []
         for parameters in theta:
             with torch.enable_grad():
@@ -113,29 +136,25 @@ class _FunctionalStudent(Student):
     def adjoint(
         self,
         step: int,
-        theta: Tensor,
-        direction: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        wants_theta: bool,
-        wants_images: bool,
-        wants_labels: bool,
+        theta: Float[Tensor, "K P"],
+        direction: Float[Tensor, "K P"],
+        images: Float[Tensor, "B ..."],
+        labels: Labels,
+        wants: Wants,
     ) -> Adjoint:
         phis, thetas = [], []
-        image_sum = torch.zeros_like(images) if wants_images else None
-        label_sum = torch.zeros_like(labels) if wants_labels else None
+        image_sum = torch.zeros_like(images) if wants.images else None
+        label_sum = torch.zeros_like(labels) if wants.labels else None
         for parameters, v in zip(theta, direction, strict=True):
             with torch.enable_grad():
                 leaf = parameters.detach().requires_grad_()
-                x = images.detach().requires_grad_(wants_images)
-                y = labels.detach().requires_grad_(wants_labels)
+                x = images.detach().requires_grad_(wants.images)
+                y = labels.detach().requires_grad_(wants.labels)
                 loss = cross_entropy(self.network(leaf, x), y)
                 (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
                 phi = torch.dot(gradient, v)
-                wanted = [
-                    tensor for tensor, wants in ((leaf, wants_theta), (x, wants_images), (y, wants_labels)) if wants
-                ]
+                asked = ((leaf, wants.theta), (x, wants.images), (y, wants.labels))
+                wanted = [tensor for tensor, asks in asked if asks]
                 # A model linear in its parameters, or one that ignores the images, has no such derivative: zero.
                 pulled = list(
                     torch.autograd.grad(phi, wanted, allow_unused=True, materialize_grads=True)
@@ -143,10 +162,10 @@ class _FunctionalStudent(Student):
                     else [torch.zeros_like(tensor) for tensor in wanted]
                 )
             phis.append(phi.detach())
-            if wants_theta:
+            if wants.theta:
                 thetas.append(pulled.pop(0))
             if image_sum is not None:
                 image_sum += pulled.pop(0)
             if label_sum is not None:
                 label_sum += pulled.pop(0)
-        return Adjoint(torch.stack(phis), torch.stack(thetas) if wants_theta else None, image_sum, label_sum)
+        return Adjoint(torch.stack(phis), torch.stack(thetas) if wants.theta else None, image_sum, label_sum)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from ..errors import BackendError, nearest
 from ..settings.choices import GRADIENTS
-from .autograd import FunctionalEngine
+from .autograd import AutogradEngine
 from .base import Engine, Task
 from .cpu import CpuEngine
 from .triton.engine import TritonEngine
@@ -103,6 +103,6 @@ def require_gradient(gradient: str) -> None:
         )
 
 
-register(FunctionalEngine())
+register(AutogradEngine())
 register(TritonEngine())
 register(CpuEngine())

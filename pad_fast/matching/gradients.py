@@ -13,24 +13,15 @@ so an update needs plain steps and one adjoint per class: real images never see 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..engines import Engine, Task
 from ..errors import InputError
-from ..models.flat import FlatNetwork
+from ..models.flat import Channels, FlatNetwork
 from .masks import ParameterMask
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Output channels of one layer in the flat vector: `rows` pieces of `length` entries, the first at `offset`."""
-
-    offset: int
-    rows: int
-    length: int
 
 
 def channels_of(network: FlatNetwork, mask: ParameterMask) -> tuple[Channels, ...]:
@@ -64,7 +55,9 @@ def channels_of(network: FlatNetwork, mask: ParameterMask) -> tuple[Channels, ..
     return tuple(found)
 
 
-def gradient_distance(real: Tensor, synthetic: Tensor, channels: Sequence[Channels]) -> Tensor:
+def gradient_distance(
+    real: Float[Tensor, "G P"], synthetic: Float[Tensor, "G P"], channels: Sequence[Channels]
+) -> Float[Tensor, " G"]:
     """Equation (1) without the sum over classes: the truth that the fused forms are compared with.
 
     Args:
@@ -85,20 +78,13 @@ def gradient_distance(real: Tensor, synthetic: Tensor, channels: Sequence[Channe
 
 
 def gradient_distance_and_direction(
-    real: Tensor, synthetic: Tensor, channels: Sequence[Channels]
-) -> tuple[Tensor, Tensor]:
-    """Equations (1) and (2) in one go: :func:`gradient_distance` and its gradient in `synthetic`.
-
-    On a GPU with Triton one kernel reads both gradients and writes the direction; elsewhere it is batched torch.
+    real: Float[Tensor, "G P"], synthetic: Float[Tensor, "G P"], channels: Sequence[Channels]
+) -> tuple[Float[Tensor, " G"], Float[Tensor, "G P"]]:
+    """Equations (1) and (2) in one go, in batched torch: :func:`gradient_distance` and its gradient in `synthetic`.
 
     Returns:
         Distances `[G]`, and `v` `[G, P]`, zero outside the channels. Nothing is recorded for autograd.
     """
-    if real.device.type == "cuda" and _has_triton():
-        from ..kernels import gradient_distance as kernel
-
-        where = kernel.table(tuple(channels), real.shape[1], real.device)
-        return kernel.distance_and_direction(real.contiguous(), synthetic.contiguous(), where)
     total = real.new_zeros(len(real))
     v = torch.zeros_like(synthetic)
     for piece in channels:
@@ -117,11 +103,11 @@ def gradient_distance_and_direction(
 def match_gradients(
     engine: Engine,
     task: Task,
-    theta: Tensor,
-    real: Sequence[Tensor],
-    synthetic: Tensor,
+    theta: Float[Tensor, " P"],
+    real: Sequence[Float[Tensor, "_ C H W"]],
+    synthetic: Float[Tensor, "G B C H W"],
     channels: Sequence[Channels],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, "G B C H W"]]:
     """`D` of all classes and its gradient in the synthetic images, both without a graph.
 
     Args:
@@ -138,17 +124,13 @@ def match_gradients(
     given = engine.group_gradients(task, theta, real, labels)
     own = torch.arange(len(real), device=device)[:, None].expand(synthetic.shape[:2])
     made, pull = engine.group_pullback(task, theta, synthetic, own)
-    distances, v = gradient_distance_and_direction(given, made, channels)
+    form = engine.gradient_distance(task)
+    measure = gradient_distance_and_direction if form is None else form.value_and_direction
+    distances, v = measure(given, made, channels)
     return distances.sum(), pull(v)
 
 
-def _view(flat: Tensor, piece: Channels) -> Tensor:
+def _view(flat: Float[Tensor, "G P"], piece: Channels) -> Float[Tensor, "G rows length"]:
     """`[G, rows, length]` of `[G, P]`."""
     stop = piece.offset + piece.rows * piece.length
     return flat[:, piece.offset : stop].unflatten(1, (piece.rows, piece.length))
-
-
-def _has_triton() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("triton") is not None

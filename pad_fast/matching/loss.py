@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
 from ..engines import Augment, Task, require_gradient, select
-from ..engines.unroll import unroll as autograd_unroll
+from ..engines.unroll import unroll
 from ..errors import InputError
 from ..models.flat import FlatNetwork
 from ..runtime.device import cache_bytes
@@ -17,18 +18,18 @@ from ..runtime.distributed import ALONE, Group
 from .distance import normalized_distance
 from .exact import Unroll, constant_memory_loss
 from .masks import ParameterMask
-from .split_batches import Part, Reduce, require_divisible
+from .split_batches import SplitBatches, WholeBatches, require_divisible
 
 
 def trajectory_matching_loss(
     model: nn.Module | FlatNetwork,
-    theta_start: Tensor,
-    theta_target: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    lr: Tensor | float,
+    theta_start: Float[Tensor, "*K P"],
+    theta_target: Float[Tensor, "*K P"],
+    images: Float[Tensor, "N ..."],
+    labels: Float[Tensor, "N classes"] | Int[Tensor, " N"],
+    lr: Float[Tensor, ""] | Float[Tensor, " 1"] | float,
     *,
-    batches: Sequence[Tensor],
+    batches: Sequence[Int[Tensor, " _"]],
     mask: ParameterMask | None = None,
     augment: Augment | None = None,
     gradient: str = "exact",
@@ -36,7 +37,7 @@ def trajectory_matching_loss(
     precision: str = "auto",
     cache: int | str = 0,
     group: Group = ALONE,
-) -> Tensor:
+) -> Float[Tensor, "*K"]:
     r"""How far a student trained on synthetic images lands from an expert, relative to where it started.
 
     The student starts at `theta_start` and takes `len(batches)` SGD steps
@@ -108,12 +109,11 @@ def trajectory_matching_loss(
 
     if isinstance(augment, SeededDSA) and not augment.augmentation.operations:
         augment = None
-    reduce = Reduce()
+    split: WholeBatches | SplitBatches = WholeBatches()
     if group.size > 1:
         require_divisible(network, gradient)
-        part = Part.of(group, sizes)
-        indices, augment, sizes = part.indices(indices, sizes), part.augment(augment, sizes), part.sizes
-        reduce = part
+        split = SplitBatches.of(group, sizes)
+        indices, augment, sizes = split.indices(indices, sizes), split.augment(augment, sizes), split.sizes
     kept = cache_bytes(cache, images.device)
     task = Task(network, images.device, images.dtype, gradient, precision, kept)
     engine = select(backend, task)
@@ -121,16 +121,14 @@ def trajectory_matching_loss(
     starts = theta_start if stacked else theta_start[None]
     targets = theta_target if stacked else theta_target[None]
     if gradient == "unroll":
+        batches = indices.split(sizes)
         ends = [
-            autograd_unroll(
-                network, start, images, labels, lr.reshape(()), batches=indices.split(sizes), augment=augment
-            )
-            for start in starts
+            unroll(network, start, images, labels, lr.reshape(()), batches=batches, augment=augment) for start in starts
         ]
         losses = normalized_distance(torch.stack(ends), starts, targets, first_kept=first_kept, dropped=dropped)
     else:
-        unroll = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, reduce)
-        losses = constant_memory_loss(unroll, starts, targets, images, labels, lr.reshape(()), indices)
+        run = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, split)
+        losses = constant_memory_loss(run, starts, targets, images, labels, lr.reshape(()), indices)
     return losses if stacked else losses[0]
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from ..errors import InputError, nearest
 from ..models.flat import FlatNetwork
 from ..settings.choices import MASKS
@@ -87,16 +84,3 @@ class ParameterMask:
     def dropped_entries(self, parameter_count: int) -> int:
         """How many entries the `loss` rule leaves out; 0 for the others."""
         return int(self.amount * parameter_count) if self.kind == "loss" else 0
-
-
-def keep_largest(squared_error: Tensor, dropped: int) -> Tensor:
-    """Boolean mask over the last axis that leaves out the `dropped` smallest entries, ties by position."""
-    if not dropped:
-        return torch.ones_like(squared_error, dtype=torch.bool)
-    # Selecting one value takes a tenth of the time of ordering all of them. NaN is the largest, as in a sort.
-    last = squared_error.kthvalue(dropped, dim=-1, keepdim=True).values
-    nan, last_is_nan = squared_error.isnan(), last.isnan()
-    below = (squared_error < last) | (last_is_nan & ~nan)
-    tied = (squared_error == last) | (last_is_nan & nan)
-    left = dropped - below.sum(-1, keepdim=True)
-    return ~(below | (tied & (tied.cumsum(-1) <= left)))

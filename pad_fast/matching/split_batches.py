@@ -18,17 +18,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
-from ..engines import Adjoint, Augment, Student
+from ..engines import Adjoint, Augment, Student, Wants
+from ..engines.base import Labels
 from ..errors import InputError
 from ..models.flat import FlatNetwork
 from ..runtime.distributed import Group
 
 
-class Reduce:
-    """What a run adds up between processes: nothing, since every process has whole batches.
+class WholeBatches:
+    """Every process has whole batches, so nothing is added up between them.
 
     Attributes:
         recordable: whether the passes may be recorded and replayed.
@@ -41,13 +43,13 @@ class Reduce:
         return student
 
     def sum_(self, *tensors: Tensor | None) -> None:
-        """Sums over the ranks, in place, of what is only needed at the end."""
+        """Nothing: there are no other parts to sum over."""
         return None
 
 
 @dataclass(frozen=True)
-class Part(Reduce):
-    """A part of every batch is here, the others are on the other ranks of `group`.
+class SplitBatches:
+    """A part of every batch is here, the others are on the other ranks of `group`; sums over them make the whole.
 
     Attributes:
         rows: for every step, which rows of its batch are here: never none. Where a batch has fewer images than there
@@ -62,7 +64,7 @@ class Part(Reduce):
     recordable = False
 
     @classmethod
-    def of(cls, group: Group, sizes: Sequence[int]) -> Part:
+    def of(cls, group: Group, sizes: Sequence[int]) -> SplitBatches:
         """The part of batches of these `sizes` that belongs to `group.rank`."""
         rows, weights = [], []
         for size in sizes:
@@ -77,7 +79,7 @@ class Part(Reduce):
         """Images here, per step."""
         return tuple(map(len, self.rows))
 
-    def indices(self, indices: Tensor, sizes: Sequence[int]) -> Tensor:
+    def indices(self, indices: Int[Tensor, " indices"], sizes: Sequence[int]) -> Int[Tensor, " here"]:
         """Of the whole batches behind each other, what is here."""
         batches = indices.split(list(sizes))
         return torch.cat([batch[own.start : own.stop] for batch, own in zip(batches, self.rows, strict=True)])
@@ -98,52 +100,42 @@ class Part(Reduce):
         return replace(augment, parts=tuple((size, own.start) for size, own in zip(sizes, self.rows, strict=True)))
 
     def student(self, student: Student) -> Student:
-        """See :class:`Reduce`."""
-        return _Divided(student, self)
+        """`student`, with gradients of whole batches."""
+        return _SplitStudent(student, self)
 
     def sum_(self, *tensors: Tensor | None) -> None:
-        """See :class:`Reduce`."""
+        """Sums over the ranks, in place, of what is only needed at the end."""
         self.group.sum_(*tensors)
 
 
-class _Divided(Student):
+class _SplitStudent(Student):
     """A student that sees a part of every batch. Its adjoints are parts, but for dphi/dtheta, which a step needs."""
 
-    def __init__(self, student: Student, part: Part) -> None:
-        self.whole, self.part = student, part
+    def __init__(self, student: Student, split: SplitBatches) -> None:
+        self.inner, self.split = student, split
         self.random = student.random
 
-    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        gradient = self.whole.gradient(step, theta, images, labels).mul_(self.part.weights[step])
-        self.part.group.sum_(gradient)
+    def gradient(
+        self, step: int, theta: Float[Tensor, "K P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> Float[Tensor, "K P"]:
+        gradient = self.inner.gradient(step, theta, images, labels).mul_(self.split.weights[step])
+        self.split.group.sum_(gradient)
         return gradient
 
     def adjoint(
         self,
         step: int,
-        theta: Tensor,
-        direction: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        wants_theta: bool,
-        wants_images: bool,
-        wants_labels: bool,
+        theta: Float[Tensor, "K P"],
+        direction: Float[Tensor, "K P"],
+        images: Float[Tensor, "B ..."],
+        labels: Labels,
+        wants: Wants,
     ) -> Adjoint:
-        own = self.whole.adjoint(
-            step,
-            theta,
-            direction,
-            images,
-            labels,
-            wants_theta=wants_theta,
-            wants_images=wants_images,
-            wants_labels=wants_labels,
-        )
+        own = self.inner.adjoint(step, theta, direction, images, labels, wants)
         for tensor in (own.phi, own.theta, own.images, own.labels):
             if tensor is not None:
-                tensor.mul_(self.part.weights[step])
-        self.part.group.sum_(own.theta)
+                tensor.mul_(self.split.weights[step])
+        self.split.group.sum_(own.theta)
         return own
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +24,15 @@ _NORMS = (
     nn.GroupNorm,
     nn.modules.batchnorm._NormBase,  # BatchNorm and InstanceNorm in every dimension
 )
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Output channels of one layer in the flat vector: `rows` pieces of `length` entries, the first at `offset`."""
+
+    offset: int
+    rows: int
+    length: int
 
 
 class FlatNetwork:

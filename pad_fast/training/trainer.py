@@ -7,6 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data import DSA
@@ -55,13 +56,13 @@ class Trainer:
 
     def epoch(
         self,
-        images: Tensor,
-        labels: Tensor,
+        images: Float[Tensor, "N C H W"],
+        labels: Float[Tensor, "N classes"] | Int[Tensor, " N"],
         batches: Iterable[Tensor],
         optimizer: Optimizer,
         augment: BatchAugment | None = None,
         observe: Observe | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*K"]:
         """One pass over `batches` of indices `[B]`; returns the mean training loss `[]`, on the device.
 
         `observe(batch, logits)` is called with the indices `[B]` and the logits `[B, classes]` of every step's forward
@@ -72,13 +73,13 @@ class Trainer:
 
     def _epoch(
         self,
-        images: Tensor,
-        labels: Tensor,
+        images: Float[Tensor, "N C H W"],
+        labels: Float[Tensor, "N classes"] | Int[Tensor, " N"],
         batches: Iterable[Tensor],
         optimizer: Optimizer,
         augment: BatchAugment | None,
         observe: Observe | None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*K"]:
         if not self.network.module.training:  # setting it takes as long as a small network's whole update
             self.network.module.train()
         losses = []
@@ -102,19 +103,21 @@ class Trainer:
                 observe(batch, seen[0])  # an optimiser's second evaluation is at other parameters
         return torch.stack(losses).mean(0)
 
-    def logits(self, images: Tensor, *, chunk: int = 512) -> Tensor:
+    def logits(self, images: Float[Tensor, "N C H W"], *, chunk: int = 512) -> Float[Tensor, "*K N classes"]:
         """Logits `[N, classes]` of `images` `[N, C, H, W]` in eval mode, `chunk` images at a time."""
         self.network.module.eval()
         return torch.cat([self.forward(piece) for piece in images.split(chunk)], -2)
 
-    def accuracy(self, images: Tensor, labels: Tensor, *, chunk: int = 512) -> Tensor:
+    def accuracy(
+        self, images: Float[Tensor, "N C H W"], labels: Int[Tensor, " N"], *, chunk: int = 512
+    ) -> Float[Tensor, "*K"]:
         """Percentage of `images` whose largest logit is the right one: float64 `[]`, on the device."""
         self.network.module.eval()
         pieces = zip(images.split(chunk), labels.split(chunk), strict=True)
         right = [(self.forward(piece).argmax(-1) == classes).sum(-1) for piece, classes in pieces]
         return torch.stack(right).sum(0).double() / len(labels) * 100
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "*K B classes"]:
         """Logits `[B, classes]` of a few images `[B, C, H, W]`, in the mode that the module is in."""
         if not self.stacked:
             return self.engine.forward(self.task, self.theta, images)
@@ -143,7 +146,7 @@ class TrainingStreams:
             one = partial(dsa, generator=generators[0])
             self.augment = partial(self._augment_each, dsa, trainer.engine) if self.stacked else one
 
-    def batches(self, indices: Tensor, size: int) -> tuple[Tensor, ...]:
+    def batches(self, indices: Int[Tensor, "*K N"], size: int) -> tuple[Tensor, ...]:
         """`indices` `[N]` in another order for each network, cut into batches `[size]`; the last one may be short.
 
         Networks that have images of their own take their indices in a row each, `[K, N]`.
@@ -160,7 +163,9 @@ class TrainingStreams:
         )
 
 
-def shuffled_batches(indices: Tensor, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+def shuffled_batches(
+    indices: Int[Tensor, " N"], batch_size: int, generator: torch.Generator
+) -> tuple[Int[Tensor, " _"], ...]:
     """`indices` in random order, cut into batches; the last one may be short. The draw is made on the CPU."""
     order = torch.randperm(len(indices), generator=generator)
     return indices[sent(order, indices.device)].split(batch_size)

@@ -151,7 +151,7 @@ def test_tests_are_dealt_out_and_what_ran_is_reported(monkeypatch, tmp_path):
 
 def test_every_gpu_test_is_found(monkeypatch):
     monkeypatch.setattr(gpu_check, "TREE", gpu_check.ROOT)
-    names = gpu_check.collect(["tests/engines/test_gpu.py"], environment=dict(os.environ), seconds=120)
+    names = gpu_check.collect([gpu_check.ENGINE_TESTS], environment=dict(os.environ), seconds=120)
     assert len(names) > 70 and any("compute_sanitizer" in name for name in names)
 
 

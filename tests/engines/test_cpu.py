@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pad_fast
 from pad_fast import ConvNet, ParameterMask, trajectory_matching_loss
-from pad_fast.engines import Task, record_backends, select
+from pad_fast.engines import Task, Wants, record_backends, select
 from pad_fast.engines import cpu as native_cpu
 from pad_fast.engines import registry as engine_registry
 from pad_fast.errors import BackendError, InputError
@@ -67,16 +67,8 @@ def adjoint(backend: str, network: FlatNetwork, theta: Tensor, v: Tensor, images
     problem = Task(network, CPU, theta.dtype, "exact", **task)
     student = select(backend, problem).student(problem)
     gradient = student.gradient(0, theta[None], images, labels)
-    pulled = student.adjoint(
-        0,
-        theta[None],
-        v[None],
-        images,
-        labels,
-        wants_theta=True,
-        wants_images=True,
-        wants_labels=labels.is_floating_point(),
-    )
+    wants = Wants(theta=True, images=True, labels=labels.is_floating_point())
+    pulled = student.adjoint(0, theta[None], v[None], images, labels, wants)
     named = {"gradient": gradient, "phi": pulled.phi, "theta": pulled.theta, "images": pulled.images}
     return named if pulled.labels is None else {**named, "labels": pulled.labels}
 

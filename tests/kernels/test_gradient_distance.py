@@ -11,11 +11,13 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to run")
 
 from pad_fast import ConvNet, ParameterMask
+from pad_fast.engines.triton.kernel_forms import KernelGradientDistance
 from pad_fast.errors import InputError
 from pad_fast.kernels import gradient_distance as kernel
 from pad_fast.kernels.launch import counting
-from pad_fast.matching.gradients import Channels, channels_of, gradient_distance
+from pad_fast.matching.gradients import channels_of, gradient_distance, gradient_distance_and_direction
 from pad_fast.models import FlatNetwork
+from pad_fast.models.flat import Channels
 
 from ..support.comparison import describe_difference, relative_error
 from ..support.small import drawn
@@ -69,6 +71,17 @@ def test_against_autograd_on_a_network_under_a_mask() -> None:
     assert synthetic.grad is not None
     assert relative_error(mine["direction"], synthetic.grad) < 1e-12
     assert bool((mine["direction"][:, : channels[0].offset] == 0).all())
+
+
+def test_the_form_that_engines_offer_takes_strided_gradients_and_agrees_with_torch() -> None:
+    real, synthetic = gradients(2, LENGTHS["a net's"], torch.float64)
+    expected = gradient_distance_and_direction(real, synthetic, PIECES["a net's"])
+    strided = torch.stack([real, synthetic], -1)
+    with counting() as count:
+        mine = KernelGradientDistance().value_and_direction(strided[..., 0], strided[..., 1], PIECES["a net's"])
+    assert "_distance_kernel" in [name for name, _ in count.launches]
+    for actual, truth in zip(mine, expected, strict=True):
+        assert relative_error(actual, truth) < TOLERANCE[torch.float64], describe_difference(actual, truth)
 
 
 @pytest.mark.parametrize("side", ["real", "synthetic"])

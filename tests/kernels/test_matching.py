@@ -14,7 +14,7 @@ from pad_fast.errors import InputError
 from pad_fast.kernels import matching, row_tiles
 from pad_fast.kernels.launch import counting
 from pad_fast.matching import normalized_distance
-from pad_fast.matching.masks import keep_largest
+from pad_fast.models.selection import keep_largest
 
 from ..support.comparison import describe_difference, relative_error
 from ..support.small import drawn

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import NoneType
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pad_fast import ConvNet, ParameterMask, network
-from pad_fast.engines import Task, record_backends, select
-from pad_fast.engines import autograd as functional_engine
+from pad_fast.engines import Task, record_backends, registry, select
+from pad_fast.engines import autograd as autograd_engine
+from pad_fast.engines.autograd import AutogradEngine
+from pad_fast.engines.triton.kernel_forms import KernelGradientDistance
 from pad_fast.errors import InputError
 from pad_fast.matching.distributions import blocks_kept, match_distributions
 from pad_fast.matching.gradients import channels_of, gradient_distance, gradient_distance_and_direction, match_gradients
@@ -130,11 +134,11 @@ def test_classes_in_one_pass_are_the_loop(monkeypatch: pytest.MonkeyPatch, sizes
     real = [real[0][:1].repeat(count, 1, 1, 1) + 0.5 * torch.randn(count, 3, 16, 16) for count in sizes]
     engine, task = task_on("autograd", flat)
     channels = channels_of(flat, ParameterMask.depth(0.1))
-    monkeypatch.setattr(functional_engine, "_FEW_IMAGES", 0)
+    monkeypatch.setattr(autograd_engine, "_FEW_IMAGES", 0)
     loop = match_gradients(engine, task, theta, real, synthetic, channels)
-    monkeypatch.setattr(functional_engine, "_FEW_IMAGES", 100)
+    monkeypatch.setattr(autograd_engine, "_FEW_IMAGES", 100)
     assert_same(match_gradients(engine, task, theta, real, synthetic, channels), loop)
-    monkeypatch.setattr(functional_engine, "_IMAGES_AT_ONCE", 2)  # several passes
+    monkeypatch.setattr(autograd_engine, "_IMAGES_AT_ONCE", 2)  # several passes
     assert_same(match_gradients(engine, task, theta, real, synthetic, channels), loop)
 
 
@@ -164,6 +168,40 @@ def test_the_distance_and_its_direction() -> None:
     assert float(distance[2].detach()) > 1  # which counts one
     twice, _ = gradient_distance_and_direction(3 * real, 0.1 * synthetic.detach(), channels)
     assert relative_error(twice, truth) < 1e-12  # only directions count
+
+
+def test_the_distance_is_torchs_on_a_cpu_and_the_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat, *_ = problem("3 blocks")
+    here, there = (Task(flat, torch.device(name), torch.float32) for name in ("cpu", "cuda"))
+    engines = {name: registry._engines[name] for name in ("autograd", "cpu", "triton")}
+    assert [engine.gradient_distance(here) for engine in engines.values()] == [None, None, None]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    on_a_gpu = {name: type(engine.gradient_distance(there)) for name, engine in engines.items()}
+    assert on_a_gpu == {"autograd": KernelGradientDistance, "cpu": NoneType, "triton": KernelGradientDistance}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert [engine.gradient_distance(there) for engine in engines.values()] == [None, None, None], "without Triton"
+
+
+def test_the_form_of_the_engine_is_taken_where_it_has_one() -> None:
+    flat, theta, real, synthetic = problem("3 blocks")
+    channels = channels_of(flat, ParameterMask.none())
+    asked = []
+
+    class Form:
+        def value_and_direction(self, real: Tensor, synthetic: Tensor, channels: Any) -> tuple[Tensor, Tensor]:
+            asked.append((real.shape, synthetic.shape, channels))
+            distances, v = gradient_distance_and_direction(real, synthetic, channels)
+            return 2 * distances, 2 * v
+
+    class WithForm(AutogradEngine):
+        def gradient_distance(self, task: Task) -> Form:
+            return Form()
+
+    engine, task = task_on("autograd", flat)
+    plain = match_gradients(engine, task, theta, real, synthetic, channels)
+    doubled = match_gradients(WithForm(), task, theta, real, synthetic, channels)
+    assert_same(doubled, [2 * each for each in plain])
+    assert asked == [(torch.Size([len(real), flat.parameter_count]),) * 2 + (channels,)]
 
 
 @pytest.mark.parametrize("blocks", [None, "all", "last two"], ids=str)

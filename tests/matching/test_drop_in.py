@@ -176,7 +176,7 @@ def before(script: Script, start: Tensor, target: Tensor, batches: list[Tensor],
 
 
 def after(script: Script, start: Tensor, target: Tensor, batches: list[Tensor], seed: int) -> Tensor:
-    """What replaces it."""
+    """The call that replaces it."""
 
     def augment(x: Tensor, step: int) -> Tensor:
         script.augment.latestseed = seed + step
@@ -337,6 +337,7 @@ def test_without_recording_it_fails_clearly(guard):
         trajectory_matching_loss(net_of(), **given)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     ("augment", "message"),
     [

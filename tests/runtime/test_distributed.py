@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from pad_fast.errors import RankError
-from pad_fast.matching.split_batches import Part
+from pad_fast.matching.split_batches import SplitBatches
 from pad_fast.runtime import distributed
 from pad_fast.runtime.distributed import Group
 
@@ -154,7 +154,7 @@ def test_ranks_that_differ_are_an_error_on_all(found):
 def test_every_image_of_a_batch_is_on_one_rank(size):
     batches = [torch.tensor([4, 4, 7, 1]), torch.tensor([9]), torch.arange(5)]
     sizes = [len(batch) for batch in batches]
-    parts = [Part.of(Group(rank, size), sizes) for rank in range(size)]
+    parts = [SplitBatches.of(Group(rank, size), sizes) for rank in range(size)]
     for step, batch in enumerate(batches):
         assert sum(part.weights[step] for part in parts) == pytest.approx(1)
         assert all(len(part.rows[step]) >= 1 for part in parts), "an engine was asked for an empty batch"

@@ -27,7 +27,7 @@ from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.engines import record_backends, register
 from pad_fast.engines.registry import _engines
 from pad_fast.engines.triton.engine import TritonEngine
-from pad_fast.engines.triton.steps import Operations
+from pad_fast.engines.triton.operations import Operations
 from pad_fast.errors import PadFastError, RankError
 from pad_fast.experts.training import ExpertTraining
 from pad_fast.models import FlatNetwork

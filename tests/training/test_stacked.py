@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pad_fast import Curriculum, Difficulty, DistilledDataset, ExpertStore, evaluate, score, train_experts
 from pad_fast.data import DSA, fit_normalization
 from pad_fast.engines import record_backends, registry
-from pad_fast.engines.autograd import FunctionalEngine
+from pad_fast.engines.autograd import AutogradEngine
 from pad_fast.engines.triton.engine import TritonEngine
-from pad_fast.engines.triton.steps import Operations
+from pad_fast.engines.triton.operations import Operations
 from pad_fast.errors import InputError, StoreError
 from pad_fast.evaluation.network import EvaluationRecipe, Network, train_networks
 from pad_fast.experts import train as train_module
@@ -65,7 +65,7 @@ class Watched:
         return super().augment_each(images, draws)  # type: ignore[misc]
 
 
-class Oracle(Watched, FunctionalEngine):
+class Oracle(Watched, AutogradEngine):
     """torch, three networks at a time."""
 
     name = "oracle"

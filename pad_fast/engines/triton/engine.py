@@ -6,20 +6,35 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ...data.augment import DSADraw, SeededDSA
 from ...models import ConvNetConfig
 from ...runtime.device import sent
-from ..base import Adjoint, Augment, Augmentation, Engine, Inputs, Passes, Student, Task, contiguous_data
+from ..base import (
+    Adjoint,
+    Augment,
+    Augmentation,
+    Engine,
+    GradientDistance,
+    Inputs,
+    Labels,
+    Passes,
+    StackedLabels,
+    Student,
+    Task,
+    Wants,
+    contiguous_data,
+)
 from ..convnet_layout import config_of, refuse_network, require_batch
-from ..updates import Updates
 from .graphs import CudaRecorder, Graphs, Recorder, signature
-from .steps import Operations, Steps
+from .kernel_forms import KernelDistance, KernelDSA, KernelUpdates, kernel_gradient_distance, on
+from .operations import Operations
+from .steps import Steps
 
 logger = logging.getLogger("pad_fast")
 
@@ -55,18 +70,20 @@ class TritonEngine(Engine):
 
     name = "triton"
 
-    def __init__(self, operations: Any = None, *, recorder: Callable[[torch.device], Recorder] | None = None) -> None:
+    def __init__(
+        self, operations: Operations | None = None, *, recorder: Callable[[torch.device], Recorder] | None = None
+    ) -> None:
         self._given = operations
         self._operations = operations
         self._records_anywhere = recorder is not None
         self.graphs = Graphs(CudaRecorder if recorder is None else recorder)
-        self.distance = KernelDistance(self)
-        self.updates = KernelUpdates(self)
+        self.distance = KernelDistance(lambda: self.operations)
+        self.updates = KernelUpdates(lambda: self.operations)
         self._limits: dict[Hashable, _Limit] = {}
         self._said: set[str] = set()
 
     @property
-    def operations(self) -> Any:
+    def operations(self) -> Operations:
         """The operations; the first look imports Triton."""
         if self._operations is None:
             self._operations = Operations()
@@ -95,13 +112,17 @@ class TritonEngine(Engine):
         """A run that keeps `task.cache_bytes` of activations between the passes."""
         return _TritonStudent(self, task)
 
+    def gradient_distance(self, task: Task) -> GradientDistance | None:
+        """The kernel's, where it runs on the task's device."""
+        return kernel_gradient_distance(task.device)
+
     def augmentation(
-        self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Tensor
+        self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Float[Tensor, "N ..."]
     ) -> Augmentation | None:
         """DSA with a seed is drawn and applied by kernels; any other callable is recorded by autograd."""
         if not isinstance(augment, SeededDSA) or augment.augmentation.mode != "fast":
             return None
-        return _DeviceDSA(self.operations.augment, augment, sizes, images)
+        return KernelDSA(self.operations.augment, augment, sizes, images)
 
     def passes(self, task: Task, make: Callable[[], Passes], key: Hashable | None, inputs: Inputs) -> Passes:
         """Recorded passes, where the device records and everything the run does is known."""
@@ -112,15 +133,15 @@ class TritonEngine(Engine):
         return self.graphs.passes(whole, make, task.device)
 
     def loss_grad_logits(
-        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " P"], Float[Tensor, "B classes"]]:
         """One plain step."""
         losses, gradients, logits = self.stacked_loss_grad_logits(task, theta[None], images[None], labels[None])
         return losses[0], gradients[0], logits[0]
 
     def stacked_loss_grad_logits(
-        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, task: Task, theta: Float[Tensor, "K P"], images: Float[Tensor, "K B ..."], labels: StackedLabels
+    ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K P"], Float[Tensor, "K B classes"]]:
         """One plain step of K networks in the launches of one."""
 
         def work(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -135,11 +156,15 @@ class TritonEngine(Engine):
             losses, gradients, logits = work(*inputs)
         return losses, gradients, logits
 
-    def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
+    def forward(
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."]
+    ) -> Float[Tensor, "B classes"]:
         """Logits `[B, classes]`."""
         return self.stacked_forward(task, theta[None], images[None])[0]
 
-    def stacked_forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
+    def stacked_forward(
+        self, task: Task, theta: Float[Tensor, "K P"], images: Float[Tensor, "K B ..."]
+    ) -> Float[Tensor, "K B classes"]:
         """Logits `[K, B, classes]` of K networks in the launches of one."""
         require_batch(task, theta, images)
         steps, theta, images = self._steps(task), contiguous_data(theta), images.detach()
@@ -155,13 +180,12 @@ class TritonEngine(Engine):
         activations = self._steps(task).working_bytes(1, batch, size)
         return max(1, _WORKING_BYTES // (activations + _VECTORS * task.network.parameter_count * size))
 
-    def augment_each(self, images: Tensor, draws: Sequence[DSADraw]) -> Tensor:
+    def augment_each(self, images: Float[Tensor, "K B C H W"], draws: Sequence[DSADraw]) -> Float[Tensor, "K B C H W"]:
         """One launch, whatever the networks drew."""
         augment = self.operations.augment
         table = sent(augment.table_of(draws, images.shape[1]), images.device)
         with on(images.device):
-            augmented: Tensor = augment.apply(images, table)
-        return augmented
+            return augment.apply(images, table)
 
     def _steps(self, task: Task) -> Steps:
         precision = "ieee" if task.dtype == torch.float64 else PRECISIONS[task.precision]
@@ -175,15 +199,15 @@ class TritonEngine(Engine):
     def _gradient(
         self,
         task: Task,
-        theta: Tensor,
-        images: Tensor,
-        labels: Tensor,
+        theta: Float[Tensor, "K P"],
+        images: Float[Tensor, "K B C H W"],
+        labels: Labels | StackedLabels,
         *,
-        out: Tensor | None = None,
+        out: Float[Tensor, "K P"] | None = None,
         keep: Callable[[], list[Tensor] | None] = lambda: None,
         restart: Callable[[], None] = lambda: None,
         forget: Callable[[], bool] | None = None,
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K P"], list[Float[Tensor, "_ K _ classes"]]]:
         """Losses `[K]`, gradients `[K, P]`, and the logits of every part of the batch as :meth:`Steps.plain` has them.
 
         Args:
@@ -265,7 +289,7 @@ class TritonEngine(Engine):
 
 
 class _Limit:
-    """What a network was found to fit into memory with.
+    """Limits that a network was found to fit into memory with.
 
     Attributes:
         images: at a time, None as long as there was room for everything.
@@ -291,7 +315,9 @@ class _TritonStudent(Student):
         self.gradients: Tensor | None = None
         self.pulled: Tensor | None = None
 
-    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def gradient(
+        self, step: int, theta: Float[Tensor, "K P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> Float[Tensor, "K P"]:
         require_batch(self.task, theta, images, labels)
         size = self.steps.kept_bytes(len(theta), len(images), images.element_size())
         images = _stacked(contiguous_data(images), len(theta))
@@ -320,14 +346,11 @@ class _TritonStudent(Student):
     def adjoint(
         self,
         step: int,
-        theta: Tensor,
-        direction: Tensor,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        wants_theta: bool,
-        wants_images: bool,
-        wants_labels: bool,
+        theta: Float[Tensor, "K P"],
+        direction: Float[Tensor, "K P"],
+        images: Float[Tensor, "B ..."],
+        labels: Labels,
+        wants: Wants,
     ) -> Adjoint:
         require_batch(self.task, theta, images, labels)
         trajectories, direction = len(theta), contiguous_data(direction)
@@ -352,9 +375,7 @@ class _TritonStudent(Student):
                     out=out,
                     accumulate=index > 0,
                     kept=None if kept is None else kept.parts[index],
-                    wants_theta=wants_theta,
-                    wants_images=wants_images,
-                    wants_labels=wants_labels,
+                    wants=wants,
                 )
                 phis.append(phi)
                 if gx is not None:
@@ -363,8 +384,8 @@ class _TritonStudent(Student):
                     for_labels.append(gy)
             return Adjoint(
                 _sum(phis),
-                out if wants_theta else None,
-                _joined(for_images, 0) if wants_images else None,
+                out if wants.theta else None,
+                _joined(for_images, 0) if wants.images else None,
                 _joined(for_labels, 0) if for_labels else None,
             )
 
@@ -381,105 +402,6 @@ class _Kept:
 
     def __init__(self, size: int, parts: list[list[Tensor]]) -> None:
         self.bytes, self.parts = size, parts
-
-
-class _DeviceDSA(Augmentation):
-    """DSA drawn on the device from one number, so that nothing of it changes the operations of a run."""
-
-    def __init__(self, operations: Any, augment: SeededDSA, sizes: Sequence[int], images: Tensor) -> None:
-        self.operations, self.dsa = operations, augment.augmentation
-        self.sizes, self.shape, self.device = tuple(sizes), tuple(images.shape[1:]), images.device
-        self.places = [augment.place(size, step) for step, size in enumerate(sizes)]
-        self.key = ("dsa", self.dsa.operations, self.dsa.siamese)
-        self.seed = sent(torch.tensor(augment.seed, dtype=torch.int64), images.device)
-
-    def begin(self, seed: Tensor | None) -> None:
-        with on(self.device):
-            self.table = self.operations.draw(
-                seed,
-                steps=len(self.sizes),
-                batch=max(whole for whole, _ in self.places),
-                shape=self.shape,
-                strategy=self.dsa.strategy,
-                siamese=self.dsa.siamese,
-            )
-
-    def forward(self, step: int, images: Tensor, batch: Tensor) -> Tensor:
-        with on(self.device):
-            return self.operations.apply(images, self._row(step), index=batch)
-
-    def again(self, step: int, images: Tensor, batch: Tensor, *, wants_gradient: bool) -> Tensor:
-        return self.forward(step, images, batch)
-
-    def pull(self, step: int, grad: Tensor) -> Tensor:
-        with on(self.device):
-            return self.operations.transpose(grad, self._row(step))
-
-    def _row(self, step: int) -> Tensor:
-        first = self.places[step][1]
-        return self.table[step, 0, first : first + self.sizes[step]]
-
-
-class KernelDistance:
-    """The matching loss by the kernels of `pad_fast.kernels.matching`."""
-
-    def __init__(self, engine: TritonEngine) -> None:
-        self.engine = engine
-
-    def value(self, end: Tensor, start: Tensor, target: Tensor, *, first_kept: int, dropped: int) -> Tensor:
-        """`[K]`."""
-        with on(end.device):
-            return self.engine.operations.matching.distance(end, start, target, first_kept=first_kept, dropped=dropped)
-
-    def gradients(
-        self,
-        end: Tensor,
-        start: Tensor,
-        target: Tensor,
-        grad: Tensor,
-        *,
-        first_kept: int,
-        dropped: int,
-        wants: Sequence[bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients in `end`, `start` and `target`."""
-        with on(end.device):
-            return self.engine.operations.matching.distance_gradients(
-                end, start, target, grad, first_kept=first_kept, dropped=dropped, wants=wants
-            )
-
-
-class KernelUpdates(Updates):
-    """Steps on parameter vectors by the kernels of `pad_fast.kernels.update`."""
-
-    def __init__(self, engine: TritonEngine) -> None:
-        self.engine = engine
-
-    def sgd(self, theta: Tensor, *args: Any, **options: Any) -> Tensor:
-        """One pass."""
-        return self._run("sgd", theta, *args, **options)
-
-    def momentum_sgd(self, theta: Tensor, *args: Any, **options: Any) -> Tensor:
-        """One pass."""
-        return self._run("momentum_sgd", theta, *args, **options)
-
-    def gsam_ascent(self, theta: Tensor, *args: Any, **options: Any) -> Tensor:
-        """A pass for the norm and one for the point."""
-        return self._run("gsam_ascent", theta, *args, **options)
-
-    def gsam_step(self, theta: Tensor, *args: Any, **options: Any) -> Tensor:
-        """A pass for the norms and one for the step."""
-        return self._run("gsam_step", theta, *args, **options)
-
-    def _run(self, name: str, theta: Tensor, *args: Any, **options: Any) -> Tensor:
-        with on(theta.device):
-            result: Tensor = getattr(self.engine.operations.update, name)(theta, *args, **options)
-        return result
-
-
-def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Kernels start on torch's current device, which need not be that of the tensors."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _refuse_device(device: torch.device) -> str | None:

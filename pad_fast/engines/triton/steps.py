@@ -1,95 +1,31 @@
 """A ConvNet's student step and its adjoint as a sequence of operations on K trajectories at once.
 
-Equation numbers are those of docs/cpu_engine.md. Which operations is decided by a table: Triton kernels on a GPU, their
-naive twins in plain torch anywhere. Activations are channels-last `[K, B, H, W, C]`, parameters and gradients `[K, P]`.
+Equation numbers are those of docs/cpu_engine.md. Which operations, a table decides. Activations are channels-last
+`[K, B, H, W, C]`, parameters and gradients `[K, P]`.
 """
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from ...models import ConvNetConfig
+from ..base import Labels, StackedLabels, Wants
 from ..convnet_layout import Block, blocks_of
-
-
-class Operations:
-    """The operations of `pad_fast.kernels`, by module and name: `operations.conv.forward(...)`.
-
-    Args:
-        naive: take the twins in plain torch, which run on every device and in every floating dtype.
-    """
-
-    def __init__(self, *, naive: bool = False) -> None:
-        self.naive = naive
-
-    @cached_property
-    def conv(self) -> Any:
-        """3x3 convolutions with weights of their own per trajectory."""
-        return _Family("conv", self.naive)
-
-    @cached_property
-    def block(self) -> Any:
-        """Instance norm, ReLU and pooling."""
-        return _Family("block", self.naive)
-
-    @cached_property
-    def first(self) -> Any:
-        """The first block with its convolution."""
-        return _Family("first", self.naive)
-
-    @cached_property
-    def classifier(self) -> Any:
-        """The linear classifier."""
-        return _Family("classifier", self.naive)
-
-    @cached_property
-    def head(self) -> Any:
-        """Cross entropy."""
-        return _Family("head", self.naive)
-
-    @cached_property
-    def matching(self) -> Any:
-        """The normalised distance."""
-        return _Family("matching", self.naive)
-
-    @cached_property
-    def update(self) -> Any:
-        """Steps on parameter vectors."""
-        return _Family("update", self.naive)
-
-    @cached_property
-    def augment(self) -> Any:
-        """Differentiable augmentation."""
-        return _Family("augment", self.naive)
-
-
-class _Family:
-    """The public functions of one kernel module, or their twins. Triton is imported on first use."""
-
-    def __init__(self, name: str, naive: bool) -> None:
-        self._module = importlib.import_module(f"pad_fast.kernels.{name}")
-        self._prefix = "naive_" if naive else ""
-
-    def __getattr__(self, name: str) -> Any:
-        twin = None if name[0].isupper() else getattr(self._module, self._prefix + name, None)
-        # Classes, and functions that are plain torch anyway, have no twin.
-        return getattr(self._module, name) if twin is None else twin
+from .operations import Filters, FirstBlockOperations, Operations, Place, Statistics
 
 
 @dataclass(frozen=True, eq=False)
 class _Visit:
-    """What the tangent pass leaves behind for one block."""
+    """One block in the tangent pass, kept for the way back."""
 
     block: Block
     h: Tensor
     hd: Tensor
-    w: Any
-    v: Any
+    w: Filters
+    v: Filters
     z: Tensor
     zd: Tensor
     stats: Tensor
@@ -101,13 +37,13 @@ class Steps:
     Every method takes `theta` `[K, P]` and images `x` `[K, B, C, H, W]`, which may be expanded over K.
     """
 
-    def __init__(self, operations: Any, config: ConvNetConfig, precision: str) -> None:
+    def __init__(self, operations: Operations, config: ConvNetConfig, precision: str) -> None:
         self.ops, self.config, self.precision = operations, config, precision
         blocks, self.classifier = blocks_of(config)
         self.later = blocks[1:]
         first = blocks[0]
-        self.first: Any = operations.first
-        self.where: Any = first
+        self.first: FirstBlockOperations = operations.first
+        self.where: Place = first
         if config.channels <= operations.first.MOST_CHANNELS:
             self.where = operations.first.FirstBlock(
                 channels=first.inputs,
@@ -122,7 +58,7 @@ class Steps:
         else:
             self.first = _ManyChannels(operations)
 
-    def logits(self, theta: Tensor, x: Tensor) -> Tensor:
+    def logits(self, theta: Float[Tensor, "K P"], x: Float[Tensor, "K B C H W"]) -> Float[Tensor, "K B classes"]:
         """`[K, B, classes]`."""
         h, _ = self.first.forward(x, theta, self.where, precision=self.precision)
         for block, w in zip(self.later, self._weights(theta), strict=True):
@@ -132,15 +68,15 @@ class Steps:
 
     def plain(
         self,
-        theta: Tensor,
-        x: Tensor,
-        labels: Tensor,
+        theta: Float[Tensor, "K P"],
+        x: Float[Tensor, "K B C H W"],
+        labels: Labels | StackedLabels,
         *,
         batch: int,
-        out: Tensor,
+        out: Float[Tensor, "K P"],
         accumulate: bool,
         keep: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, " K"], Float[Tensor, "_ K B classes"]]:
         """One plain step (1)-(7) on a part of a batch of `batch` images.
 
         Args:
@@ -178,23 +114,21 @@ class Steps:
 
     def adjoint(
         self,
-        theta: Tensor,
-        v: Tensor,
-        x: Tensor,
-        labels: Tensor,
+        theta: Float[Tensor, "K P"],
+        v: Float[Tensor, "K P"],
+        x: Float[Tensor, "K B C H W"],
+        labels: Labels,
         *,
         batch: int,
-        out: Tensor,
+        out: Float[Tensor, "K P"],
         accumulate: bool,
         kept: list[Tensor] | None,
-        wants_theta: bool,
-        wants_images: bool,
-        wants_labels: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        wants: Wants,
+    ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K B C H W"] | None, Float[Tensor, "B classes"] | None]:
         """The tangent pass along `v` (8)-(10) and the pass back through it (11)-(19), (24)-(27).
 
         Args:
-            out: `d phi / d theta` `[K, P]`; holds nothing of use unless `wants_theta`.
+            out: `d phi / d theta` `[K, P]`; holds nothing of use unless `wants.theta`.
             kept: what :meth:`plain` kept for the same images, or None to compute it again.
 
         Returns:
@@ -203,18 +137,10 @@ class Steps:
         """
         ops, precision = self.ops, self.precision
         h, hd, first_stats = self.first.tangent(x, theta, v, self.where, precision=precision)
-        visits = []
-        weights = zip(self._weights(theta), self._weights(v), strict=True)
-        for index, (block, (w, direction)) in enumerate(zip(self.later, weights, strict=True)):
-            known = None if kept is None else kept[index]
-            z, zd = ops.conv.tangent(h, hd, w, direction, precision=precision, with_primal=known is None)
-            z = z if known is None else known
-            o, od, stats = ops.block.tangent(z, zd, *_norm(theta, block), *_norm(v, block))
-            visits.append(_Visit(block, h, hd, w, direction, z, zd, stats))
-            h, hd = o, od
+        h, hd, visits = self._tangents(theta, v, h, hd, kept)
         classes = self.config.classes
         u, ud = ops.classifier.tangent_logits(h, hd, theta, v, self.classifier, classes, precision=precision)
-        phi, gu, gud, gy = ops.head.adjoint(u, ud, labels, batch, wants_labels=wants_labels)
+        phi, gu, gud, gy = ops.head.adjoint(u, ud, labels, batch, wants_labels=wants.labels)
         go, god = ops.classifier.backward_dual(
             gu,
             gud,
@@ -222,7 +148,7 @@ class Steps:
             hd,
             theta,
             v,
-            out if wants_theta else None,
+            out if wants.theta else None,
             self.classifier,
             precision=precision,
             accumulate=accumulate,
@@ -243,14 +169,14 @@ class Steps:
                 block.b,
                 accumulate=accumulate,
             )
-            if wants_theta:
+            if wants.theta:
                 ops.conv.weight_grad_dual(
                     visit.h, visit.hd, gz, gzd, out, block.w, precision=precision, accumulate=accumulate
                 )
             go, god = ops.conv.data_grad_dual(gz, gzd, visit.w, visit.v, precision=precision)
             del visit, gz, gzd
         gx = None
-        if wants_theta or wants_images:
+        if wants.theta or wants.images:
             gx = self.first.adjoint(
                 x,
                 theta,
@@ -262,12 +188,28 @@ class Steps:
                 out,
                 precision=precision,
                 accumulate=accumulate,
-                wants_images=wants_images,
+                wants_images=wants.images,
             )
         return phi, gx, gy
 
+    def _tangents(
+        self, theta: Tensor, v: Tensor, h: Tensor, hd: Tensor, kept: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor, list[_Visit]]:
+        """(8)-(10) through the later blocks: the last one's outputs, and what their way back needs."""
+        visits = []
+        weights = zip(self._weights(theta), self._weights(v), strict=True)
+        for index, (block, (w, direction)) in enumerate(zip(self.later, weights, strict=True)):
+            known = None if kept is None else kept[index]
+            z, zd = self.ops.conv.tangent(h, hd, w, direction, precision=self.precision, with_primal=known is None)
+            z = z if known is None else known
+            assert z is not None  # either kept or asked for
+            o, od, stats = self.ops.block.tangent(z, zd, *_norm(theta, block), *_norm(v, block))
+            visits.append(_Visit(block, h, hd, w, direction, z, zd, stats))
+            h, hd = o, od
+        return h, hd, visits
+
     def kept_bytes(self, trajectories: int, images: int, element: int) -> int:
-        """What :meth:`plain` keeps for that many images, with elements of that many bytes."""
+        """Size of what :meth:`plain` keeps for that many images, with elements of that many bytes."""
         return trajectories * images * element * sum(block.side**2 * block.outputs for block in self.later)
 
     def working_bytes(self, trajectories: int, images: int, element: int) -> int:
@@ -281,7 +223,7 @@ class Steps:
         first = 2 * self.config.width * self.config.map_sizes[1] ** 2
         return trajectories * images * element * (maps + 4 * largest + first)
 
-    def _weights(self, theta: Tensor) -> Any:
+    def _weights(self, theta: Tensor) -> list[Filters]:
         """The later blocks' filters as the convolutions read them."""
         layers = [(block.w, block.inputs, block.outputs) for block in self.later]
         return self.ops.conv.pack_all(theta, layers, precision=self.precision)
@@ -293,18 +235,18 @@ class Steps:
 class _ManyChannels:
     """The first block like any other, for images of more channels than its own kernels take."""
 
-    def __init__(self, operations: Any) -> None:
+    def __init__(self, operations: Operations) -> None:
         self.ops = operations
 
-    def forward(self, x: Tensor, theta: Tensor, where: Block, *, precision: str) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, theta: Tensor, where: Place, *, precision: str) -> tuple[Tensor, Statistics]:
         h, w = _channels_last(x), self._weight(theta, where, precision)
         z = self.ops.conv.forward(h, w, precision=precision)
         o, stats = self.ops.block.forward(z, *_norm(theta, where))
         return o, (z, stats)
 
     def tangent(
-        self, x: Tensor, theta: Tensor, v: Tensor, where: Block, *, precision: str
-    ) -> tuple[Tensor, Tensor, Any]:
+        self, x: Tensor, theta: Tensor, v: Tensor, where: Place, *, precision: str
+    ) -> tuple[Tensor, Tensor, Statistics]:
         h, w, direction = _channels_last(x), self._weight(theta, where, precision), self._weight(v, where, precision)
         z = self.ops.conv.forward(h, w, precision=precision)
         zd = self.ops.conv.forward(h, direction, precision=precision)  # (8) with hd = 0
@@ -315,17 +257,17 @@ class _ManyChannels:
         self,
         x: Tensor,
         theta: Tensor,
-        saved: Any,
+        stats: Statistics,
         god: Tensor,
-        where: Block,
+        where: Place,
         out: Tensor,
         *,
         precision: str,
         accumulate: bool = False,
     ) -> None:
-        z, stats = saved
+        z, moments = stats
         norm = _norm(theta, where)
-        gz = self.ops.block.backward(z, stats, *norm, god, out, where.g, where.b, accumulate=accumulate)
+        gz = self.ops.block.backward(z, moments, *norm, god, out, where.g, where.b, accumulate=accumulate)
         self.ops.conv.weight_grad(_channels_last(x), gz, out, where.w, precision=precision, accumulate=accumulate)
 
     def adjoint(
@@ -333,19 +275,19 @@ class _ManyChannels:
         x: Tensor,
         theta: Tensor,
         v: Tensor,
-        saved: Any,
+        stats: Statistics,
         go: Tensor,
         god: Tensor,
-        where: Block,
+        where: Place,
         out: Tensor,
         *,
         precision: str,
         accumulate: bool = False,
         wants_images: bool = True,
     ) -> Tensor | None:
-        z, zd, stats = saved
+        z, zd, moments = stats
         norms = (*_norm(theta, where), *_norm(v, where))
-        gz, gzd = self.ops.block.adjoint(z, zd, stats, *norms, go, god, out, where.g, where.b, accumulate=accumulate)
+        gz, gzd = self.ops.block.adjoint(z, zd, moments, *norms, go, god, out, where.g, where.b, accumulate=accumulate)
         # (19) with hd = 0.
         self.ops.conv.weight_grad(_channels_last(x), gz, out, where.w, precision=precision, accumulate=accumulate)
         if not wants_images:
@@ -354,7 +296,7 @@ class _ManyChannels:
         gh, _ = self.ops.conv.data_grad_dual(gz, gzd, w, direction, precision=precision)
         return gh.permute(0, 1, 4, 2, 3)
 
-    def _weight(self, theta: Tensor, where: Block, precision: str) -> Any:
+    def _weight(self, theta: Tensor, where: Place, precision: str) -> Filters:
         return self.ops.conv.pack(theta, where.w, where.inputs, where.outputs, precision=precision)
 
 
