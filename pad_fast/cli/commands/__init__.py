@@ -1,4 +1,7 @@
-"""One file per command: its flags, and what it does with them. They import what they need when they run."""
+"""One file per command: its flags, and what it does with them.
+
+Imported by the parser alone; commands import what they need when they run, so that `--help` stays quick.
+"""
 
 from ..command import Command
 from .bench import BENCH
