@@ -21,7 +21,7 @@ test: $(VENV)/.installed lint
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy pad_fast
+	$(BIN)/mypy
 
 # The extension with AddressSanitizer and UBSan, installed beside a copy of the tests that call into it.
 SANITIZE := -fsanitize=address,undefined

@@ -45,6 +45,7 @@ from pad_fast.experts.curriculum import curriculum_of, prune
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.pipeline.configured import needs_order, order_of, score_as_configured
 from pad_fast.pipeline.sweep import Cell, parse_axis
+from pad_fast.settings.choices import PRUNES
 from pad_fast.settings.config import Config
 from pad_fast.settings.resolve import make_settings
 
@@ -352,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     candidates = CIFAR10 if options.data else DIGITS
     none = ("none", 0.0)
     masks = parse_axis(options.mask, ("depth", "layers"), "mask")
-    prunes = parse_axis(options.prune, ("hardest", "easiest"), "prune")
+    prunes = parse_axis(options.prune, PRUNES, "prune")
     pairs = [(none, none), *((none, mask) for mask in masks), *((rule, none) for rule in prunes)]
     with tempfile.TemporaryDirectory() as folder:
         study = Study(data, options, command, Path(folder))

@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -175,28 +176,42 @@ def over_training(problem: Problem, iterations: int, every: int) -> list[dict[st
     return rows
 
 
+@dataclass
+class TimedRun:
+    """A run of one gradient, the processor seconds it has used, and why it ended early if it did."""
+
+    loop: Loop
+    state: State
+    used: float = 0.0
+    failure: str | None = None
+
+    def goes_on(self, seconds: float) -> bool:
+        """Whether it has time left and has not diverged."""
+        return self.failure is None and self.used < seconds
+
+
 def equal_time(problem: Problem, seconds: float, *, seed: int, networks: int) -> list[dict[str, Any]]:
     """Two runs in turns until each has used `seconds` of the processor; their accuracy."""
     runs = {}
     for gradient in ("exact", "tesla"):
         config = override(problem.config, {"gradient": gradient, "seed": seed})
-        runs[gradient] = [problem.loop(config), problem.state(config), 0.0, None]
-    while any(used < seconds and failure is None for _, _, used, failure in runs.values()):
+        runs[gradient] = TimedRun(problem.loop(config), problem.state(config))
+    while any(run.goes_on(seconds) for run in runs.values()):
         for run in runs.values():
-            loop, state, used, failure = run
             start = time.process_time()
             try:
-                while failure is None and used < seconds and time.process_time() - start < SLICE:
-                    loop.iterate(state)
+                while run.goes_on(seconds) and time.process_time() - start < SLICE:
+                    run.loop.iterate(run.state)
             except DistillationStopped as error:  # a run that diverges is a result
-                run[3] = str(error)
-            run[2] = used + time.process_time() - start
+                run.failure = str(error)
+            run.used += time.process_time() - start
     rows = []
-    for gradient, (_, state, used, failure) in runs.items():
+    for gradient, run in runs.items():
+        state = run.state
         reached = accuracy(state, problem.config, problem.normalization, problem.data, seed=seed, networks=networks)
         rows.append(
-            {"part": "equal time", "gradient": gradient, "seed": seed, "processor_seconds": used,
-             "iterations": state.iteration, "skipped": state.skipped, "lr": float(state.lr), "stopped": failure,
+            {"part": "equal time", "gradient": gradient, "seed": seed, "processor_seconds": run.used,
+             "iterations": state.iteration, "skipped": state.skipped, "lr": float(state.lr), "stopped": run.failure,
              "accuracy": reached.mean, "std": reached.std, "networks": networks}
         )  # fmt: skip
     return rows
@@ -281,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
 
     settings = {"ipc": options.ipc, **(CIFAR if options.data else {}), **parsed(options.set)}
-    config = make_settings(preset_name=None, file=None, overrides=settings).config
+    config = make_settings(overrides=settings).config
     data = load_dataset(options.data or "digits")
     if options.data:
         data = subset(data, options.images // data.classes)

@@ -329,7 +329,7 @@ def run_matching(device: Device, backend: str, *, trajectories: int, dropped: bo
 
     def formula() -> tuple[Tensor, ...]:
         leaves = [tensor.detach().requires_grad_() for tensor in (end, start, target)]
-        return torch.autograd.grad(normalized_distance(*leaves, **mask), leaves, grad)
+        return torch.autograd.grad(normalized_distance(leaves[0], leaves[1], leaves[2], **mask), leaves, grad)
 
     def kernels() -> tuple[Tensor, ...]:
         from pad_fast.kernels import matching
@@ -584,7 +584,7 @@ def main() -> None:
     harness.add_common(parser)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(run_case(*options.worker, options)))
+        print(json.dumps(run_case(options.worker[0], options.worker[1], options)))
         return
     arguments = ["--device", options.device, "--backend", options.backend, "--rounds", str(options.rounds)]
     arguments += ["--case-seconds", str(options.case_seconds), *(["--tiny"] if options.tiny else [])]

@@ -21,10 +21,18 @@ from torch import Tensor
 from pad_fast.runtime.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
+Content = dict[str, Any]
+"""A result as its JSON holds it."""
 
 # Seconds before a rival's turn: OpenMP threads of the one before spin for some milliseconds after their last work, and
 # would take a core from it.
 _SETTLE = 0.05
+
+
+def load(name: str, folder: Path = RESULTS) -> Content:
+    """A kept result."""
+    content: Content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return content
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from benchmarks import harness
 from benchmarks.registry import Suite
-from benchmarks.rivals import keep_freed_memory
+from benchmarks.rivals import keep_freed_memory, laid_out
 from pad_fast import DSA, Config
 from pad_fast.distillation.batch_matching import BatchLoop, RealPool, initial_images, loops_of
 from pad_fast.distillation.state import State
@@ -78,7 +78,7 @@ class Case:
         """The same in plain torch, class by class, on a module with a fresh network's weights."""
         module = self.spec.build(self.config.seed, "network", 0).module
         layout = torch.channels_last if tuned else torch.contiguous_format
-        module.to(memory_format=layout)
+        laid_out(module, layout)
         if part == "dsa epoch":
             return self._epoch(module, layout)
         leaf = self.state.images.clone().requires_grad_()

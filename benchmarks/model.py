@@ -123,11 +123,11 @@ class Operators(TorchDispatchMode):
     """Writes down every operator that makes a device do something."""
 
     # Counted by those who call them, with what they really touch; see `pad_fast.kernels.launch.note`.
-    noted = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "baddbmm_", "convolution", "convolution_backward")
+    noted = tuple("mm bmm addmm addmm_ baddbmm baddbmm_ convolution convolution_backward".split())
     # Only what they return counts as read.
     gathering = ("index_select", "index", "gather")
     # They reserve memory, or give another view of it.
-    idle = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "alias", "lift_fresh")
+    idle = tuple("empty new_empty empty_like empty_strided new_empty_strided detach alias lift_fresh".split())
     idle += ("_local_scalar_dense",)  # checks on indices in host memory
 
     def __init__(self, *, skip_noted: bool) -> None:

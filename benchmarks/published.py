@@ -14,13 +14,15 @@ from __future__ import annotations
 import argparse
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import harness, model
+from benchmarks.harness import load
 from benchmarks.model import SETTINGS, Setting
-from benchmarks.report import load
 
 PRINTED = {
     "CIFAR-100 IPC 10": "one A100-80G: MTT 61.6 GB, 1.92 s; TESLA 10.3 GB, 5.71 s; DATM out of memory",
@@ -60,16 +62,14 @@ def alive(run: Callable[[], object]) -> int:
 
 def our_bytes(setting: Setting) -> float:
     """Ours at the setting's own batch, from two steps and three."""
-    two, three = (alive(lambda steps=steps: model.ours(setting, steps)) for steps in (2, 3))
+    two, three = (alive(partial(model.ours, setting, steps)) for steps in (2, 3))
     return two + (setting.steps - 2) * (three - two)
 
 
 def plain_bytes(setting: Setting) -> float:
     """The plain loop, which grows with the batch, with the steps, and with their product."""
     corner = {
-        (batch, steps): alive(lambda batch=batch, steps=steps: model.plain(setting, batch, steps))
-        for batch in (2, 3)
-        for steps in (2, 3)
+        (batch, steps): alive(partial(model.plain, setting, batch, steps)) for batch in (2, 3) for steps in (2, 3)
     }
     batch, steps = setting.batch - 2, setting.steps - 2
     by_batch, by_steps = corner[3, 2] - corner[2, 2], corner[2, 3] - corner[2, 2]
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--settings", nargs="+", metavar="NAME", help="some of them (default: all)")
-    parser.add_argument("--json", type=harness.Path, metavar="FILE", help="also write the result there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     options = parser.parse_args(argv)
     settings = [setting for setting in SETTINGS if not options.settings or setting.name in options.settings]
     measured = load("unroll-cpu")

@@ -10,7 +10,6 @@ table but the README's stand the command and the machine it comes from.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -18,16 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import Content, load
 
 _TABLE = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-Content = dict[str, Any]
-
-
-def load(name: str, folder: Path = RESULTS) -> Content:
-    """A kept result."""
-    content: Content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    return content
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

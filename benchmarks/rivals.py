@@ -26,6 +26,11 @@ Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
+def laid_out(module: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The module with its parameters in that layout."""
+    return module.to(memory_format=layout)  # type: ignore[call-overload] # torch's overloads lack it
+
+
 def keep_freed_memory() -> None:
     """Raise glibc's mmap and trim thresholds for this process: otherwise large freed blocks go back to the kernel."""
     if sys.platform.startswith("linux"):
@@ -269,7 +274,7 @@ def plain_evaluation(
         tuned: channels_last (in a process that keeps freed memory, see :func:`keep_freed_memory`).
     """
     layout = torch.channels_last if tuned else torch.contiguous_format
-    module = module.to(memory_format=layout)
+    laid_out(module, layout)
     data = torch.utils.data.TensorDataset(images, targets)
     loader = torch.utils.data.DataLoader(data, batch_size=batch, shuffle=True, generator=generator)
     optimizer = torch.optim.SGD(module.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)

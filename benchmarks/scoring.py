@@ -383,7 +383,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     harness.add_common(parser)
     options = parser.parse_args(argv)
     if options.worker:
-        work(*options.worker[:3], threads=int(options.worker[3]))
+        part, rival, size, threads = options.worker
+        work(part, rival, size, threads=int(threads))
         return
     if "end-to-end" in options.parts and options.data is None:
         parser.error("the end-to-end part needs --data, for example imagefolder:DIR")

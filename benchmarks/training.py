@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks import harness
 from benchmarks.registry import Suite
-from benchmarks.rivals import keep_freed_memory, plain_gsam_epoch, plain_sgd_epoch
+from benchmarks.rivals import keep_freed_memory, laid_out, plain_gsam_epoch, plain_sgd_epoch
 from pad_fast import DSA, ConvNet, load_dataset
 from pad_fast.data import fit_normalization
 from pad_fast.models import FlatNetwork
@@ -99,7 +99,7 @@ class Job:
 
     def _module(self, tuned: bool) -> nn.Module:
         module = self.fresh()
-        return module.to(memory_format=torch.channels_last if tuned else torch.contiguous_format)
+        return laid_out(module, torch.channels_last if tuned else torch.contiguous_format)
 
     def _augment(self, tuned: bool) -> Callable[[Tensor], Tensor]:
         augment = self.augment()

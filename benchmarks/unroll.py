@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -228,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def keep(
-    path: harness.Path | None,
+    path: Path | None,
     command: str,
     *,
     rows: Sequence[dict[str, Any]] = (),

@@ -1,4 +1,4 @@
-"""The command line `pad-fast`: parsing, and one function per command. Nothing imports it."""
+"""The command line `pad-fast`: the parser, and one file per command. Nothing imports it."""
 
 from .main import main
 

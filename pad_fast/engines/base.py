@@ -16,7 +16,6 @@ from ..data.augment import DSA, DSADraw
 from ..models.flat import FlatNetwork
 from .updates import Updates
 
-GRADIENTS = ("exact", "unroll", "tesla")
 Augment = Callable[[Tensor, int], Tensor]
 Pullback = Callable[[Tensor], Tensor]
 FeaturePullback = Callable[[Sequence[Tensor]], Tensor]

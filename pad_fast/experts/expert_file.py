@@ -26,7 +26,6 @@ from torch import Tensor
 from ..errors import StoreError
 from ..runtime import tensor_files
 
-STORAGES = ("float32", "float16", "bfloat16-delta")
 _BYTES = {"F32": (torch.float32, 4), "F16": (torch.float16, 2), "BF16": (torch.bfloat16, 2)}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import StoreError
-from ..settings.snapshot_ranges import format_keep
+from ..settings.snapshot_ranges import format_snapshots
 from .store import ExpertStore, scan
 
 _SHOWN_FIRST = ("model", "dataset", "normalization", "optimizer", "augmentation", "curriculum", "prune", "seed")
@@ -38,7 +38,7 @@ def examine(folder: str | os.PathLike[str]) -> Iterator[Finding]:
         if not rows:
             yield Finding(number, None)
             continue
-        snapshots = format_keep(store.kept[row] for row in rows)
+        snapshots = format_snapshots(store.kept[row] for row in rows)
         yield Finding(
             number,
             f"{file.path} is damaged: the bytes of snapshot {snapshots} have changed; delete it to train this expert "
@@ -63,7 +63,7 @@ def describe_store(folder: str | os.PathLike[str]) -> str:
     lines = [
         f"{folder}: {kind}",
         f"experts      {len(store)}, {size / 1e9:.3g} GB",
-        f"snapshots    {format_keep(store.kept)} of {store.epochs} epochs",
+        f"snapshots    {format_snapshots(store.kept)} of {store.epochs} epochs",
         f"parameters   {store.parameter_count:,}",
     ]
     known = [name for name in _SHOWN_FIRST if name in store.metadata]

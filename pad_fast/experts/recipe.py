@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data import DSA, ImageDataset
 from ..errors import ConfigError
 from ..scoring.difficulty import Difficulty
-from ..settings.snapshot_ranges import parse_keep
+from ..settings.snapshot_ranges import parse_snapshots
 from ..training.optimizers import Optimizer, make_optimizer
 from .curriculum import Curriculum, prune
 
@@ -47,7 +47,7 @@ class ExpertRecipe:
     def __post_init__(self) -> None:
         require_at_least(1, epochs=self.epochs, batch=self.batch)
         require_at_least(0, test_every=self.test_every)
-        parse_keep(self.keep, self.epochs)
+        parse_snapshots(self.keep, self.epochs)
         if not self.lr > 0:
             raise ConfigError(f"expert learning rate is {self.lr}; it must be positive")
         self.make_optimizer()
@@ -56,7 +56,7 @@ class ExpertRecipe:
     @property
     def kept(self) -> tuple[int, ...]:
         """The epochs whose snapshots are stored."""
-        return tuple(parse_keep(self.keep, self.epochs))
+        return tuple(parse_snapshots(self.keep, self.epochs))
 
     @property
     def ordered(self) -> bool:

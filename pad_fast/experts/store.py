@@ -24,9 +24,10 @@ from torch import Tensor
 
 from ..errors import ConfigError, StoreError
 from ..runtime import files, tensor_files
-from ..settings.snapshot_ranges import format_keep, parse_keep
+from ..settings.choices import STORAGES
+from ..settings.snapshot_ranges import format_snapshots, parse_snapshots
 from .claim import Claim
-from .expert_file import STORAGES, ExpertFile, bytes_per_expert, expert_pieces
+from .expert_file import ExpertFile, bytes_per_expert, expert_pieces
 from .replay import ReplayBuffers, replay_files, write_replay
 
 _EXPERT = re.compile(r"expert_(\d{5})\.safetensors")
@@ -115,7 +116,12 @@ class ExpertStore:
             raise ConfigError(f"expert storage is {storage!r}; use one of {', '.join(STORAGES)}")
         if not kept or kept[0] < 0 or kept[-1] > epochs:
             raise ConfigError(f"snapshots to keep are {list(kept)}; experts of {epochs} epochs have 0..{epochs}")
-        sizes = {"parameter_count": parameter_count, "epochs": epochs, "kept": format_keep(kept), "storage": storage}
+        sizes = {
+            "parameter_count": parameter_count,
+            "epochs": epochs,
+            "kept": format_snapshots(kept),
+            "storage": storage,
+        }
         described = tensor_files.unseal(tensor_files.seal({"format": FORMAT, **sizes, **metadata}))
         if not (folder / "store.json").exists():
             files.require_writable(folder)
@@ -366,8 +372,8 @@ class ExpertStore:
             raise StoreError(f"epoch {epoch} does not exist; the experts in {self.folder} have epochs 0..{self.epochs}")
         if number not in self._rows:
             raise StoreError(
-                f"snapshot {number} was not kept: {self.folder} keeps {format_keep(self.kept)} of 0..{self.epochs}; "
-                "train experts that keep it (--keep), in another folder"
+                f"snapshot {number} was not kept: {self.folder} keeps {format_snapshots(self.kept)} of "
+                f"0..{self.epochs}; train experts that keep it (--keep), in another folder"
             )
         return self._rows[number]
 
@@ -408,7 +414,7 @@ def scan(folder: Path) -> tuple[ExpertStore, dict[int, StoreError]]:
             metadata,
             parameter_count=int(metadata["parameter_count"]),
             epochs=int(metadata["epochs"]),
-            kept=parse_keep(metadata["kept"], int(metadata["epochs"])),
+            kept=parse_snapshots(metadata["kept"], int(metadata["epochs"])),
             storage=str(metadata["storage"]),
         )
     except (KeyError, TypeError, ValueError) as error:

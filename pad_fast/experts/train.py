@@ -76,7 +76,7 @@ def train_experts(
         optimizer: "gsam" (adaptive, `rho`, `alpha`) or "sgd"; constant `lr`, no momentum, no weight decay.
         dsa: augmentation strategy or "none"; `dsa_mode` "fast" or "reference".
         keep: snapshots to store, "all" or numbers and ranges such as "0:22,-1"; see
-            :func:`pad_fast.settings.snapshot_ranges.parse_keep`.
+            :func:`pad_fast.settings.snapshot_ranges.parse_snapshots`.
         storage: "float32", "float16" or "bfloat16-delta"; docs/experts.md says what the last two cost.
         test_every: test after every so many epochs, and once at the end, and remember it with the expert; 0 never.
         workers: experts trained at once on a CPU, each in a process of its own on one thread; 0 trains one after

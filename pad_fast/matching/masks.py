@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError, nearest
 from ..models.flat import FlatNetwork
-
-KINDS = ("none", "depth", "loss", "layers")
+from ..settings.choices import MASKS
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class ParameterMask:
     amount: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"unknown mask {self.kind!r}; use one of {', '.join(KINDS)}.{nearest(self.kind, KINDS)}")
+        if self.kind not in MASKS:
+            raise InputError(f"unknown mask {self.kind!r}; use one of {', '.join(MASKS)}.{nearest(self.kind, MASKS)}")
         if self.kind == "layers":
             if int(self.amount) != self.amount or self.amount < 0:
                 raise InputError(f"mask drops {self.amount} layers; it must be a whole number >= 0")

@@ -16,7 +16,7 @@ from ..runtime.progress import Progress
 from ..scoring.difficulty import Difficulty
 from ..scoring.score import score
 from ..settings.config import Config
-from ..settings.snapshot_ranges import format_keep
+from ..settings.snapshot_ranges import format_snapshots
 
 
 def configured_data(
@@ -112,7 +112,7 @@ def train_as_configured(
         lr=config.lr_expert,
         dsa=config.dsa,
         dsa_mode=config.dsa_mode,
-        keep=format_keep(config.kept_snapshots),
+        keep=format_snapshots(config.kept_snapshots),
         storage=config.expert_storage,
         test_every=config.test_every,
         workers=config.workers,

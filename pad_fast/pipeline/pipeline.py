@@ -55,7 +55,7 @@ from ..runtime.progress import Progress
 from ..runtime.rng import derive_seed
 from ..scoring.difficulty import Difficulty
 from ..settings.config import Config
-from ..settings.snapshot_ranges import format_keep
+from ..settings.snapshot_ranges import format_snapshots
 from ..settings.yaml_files import to_yaml
 from .configured import (
     configured_data,
@@ -216,7 +216,7 @@ class Pipeline:
         lost = {*config.reached_snapshots, config.train_epochs} - set(config.kept_snapshots)
         if lost:
             raise ConfigError(
-                f"keep is {config.keep!r}, but these settings reach snapshots {format_keep(lost)} as well; use "
+                f"keep is {config.keep!r}, but these settings reach snapshots {format_snapshots(lost)} as well; use "
                 "keep plan, or all"
             )
 
@@ -282,7 +282,7 @@ class Pipeline:
         described = config.describe("data", "scores", "experts")
         described.pop("num_experts")  # more experts extend a store, fewer use the first of it
         # A store that lacks snapshots must not be taken for another one.
-        described["keep"] = format_keep(config.kept_snapshots)
+        described["keep"] = format_snapshots(config.kept_snapshots)
         described["threads"] = "one" if config.workers else "all"
         folder = self.cache / f"experts-{_key(data.fingerprint, described)}"
         if ExpertStore.complete(folder, config.num_experts):

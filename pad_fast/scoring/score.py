@@ -14,12 +14,11 @@ from ..errors import ConfigError, InputError, nearest
 from ..models.spec import NetworkSpec
 from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
+from ..settings.choices import SCORE_METHODS
 from .difficulty import Difficulty
 from .formulas import class_order
 from .networks import NetworkFolder, ScoreRecipe, require_features, trained_networks
 from .one_pass import score_in_one_pass
-
-SCORE_METHODS = ("el2n", "grand", "forgetting")
 
 
 def score(

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from ..engines.updates import Updates
 from ..errors import ConfigError, nearest
+from ..settings.choices import OPTIMIZERS
 
 LossAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 """`theta [P] -> (loss [], gradient [P])` on one fixed, already augmented batch; or `[K, P] -> ([K], [K, P])`."""
 
 _TORCH = Updates()
-
-OPTIMIZERS = ("gsam", "sgd")
 
 
 class Optimizer(Protocol):

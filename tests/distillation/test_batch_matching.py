@@ -27,7 +27,7 @@ from pad_fast.errors import ConfigError, DatasetError, DistillationStopped, Inpu
 from pad_fast.experts import prune
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.runtime.rng import derive_seed, generator
-from pad_fast.settings.config import BATCH_METHODS
+from pad_fast.settings.choices import BATCH_METHODS
 from pad_fast.settings.resolve import make_settings
 from pad_fast.training.trainer import shuffled_batches
 
@@ -251,7 +251,7 @@ def test_from_end_to_end(tmp_path: Path, method: str) -> None:
     assert [path.name for path in out.glob("cache/*")] == ["evaluation"]  # nothing was scored, no expert trained
     stored = torch.load(out / "labels_best.pt", weights_only=True)
     assert torch.equal(stored, result.labels)
-    config = make_settings(file=str(out / "config.yaml")).config
+    config = make_settings(config=str(out / "config.yaml")).config
     assert config == Config(**result.config)
 
 

@@ -12,7 +12,8 @@ from pad_fast import ExpertStore
 from pad_fast.errors import ConfigError, StoreError
 from pad_fast.experts import describe_store, examine, expert_file
 from pad_fast.runtime import tensor_files
-from pad_fast.settings.snapshot_ranges import format_keep, parse_keep
+from pad_fast.settings.choices import STORAGES
+from pad_fast.settings.snapshot_ranges import format_snapshots, parse_snapshots
 
 from ..support.experts import EPOCHS, METADATA, P, expert, make, names
 
@@ -30,17 +31,17 @@ from ..support.experts import EPOCHS, METADATA, P, expert, make, names
     ],
 )
 def test_keep_is_read_and_written(text, kept):
-    assert parse_keep(text, 7) == tuple(kept)
-    assert parse_keep(format_keep(kept), 7) == tuple(kept)
+    assert parse_snapshots(text, 7) == tuple(kept)
+    assert parse_snapshots(format_snapshots(kept), 7) == tuple(kept)
 
 
 @pytest.mark.parametrize("text", ["", "8", "-9", "3:3", "5:2", "0:9", "a", "1;2", "0:2:1", "plan"])
 def test_keep_that_makes_no_sense(text):
     with pytest.raises(ConfigError, match="keep is "):
-        parse_keep(text, 7)
+        parse_snapshots(text, 7)
 
 
-@pytest.mark.parametrize("storage", expert_file.STORAGES)
+@pytest.mark.parametrize("storage", STORAGES)
 def test_only_what_was_kept_can_be_read(tmp_path, storage):
     store = make(tmp_path, kept=[1, 3], storage=storage)
     for each in (store, ExpertStore.open(tmp_path)):

@@ -11,7 +11,7 @@ from pad_fast import ConvNet, ExpertStore
 from pad_fast.errors import ConfigError, StoreError
 from pad_fast.experts import convert_experts
 from pad_fast.models import FlatNetwork
-from pad_fast.settings.snapshot_ranges import parse_keep
+from pad_fast.settings.snapshot_ranges import parse_snapshots
 
 from ..support.experts import EPOCHS, expert, make, names, written_buffer
 from ..support.golden import golden_path
@@ -131,7 +131,7 @@ def test_conversion_to_replay_buffers_and_back(tmp_path, monkeypatch):
 def test_a_converted_store_is_the_one_that_training_writes(tmp_path, keep, storage):
     make(tmp_path / "full")
     convert_experts(tmp_path / "full", tmp_path / "less", keep=keep, storage=storage, progress=QUIET)
-    make(tmp_path / "direct", kept=parse_keep(keep, EPOCHS), storage=storage)
+    make(tmp_path / "direct", kept=parse_snapshots(keep, EPOCHS), storage=storage)
     for name in names(tmp_path / "direct"):
         assert (tmp_path / "less" / name).read_bytes() == (tmp_path / "direct" / name).read_bytes(), name
 
