@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from markupsafe import Markup
+
 from ..evaluation.table import mean_std
 from ..settings.choices import PRUNES
 from .html.charts import Line, line_chart
@@ -70,7 +72,7 @@ class SweepResult:
         header, _, *rows = [line.strip("| ").split(" | ") for line in self.table().splitlines()]
         note = hint(f"Mean ± standard deviation over {' or '.join(map(str, networks))} networks.")
         sections.append(section("Every cell", table(header, rows) + note))
-        return page(f"{self.method.upper()} on {self.dataset}, {self.ipc} per class", "", sections)
+        return page(f"{self.method.upper()} on {self.dataset}, {self.ipc} per class", Markup(), sections)
 
     def _lines(self, kinds: Sequence[str], flip: bool) -> list[Line]:
         """A curve over the ratios of each of these kinds, for every setting on the other axis."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from html import unescape
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,7 +60,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def headings(folder: Path) -> list[str]:
-    return re.findall(r"<h2>([^<]*)</h2>", (folder / "report.html").read_text().replace("&#x27;", "'"))
+    return re.findall(r"<h2>([^<]*)</h2>", unescape((folder / "report.html").read_text()))
 
 
 def test_every_section_is_there(finished):
