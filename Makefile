@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) -c constraints.txt
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test lint sanitize bench bench-quick gpu-check clean
+.PHONY: demo test lint types sanitize bench bench-quick gpu-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pad-fast distill
@@ -18,10 +18,18 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest --cov --numprocesses auto --dist loadfile
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+
+# mypy looks for pad_fast.kernels inside of pad_fast/, where installing puts it: it gets a tree of links.
+TYPED := build/typed
+types: $(VENV)/.installed
+	rm -rf $(TYPED)/pad_fast $(TYPED)/benchmarks
+	mkdir -p $(TYPED)/pad_fast
+	ln -s $(CURDIR)/pad_fast/* $(CURDIR)/kernels $(TYPED)/pad_fast/
+	ln -s $(CURDIR)/benchmarks $(TYPED)/
+	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p pad_fast -p benchmarks
 
 # The extension with AddressSanitizer and UBSan, installed beside a copy of the tests that call into it.
 SANITIZE := -fsanitize=address,undefined

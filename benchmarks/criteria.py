@@ -1,4 +1,4 @@
-"""What each criterion makes of the same time: random real images, DM, DC, DSA and PAD; and what PAD's filters add.
+"""Accuracy of each criterion in the same time (random real images, DM, DC, DSA, PAD), and what PAD's filters add.
 
     export OMP_NUM_THREADS=1
     python -m benchmarks.criteria --json benchmarks/results/criteria-digits.json
@@ -35,7 +35,7 @@ from benchmarks.fidelity import CIFAR, Problem, accuracy, parsed, subset
 from benchmarks.registry import Suite
 from pad_fast import ImageDataset, Progress, load_dataset
 from pad_fast.data import Normalization, fit_normalization
-from pad_fast.distillation.batch_matching import BatchLoop, RealImages, initial_images
+from pad_fast.distillation.batch_matching import BatchLoop, RealPool, initial_images
 from pad_fast.distillation.iterations import Iterations
 from pad_fast.distillation.state import State
 from pad_fast.errors import DistillationStopped
@@ -45,6 +45,7 @@ from pad_fast.experts.curriculum import curriculum_of, prune
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.pipeline.configured import needs_order, order_of, score_as_configured
 from pad_fast.pipeline.sweep import Cell, parse_axis
+from pad_fast.settings.choices import PRUNES
 from pad_fast.settings.config import Config
 from pad_fast.settings.resolve import make_settings
 
@@ -60,7 +61,7 @@ SUITE = Suite(
 )
 
 CPU = torch.device("cpu")
-METHODS = ("random", "dm", "dc", "dsa", "pad")
+COMPARED = ("random", "dm", "dc", "dsa", "pad")
 KEY = ("part", "ipc", "method", "seed", "changes", "filter", "budget", "experts", "rate")  # tells one row from another
 RATES = (0.01, 0.03)  # for networks on sets without a learning rate of their own; PAD's is learned
 
@@ -152,7 +153,7 @@ class Study:
                     config, self.data, normalization, CPU, Progress(quiet=True), networks_dir=Path(networks)
                 )
         shown = prune(order_of(self.data, difficulty), config.prune)
-        real = RealImages(normalization.apply(self.data.train_images), shown, curriculum_of(config))
+        real = RealPool(normalization.apply(self.data.train_images), shown, curriculum_of(config))
         initial = initial_images(config, real)
         state = State.start(initial.images, initial.label_logits, initial.labels, config, CPU)
         spec = NetworkSpec(config.model, self.data.channels, self.data.classes, self.data.resolution)
@@ -257,7 +258,7 @@ def _pooled(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _span(values: Sequence[float]) -> str:
-    """What the seeds have in common."""
+    """Summary over the seeds."""
     low, high = f"{min(values):.0f}", f"{max(values):.0f}"
     return low if low == high else f"{low} to {high}"
 
@@ -275,7 +276,7 @@ def compared(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]
     """The table of `compare`: header and cells."""
     header = ["IPC", "budget, s", "criterion", "of these before the first iteration", "iterations", "accuracy, %"]
     groups = _groups(rows, "compare", ("ipc", "budget", "method", "experts"))
-    groups.sort(key=lambda group: (group[0]["ipc"], group[0]["budget"], METHODS.index(group[0]["method"])))
+    groups.sort(key=lambda group: (group[0]["ipc"], group[0]["budget"], COMPARED.index(group[0]["method"])))
     cells = []
     for group in groups:
         first = group[0]
@@ -328,8 +329,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--test-images", type=int, default=300, help="test images per class of it (default: 300)")
     parser.add_argument("--ipc", type=int, default=1, help="images per class (default: 1)")
     parser.add_argument("--parts", nargs="+", choices=TABLES, default=TABLES)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="what is searched and compared")
-    parser.add_argument("--filtered", nargs="+", choices=METHODS[1:], default=["dm", "dc"], help="what gets filters")
+    parser.add_argument(
+        "--methods", nargs="+", choices=COMPARED, default=COMPARED, help="what is searched and compared"
+    )
+    parser.add_argument("--filtered", nargs="+", choices=COMPARED[1:], default=["dm", "dc"], help="what gets filters")
     parser.add_argument("--candidates", type=int, help="the search tries the first so many of each method's")
     parser.add_argument("--search-seconds", type=float, default=20, help="of a candidate's iterations (default: 20)")
     parser.add_argument("--search-networks", type=int, default=3, help="evaluated on each of them (default: 3)")
@@ -350,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     candidates = CIFAR10 if options.data else DIGITS
     none = ("none", 0.0)
     masks = parse_axis(options.mask, ("depth", "layers"), "mask")
-    prunes = parse_axis(options.prune, ("hardest", "easiest"), "prune")
+    prunes = parse_axis(options.prune, PRUNES, "prune")
     pairs = [(none, none), *((none, mask) for mask in masks), *((rule, none) for rule in prunes)]
     with tempfile.TemporaryDirectory() as folder:
         study = Study(data, options, command, Path(folder))

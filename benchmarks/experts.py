@@ -30,16 +30,16 @@ from benchmarks.registry import Suite
 from benchmarks.rivals import keep_freed_memory, plain_gsam_epoch
 from benchmarks.training import TOLERANCE, Job, load_images
 from pad_fast import DSA, ConvNet, ExpertStore, Progress, distill, train_experts
-from pad_fast.distillation.schedule import draw
+from pad_fast.distillation.schedule import draw_iteration
 from pad_fast.distillation.state import State
 from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.experts import convert_experts
-from pad_fast.experts.expert_file import STORAGES
 from pad_fast.experts.snapshots import Snapshots
 from pad_fast.models import FlatNetwork
 from pad_fast.runtime import tensor_files
 from pad_fast.runtime.device import resolve_device
 from pad_fast.runtime.rng import generator
+from pad_fast.settings.choices import STORAGES
 from pad_fast.settings.config import Config
 from pad_fast.training.optimizers import GSAM
 
@@ -159,7 +159,7 @@ def count_bytes(parameters: int = 10_000) -> list[dict[str, Any]]:
     iterations, per_file = 1000, 10
     config = Config(train_epochs=100, max_start_epoch=20, expert_epochs=2)
     rows: list[dict[str, Any]] = []
-    for storage in ("float32", "float16", "bfloat16-delta"):
+    for storage in STORAGES:
         with tempfile.TemporaryDirectory() as name:
             store = random_store(
                 Path(name), experts=2 * per_file, snapshots=101, parameters=parameters, storage=storage
@@ -176,7 +176,7 @@ def count_bytes(parameters: int = 10_000) -> list[dict[str, Any]]:
             before = bytes_read()
             snapshots = Snapshots(ExpertStore.open(name), torch.device("cpu"))
             for iteration in range(iterations):
-                drawn = draw(config, iteration, len(store), 100)
+                drawn = draw_iteration(config, iteration, len(store), 100)
                 ends = [(drawn.experts[0], drawn.start_epochs[0] + later) for later in (0, config.expert_epochs)]
                 snapshots.prefetch(ends)
                 for end in ends:

@@ -1,4 +1,4 @@
-"""How far TESLA's gradient is from the exact one, and what that costs: the reason to switch, measured.
+"""Error of TESLA's gradient against the exact one, and its cost: the reason to switch, measured.
 
     python -m benchmarks.fidelity --json benchmarks/results/fidelity-cpu.json
     python -m benchmarks.fidelity --data imagefolder:DIR --images 2000 --json benchmarks/results/fidelity-cifar10.json
@@ -30,7 +30,7 @@ from pad_fast.data import Normalization, fit_normalization
 from pad_fast.data.distilled import DistilledDataset
 from pad_fast.distillation.initialization import Teachers, initial_set
 from pad_fast.distillation.iterations import make_mask
-from pad_fast.distillation.schedule import draw
+from pad_fast.distillation.schedule import draw_iteration
 from pad_fast.distillation.state import State
 from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.engines import Task, select
@@ -98,7 +98,7 @@ class Problem:
         return State.start(self.initial.images, self.initial.label_logits, self.initial.labels, config, CPU)
 
     def loop(self, config: Config) -> Loop:
-        """What runs iterations with these settings."""
+        """A loop that runs iterations with these settings."""
         return Loop(self.network, self.store, config, CPU)
 
     def gradients(
@@ -106,7 +106,7 @@ class Problem:
     ) -> tuple[dict[str, Tensor], float]:
         """Gradients of one iteration in float64, and its loss."""
         config = override(self.config, {"syn_steps": steps})
-        drawn = draw(config, iteration, len(self.store), len(state.images))
+        drawn = draw_iteration(config, iteration, len(self.store), len(state.images))
         expert, epoch = drawn.experts[0], drawn.start_epochs[0]
         leaves = [
             tensor.double().detach().requires_grad_()
@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
 
     settings = {"ipc": options.ipc, **(CIFAR if options.data else {}), **parsed(options.set)}
-    config = make_settings(preset_name=None, file=None, overrides=settings).config
+    config = make_settings(overrides=settings).config
     data = load_dataset(options.data or "digits")
     if options.data:
         data = subset(data, options.images // data.classes)

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,21 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks.gpu_cases import (
+    EPOCHS,
+    FLAT,
+    MOST_MIB,
+    OPTIONAL,
+    SUITES,
+    TARGETS,
+    TINY,
+    TINY_EPOCHS,
+    UNROLLS,
+    VARIANTS,
+    EpochCase,
+    Ours,
+    UnrollCase,
+)
 from benchmarks.rivals import Step, compiled_step, plain_gsam_epoch, plain_sgd_epoch, plain_unroll
 from pad_fast import DSA, ConvNet, trajectory_matching_loss
 from pad_fast.engines import record_backends
@@ -34,80 +48,13 @@ from pad_fast.matching import normalized_distance
 from pad_fast.models import FlatNetwork
 from pad_fast.runtime.rng import generator
 from pad_fast.training.optimizers import GSAM, SGD
-from pad_fast.training.trainer import Draws, Trainer, in_groups, shuffled_batches
+from pad_fast.training.trainer import Trainer, TrainingStreams, in_groups, shuffled_batches
 
 # Of the image gradient after two steps without augmentation in full float32; a wrong one is off by far more.
 UNROLL_TOLERANCE = 2e-2
 # Of the weights' movement over an epoch.
 EPOCH_TOLERANCE = 1e-1
 MATCHING_TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True)
-class Ours:
-    """One way to run our side: options of the call, environment, trajectories at once."""
-
-    options: dict[str, Any] = field(default_factory=dict)
-    graphs: bool = True
-    trajectories: int = 1
-
-
-@dataclass(frozen=True)
-class UnrollCase:
-    """One iteration's gradient: ConvNet D3 W128, 32 px, 10 classes, T steps on batches of `batch`, with DSA."""
-
-    batch: int
-    steps: int
-    width: int = 128
-    more: tuple[str, ...] = ()
-    compiled: bool = False  # also the plain loop with its step out of torch.compile
-
-
-@dataclass(frozen=True)
-class EpochCase:
-    """Training of `networks` networks on the same images: experts, or networks of an evaluation."""
-
-    images: int
-    expert: bool
-    networks: int = 1
-    epochs: int = 1
-    width: int = 128
-
-
-VARIANTS: dict[str, Ours] = {
-    "ours": Ours(),
-    "ours, activations kept": Ours({"cache": "auto"}),
-    "ours, one launch at a time": Ours(graphs=False),
-    "ours, 8 trajectories": Ours(trajectories=8),
-    "ours, bf16": Ours({"precision": "bf16"}),
-    "ours, float32": Ours({"precision": "ieee"}),
-}
-UNROLLS: dict[str, UnrollCase] = {
-    "CIFAR-10 IPC 1": UnrollCase(10, 80, more=tuple(VARIANTS)[1:]),
-    "CIFAR-10 IPC 10": UnrollCase(100, 80, more=("ours, activations kept", "ours, bf16")),
-    "CIFAR-10 IPC 1000": UnrollCase(1000, 100, more=("ours, activations kept",)),
-    "batch 500": UnrollCase(500, 40, more=("ours, activations kept",)),
-    "CIFAR-10 IPC 500": UnrollCase(1000, 40),
-    "IPC 10, torch.compile": UnrollCase(100, 80, compiled=True),
-}
-# What this case's rival needs, a compiler that gets through in time, is not ours to promise.
-OPTIONAL = ("IPC 10, torch.compile",)
-# What was asked for: times faster than the plain loop, and MiB at batch 1000 whatever T is.
-TARGETS = {"CIFAR-10 IPC 1": 15, "CIFAR-10 IPC 10": 8, "batch 500": 5, "CIFAR-10 IPC 500": 5, "CIFAR-10 IPC 1000": 5}
-MOST_MIB = 6144
-FLAT = ("CIFAR-10 IPC 500", "CIFAR-10 IPC 1000")
-TINY = {"tiny": UnrollCase(4, 3, width=8, more=("ours, 8 trajectories",))}
-EPOCHS: dict[str, EpochCase] = {
-    "expert epoch": EpochCase(5000, expert=True),
-    "evaluation epoch": EpochCase(1000, expert=False),
-    "8 experts": EpochCase(1280, expert=True, networks=8),
-    "20 networks, IPC 1": EpochCase(10, expert=False, networks=20, epochs=20),
-}
-TINY_EPOCHS = {
-    name: replace(case, images=9, networks=min(case.networks, 2), epochs=min(case.epochs, 2), width=8)
-    for name, case in EPOCHS.items()
-}
-SUITES = ("unroll", "epochs", "matching")
 
 
 class Rival:
@@ -325,17 +272,20 @@ def run_matching(device: Device, backend: str, *, trajectories: int, dropped: bo
     count = 320_010
     start, end, target = (torch.randn(trajectories, count).to(device.device) for _ in range(3))
     grad = torch.linspace(1, 2, trajectories, device=device.device)
-    mask = {"first_kept": 0, "dropped": count // 2} if dropped else {"first_kept": count // 2, "dropped": 0}
+    first_kept, smallest = (0, count // 2) if dropped else (count // 2, 0)
 
     def formula() -> tuple[Tensor, ...]:
         leaves = [tensor.detach().requires_grad_() for tensor in (end, start, target)]
-        return torch.autograd.grad(normalized_distance(leaves[0], leaves[1], leaves[2], **mask), leaves, grad)
+        distance = normalized_distance(leaves[0], leaves[1], leaves[2], first_kept=first_kept, dropped=smallest)
+        return torch.autograd.grad(distance, leaves, grad)
 
     def kernels() -> tuple[Tensor, ...]:
         from pad_fast.kernels import matching
 
-        matching.distance(end, start, target, **mask)
-        return matching.distance_gradients(end, start, target, grad, **mask)
+        vectors = (end, start, target)
+        matching.distance(*vectors, first_kept=first_kept, dropped=smallest)
+        found = matching.distance_gradients(*vectors, grad, first_kept=first_kept, dropped=smallest)
+        return tuple(gradient for gradient in found if gradient is not None)  # by default all three are wanted
 
     rivals = [Rival("formula", lambda: [formula() for _ in range(10)], steps=10)]
     if backend == "triton":
@@ -369,7 +319,7 @@ class Epochs:
         return self.case.networks * self.case.epochs * -(-self.case.images // self.batch)
 
     def plain(self) -> Tensor:
-        """How far plain torch moves the weights, one network after another."""
+        """Change of the weights by plain torch, one network after another."""
         moved = []
         for number, (network, start) in enumerate(zip(self.networks, self.starts, strict=True)):
             module, draws = network.load(start).train(), generator(0, "bench", number)
@@ -390,13 +340,13 @@ class Epochs:
         for numbers in in_groups(range(self.case.networks), together):
             networks = [FlatNetwork(self.networks[number].load(self.starts[number])) for number in numbers]
             trainer = Trainer(networks, device=self.device, backend=self.backend, precision=precision)
-            draws = Draws(trainer, [generator(0, "bench", number) for number in numbers], self.dsa)
+            streams = TrainingStreams(trainer, [generator(0, "bench", number) for number in numbers], self.dsa)
             optimizer = (
                 GSAM(0.01, rho=0.01, alpha=0.3) if self.case.expert else SGD(0.01, momentum=0.9, weight_decay=5e-4)
             )
             for _ in range(self.case.epochs):
-                batches = draws.batches(self.everything, self.batch)
-                trainer.epoch(self.images, self.targets, batches, optimizer, draws.augment)
+                batches = streams.batches(self.everything, self.batch)
+                trainer.epoch(self.images, self.targets, batches, optimizer, streams.augment)
             moved.append(trainer.theta.view(len(numbers), -1) - torch.stack([self.starts[n] for n in numbers]))
         return torch.cat(moved)
 
@@ -513,7 +463,7 @@ def in_process(suite: str, name: str, arguments: list[str], seconds: float) -> l
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times faster per step than the yardstick of the same case, which may have had to take fewer steps."""
+    """Speedup per step over the yardstick of the same case, which may have had to take fewer steps."""
     yardsticks = {
         (row["suite"], row["case"]): row["ms_per_step"]
         for row in rows
@@ -547,7 +497,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """What was asked for beside what was measured, line by line."""
+    """Targets beside measurements, line by line."""
     ours = {row["case"]: row for row in rows if row["rival"] == "ours" and row["status"] == "ok"}
     lines = []
     for name, target in TARGETS.items():

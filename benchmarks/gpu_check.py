@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "build" / "gpu-check"
 ENGINE_TESTS = "tests/engines/gpu"
-NEEDED = ("torch", "triton", "numpy", "safetensors", "PIL", "yaml", "tqdm", "pytest")
+NEEDED = ("torch", "triton", "numpy", "safetensors", "PIL", "yaml", "tqdm", "jaxtyping", "pytest")
 USEFUL = ("torchvision", "sklearn", "pybind11", "setuptools")
 # Seconds. With the copying, and what a part gets to finish in when its time is up, they stay under ten minutes.
 LIMITS = {"extension": 50, "collection": 25, "tests": 120, "scores": 20, "benchmarks": 285, "sanitizer": 50}
@@ -41,7 +41,7 @@ WORKERS = 12
 
 @dataclass
 class Part:
-    """What became of one part: "ok", "failed", "timed out" or "skipped"."""
+    """Outcome of one part: "ok", "failed", "timed out" or "skipped"."""
 
     name: str
     state: str
@@ -51,7 +51,7 @@ class Part:
 
 
 def importable(names: tuple[str, ...]) -> dict[str, bool]:
-    """Which of these modules this Python has."""
+    """Presence of these modules in this Python, by name."""
     return {name: importlib.util.find_spec(name) is not None for name in names}
 
 

@@ -1,4 +1,4 @@
-"""What every suite shares: alternating timing, the machine's description, the check before any ratio, the JSON."""
+"""Common parts of the suites: alternating timing, the machine's description, the check before any ratio, the JSON."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def write(path: Path | None, suite: str, command: str, rows: list[dict[str, Any]
 
 
 def command(module: str, argv: Sequence[str] | None) -> str:
-    """How `module` was called, as it can be typed again."""
+    """The call of `module`, as it can be typed again."""
     given = sys.argv[1:] if argv is None else argv
     return shlex.join(["python", "-m", module, *given])
 

@@ -25,7 +25,7 @@ from benchmarks import harness
 from benchmarks.registry import Suite
 from benchmarks.rivals import keep_freed_memory, laid_out
 from pad_fast import DSA, Config
-from pad_fast.distillation.batch_matching import BatchLoop, RealImages, initial_images, loops_of
+from pad_fast.distillation.batch_matching import BatchLoop, RealPool, initial_images, loops_of
 from pad_fast.distillation.state import State
 from pad_fast.engines import record_backends
 from pad_fast.experts import Curriculum
@@ -58,7 +58,7 @@ class Case:
         self.images = torch.randn(CLASSES * per_class, 3, 32, 32, generator=draws)
         order = list(torch.arange(len(self.images)).split(per_class))
         spec = NetworkSpec(self.config.model, 3, CLASSES, 32)
-        real = RealImages(self.images, order, Curriculum.none())
+        real = RealPool(self.images, order, Curriculum.none())
         initial = initial_images(self.config, real)
         self.state = State.start(initial.images, initial.label_logits, initial.labels, self.config, torch.device("cpu"))
         self.loop = BatchLoop(spec.build(self.config.seed, "student"), spec, real, self.config, torch.device("cpu"))
@@ -66,7 +66,7 @@ class Case:
         self.module = spec.build(self.config.seed, "network", 0).module
 
     def ours(self, part: str) -> Tensor:
-        """What `BatchLoop` does: the images' gradient, or the network's parameters after an epoch."""
+        """One step of `BatchLoop`: the images' gradient, or the network's parameters after an epoch."""
         theta = self.spec.build(self.config.seed, "network", 0).initial()
         with self.loop.engine.running():
             if part.endswith("update"):

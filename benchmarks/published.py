@@ -1,4 +1,4 @@
-"""What one iteration of every published setting costs: counted for a GPU, scaled from a measurement for the CPU.
+"""Cost of one iteration of every published setting: counted for a GPU, scaled from a measurement for the CPU.
 
     python -m benchmarks.published --json benchmarks/results/published.json
     python -m benchmarks.published --settings "CIFAR-100 IPC 10"
@@ -27,7 +27,7 @@ from benchmarks.model import SETTINGS, Setting
 PRINTED = {
     "CIFAR-100 IPC 10": "one A100-80G: MTT 61.6 GB, 1.92 s; TESLA 10.3 GB, 5.71 s; DATM out of memory",
 }
-"""What others print for a setting, with their own numbers of steps and batches."""
+"""Numbers that others print for a setting, with their own numbers of steps and batches."""
 
 
 class Alive(TorchDispatchMode):

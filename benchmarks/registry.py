@@ -30,7 +30,7 @@ MODULES = (
 
 @dataclass(frozen=True)
 class Suite:
-    """What the runner knows of a suite."""
+    """A suite as the runner knows it."""
 
     name: str
     about: str

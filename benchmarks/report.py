@@ -29,7 +29,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def source(content: Content, rows: Sequence[Content] = ()) -> str:
-    """What a table comes from: the commands of its rows, and the machine."""
+    """Origin of a table: the commands of its rows, and the machine."""
     machine = content["machine"]
     hardware = f"{machine['cpu']} ({machine['threads']} threads, {machine['cpu_instructions']})"
     commands = dict.fromkeys(row.get("command", content["command"]) for row in rows or [content])
@@ -43,7 +43,7 @@ def spread(taken: dict[str, Any]) -> str:
 
 
 def ratio(row: Content, against: str) -> str:
-    """How many times faster than a rival, where it took part."""
+    """Speedup over a rival, where it took part."""
     found = row.get(f"times_faster_than_{against}")
     return f"{found['median']:.2f}" if found else ""
 

@@ -1,4 +1,4 @@
-"""What pad_fast is measured against: straightforward torch, the way trajectory-matching scripts are written.
+"""Rivals that pad_fast is measured against: straightforward torch, the way trajectory-matching scripts are written.
 
 The plain loop calls the network with its parameters cut out of one flat vector, records every step with
 `create_graph=True`, and differentiates the normalised distance. Tuned, it also runs in channels_last, in a process

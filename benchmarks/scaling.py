@@ -1,4 +1,4 @@
-"""How an iteration of distillation scales over GPUs: a counted model, nothing measured.
+"""Scaling of an iteration of distillation over GPUs: a counted model, nothing measured.
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling --update docs/distributed.md --json benchmarks/results/scaling.json
@@ -33,7 +33,7 @@ NODE = 8
 
 @dataclass(frozen=True)
 class Link:
-    """How GPUs are connected: seconds until a sum over all of them begins to move, and bytes per second of each."""
+    """Connection of GPUs: seconds until a sum over all of them begins to move, and bytes per second of each."""
 
     latency: float
     bandwidth: float

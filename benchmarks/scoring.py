@@ -28,7 +28,8 @@ from pad_fast.data import fit_normalization
 from pad_fast.engines import Task, select
 from pad_fast.models import FlatNetwork
 from pad_fast.scoring import native
-from pad_fast.scoring.formulas import RunningScores, el2n_naive
+from pad_fast.scoring.formulas import el2n_naive
+from pad_fast.scoring.one_pass import RunningScores
 
 SUITE = Suite(
     name="scoring",
@@ -159,7 +160,7 @@ def scores(rival: str) -> bool:
 
 
 def threads_of(rival: str, threads: int) -> int:
-    """How many of the machine's threads a rival uses."""
+    """Number of the machine's threads that a rival uses."""
     return 1 if rival.endswith(_ALONE) else threads
 
 

@@ -1,7 +1,7 @@
 """Compile every kernel ahead of time, without a GPU, and read what it takes from the machine code.
 
-Each kernel module has a function `production() -> list[Production]`: the configurations that real runs use. The table
-of docs/kernels.md comes from here, in a process without TRITON_INTERPRET:
+Each kernel module, a file or a folder, has a function `production() -> list[Production]`: the configurations that real
+runs use. The table of docs/kernels.md comes from here, in a process without TRITON_INTERPRET:
 
     python -m pad_fast.kernels.aot [--markdown | --json] [--update docs/kernels.md] [--only conv] [--jobs 2]
 
@@ -29,7 +29,7 @@ import torch
 
 from .launch import Cost, interpreted
 
-_TOOLS = ("aot", "launch")
+_TOOLS = ("aot", "calls", "launch")
 MODULES = tuple(
     module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.name not in _TOOLS
 )
@@ -104,7 +104,7 @@ class Production:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel takes: registers per thread, shared memory and stack frame in bytes."""
+    """Resources of one compiled kernel: registers per thread, shared memory and stack frame in bytes."""
 
     registers: int
     shared: int
@@ -115,7 +115,8 @@ class Resources:
 class Row:
     """One line of the table: a production and its resources per compute capability.
 
-    `function` is the compiled one, `module.name`; `module` lists it, and `kernel` is its name for readers.
+    `function` is the compiled one, `module.name`; `module`, a file or a folder of kernels/, lists it, and `kernel` is
+    its name for readers.
     """
 
     module: str
@@ -337,7 +338,9 @@ class CompileFailure(Exception):
 
 
 def _function(kernel: Any) -> str:
-    return f"{kernel.__module__.split('.')[-1]}.{kernel.__name__}"
+    """The kernel's name behind that of the module or folder of kernels/ that it lies in."""
+    place = kernel.__module__.removeprefix(f"{__package__}.").split(".")[0]
+    return f"{place}.{kernel.__name__}"
 
 
 def _title(production: Production) -> str:
@@ -397,14 +400,14 @@ BEGIN, END = f"<!-- table: {COMMAND} -->", "<!-- end of table -->"
 
 
 def compiler() -> str:
-    """What compiled the kernels."""
+    """The line that names the compiler."""
     import triton
 
     return f"Compiled by Triton {triton.__version__}."
 
 
 def section(rows: Sequence[Row]) -> str:
-    """What stands from :data:`BEGIN` to :data:`END` in docs/kernels.md."""
+    """The part of docs/kernels.md from :data:`BEGIN` to :data:`END`."""
     return f"{BEGIN}\n{compiler()}\n\n{markdown(rows)}\n{END}"
 
 

@@ -13,16 +13,17 @@ gathers: input pixel q visits every output pixel p with hat(M p - q) > 0, that i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, no_type_check
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..data.augment import DSA, OPERATIONS, DSADraw, _columns, _cutout_side
+from ..data.augment import DSA, OPERATIONS, DSADraw, cutout_side, value_ranges
 from ..errors import InputError
-from .launch import Cost, launch
+from .calls import Call, moved
+from .launch import Cost
 
 if TYPE_CHECKING:
     from .aot import Production
@@ -73,7 +74,8 @@ def apply(x: Tensor, table: Tensor, *, index: Tensor | None = None) -> Tensor:
     table, trajectories = _fit(x, table, batch)
     stacked = x.dim() == 5 or table.dim() == 3
     out = x.new_empty(*([trajectories] if stacked else []), batch, *x.shape[-3:])
-    _launch(x, table, out, index, trajectories, batch, transpose=False)
+    if out.numel():
+        _augment_call(x, table, out, index, trajectories, batch, transpose=False).run()
     return out
 
 
@@ -91,7 +93,8 @@ def transpose(grad: Tensor, table: Tensor) -> Tensor:
     batch = grad.shape[-4]
     table, trajectories = _fit(grad, table, batch)
     out = grad.new_empty(grad.shape)
-    _launch(grad, table, out, None, trajectories, batch, transpose=True)
+    if out.numel():
+        _augment_call(grad, table, out, None, trajectories, batch, transpose=True).run()
     return out
 
 
@@ -129,7 +132,7 @@ def _tile(pixels: int) -> int:
     return 256 if pixels <= 1024 else 512
 
 
-def _launch(
+def _augment_call(
     x: Tensor,
     table: Tensor,
     out: Tensor,
@@ -138,22 +141,7 @@ def _launch(
     batch: int,
     *,
     transpose: bool,
-) -> None:
-    if out.numel():
-        grid, arguments, options = _call(x, table, out, index, trajectories, batch, transpose)
-        launch(_augment_kernel, grid, *arguments, **options)
-
-
-def _call(
-    x: Tensor,
-    table: Tensor,
-    out: Tensor,
-    index: Tensor | None,
-    trajectories: int,
-    batch: int,
-    transpose: bool,
-) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
-    """Grid, arguments and options of a launch."""
+) -> Call:
     channels, height, width = x.shape[-3:]
     block = _tile(height * width)
     strides = (x.stride(0) if x.dim() == 5 else 0, x.stride(-4))
@@ -168,8 +156,8 @@ def _call(
         "C": channels,
         "H": height,
         "W": width,
-        "CUT_H": _cutout_side(height),
-        "CUT_W": _cutout_side(width),
+        "CUT_H": cutout_side(height),
+        "CUT_W": cutout_side(width),
         "TRANSPOSE": transpose,
         "BLOCK_C": triton.next_power_of_2(channels),
         "BLOCK": block,
@@ -178,13 +166,14 @@ def _call(
         "num_warps": _WARPS,
     }
     grid = (out.numel() // pixels, triton.cdiv(height * width, block))
-    return grid, (x, table, index, out, batch, *strides, *table_strides), {"cost": cost, **constants}
+    return Call(_augment_kernel, grid, (x, table, index, out, batch, *strides, *table_strides), cost, constants)
 
 
 _FLOPS = 8  # per pixel: four products and sums of a bilinear sample, the dearest operation
 
 
 @triton.jit
+@no_type_check
 def _augment_kernel(
     p_x,
     p_table,
@@ -226,6 +215,7 @@ def _augment_kernel(
 
 
 @triton.jit
+@no_type_check
 def _gather(p_x, o_c, row, column, valid, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, WORK: tl.constexpr):
     """Pixels [BLOCK_C, BLOCK] of an image in the working type, zero where not valid."""
     offsets = o_c[:, None] * (H * W) + (row * W + column)[None, :]
@@ -233,6 +223,7 @@ def _gather(p_x, o_c, row, column, valid, C: tl.constexpr, H: tl.constexpr, W: t
 
 
 @triton.jit
+@no_type_check
 def _pull(
     p_x,
     p_draw,
@@ -301,6 +292,7 @@ def _pull(
 
 
 @triton.jit
+@no_type_check
 def _sine_and_cosine(angle):
     # By their series, within a half turn to the last bits: the library's functions put a table on the stack.
     angle -= tl.floor(angle * 0.15915494309189535 + 0.5) * 6.283185307179586
@@ -314,6 +306,7 @@ def _sine_and_cosine(angle):
 
 
 @triton.jit
+@no_type_check
 def _bilinear(
     p_x, o_c, row, column, xx, xy, yx, yy, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, WORK: tl.constexpr
 ):
@@ -341,6 +334,7 @@ def _bilinear(
 
 
 @triton.jit
+@no_type_check
 def _bilinear_transpose(
     p_x,
     o_c,
@@ -438,25 +432,22 @@ def draw(
     rows = 1 if siamese else batch
     table = torch.empty(steps, trajectories, rows, COLUMNS, dtype=torch.float32, device=seed.device)
     if table.numel():
-        grid, arguments, options = _draw_call(seed, table, shape, strategy)
-        launch(_draw_kernel, grid, *arguments, **options)
+        _draw_call(seed, table, shape, strategy).run()
     return table
 
 
-def _draw_call(
-    seed: Tensor, table: Tensor, shape: Sequence[int], strategy: str
-) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
+def _draw_call(seed: Tensor, table: Tensor, shape: Sequence[int], strategy: str) -> Call:
     steps, trajectories, rows, _ = table.shape
     block = min(triton.next_power_of_2(rows), 256)
     options = {
-        "cost": Cost(table.numel() * table.element_size() + seed.element_size(), 0),
         "CHOICES": tuple(OPERATIONS.index(operation) for operation in DSA(strategy).operations),
         "RANGES": _ranges(int(shape[-2]), int(shape[-1])),
-        "WHOLE": tuple(_columns(operation, 8, 8, _CPU)[2] for operation in OPERATIONS),
+        "WHOLE": tuple(value_ranges(operation, 8, 8, _CPU)[2] for operation in OPERATIONS),
         "BLOCK": block,
         "num_warps": max(1, block // 64),
     }
-    return (steps * trajectories, triton.cdiv(rows, block)), (seed, table, trajectories, rows), options
+    grid = (steps * trajectories, triton.cdiv(rows, block))
+    return Call(_draw_kernel, grid, (seed, table, trajectories, rows), moved(table, seed), options)
 
 
 _CPU = torch.device("cpu")
@@ -472,13 +463,14 @@ def _ranges(height: int, width: int) -> tuple[float, ...]:
     """(low, span) of every number of every operation, three pairs each."""
     flat: list[float] = []
     for operation in OPERATIONS:
-        low, span, _ = _columns(operation, height, width, _CPU)
+        low, span, _ = value_ranges(operation, height, width, _CPU)
         pairs = [number for pair in zip(low.tolist(), span.tolist(), strict=True) for number in pair]
         flat += pairs + [0.0] * (6 - len(pairs))
     return tuple(flat)
 
 
 @triton.jit
+@no_type_check
 def _draw_kernel(
     p_seed,
     p_table,
@@ -523,6 +515,7 @@ def _draw_kernel(
 
 
 @triton.jit
+@no_type_check
 def _place(u, low: tl.constexpr, span: tl.constexpr, whole: tl.constexpr):
     return low + (tl.floor(u * span) if whole else u * span)
 
@@ -550,7 +543,7 @@ def naive_apply(x: Tensor, table: Tensor, *, index: Tensor | None = None) -> Ten
 def _naive_image(image: Tensor, line: Tensor) -> Tensor:
     code = int(line[0])
     operation = OPERATIONS[code] if code != _NONE else "none"
-    columns = len(_columns(operation, 8, 8, _CPU)[0]) if operation != "none" else 0
+    columns = len(value_ranges(operation, 8, 8, _CPU)[0]) if operation != "none" else 0
     return DSA.apply(image, DSADraw(operation, line[None, 1 : 1 + columns]))
 
 
@@ -584,7 +577,7 @@ def naive_draw(
     numbers = _philox(int(seed), [row, trajectory, step, torch.zeros_like(row)])[:3]
     uniform = [(number >> 8).float() * 2.0**-24 for number in numbers]
     for place, operation in enumerate(operations):
-        low, span, whole = _columns(operation, int(shape[-2]), int(shape[-1]), _CPU)
+        low, span, whole = value_ranges(operation, int(shape[-2]), int(shape[-1]), _CPU)
         chosen = choice == place
         table[..., 0][chosen] = OPERATIONS.index(operation)
         for column in range(len(low)):
@@ -617,9 +610,7 @@ def _product(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
 
 
 def production() -> list[Production]:
-    """What CIFAR (32 px) and Tiny ImageNet (64 px) runs use."""
-    from .aot import production_of
-
+    """Launches of CIFAR (32 px) and Tiny ImageNet (64 px) runs."""
     made = []
     for side, batch, trajectories in ((32, 10, 1), (32, 10, 8), (32, 100, 1), (32, 1000, 1), (64, 100, 1)):
         x = torch.empty(batch, 3, side, side, device="meta")
@@ -627,12 +618,11 @@ def production() -> list[Production]:
         table = torch.empty(trajectories, batch, COLUMNS, device="meta")
         for transposed in (False, True):
             source = out if transposed else x
-            _, arguments, options = _call(source, table, out, None, trajectories, batch, transposed)
-            name = f"{side} px, K {trajectories}, B {batch}" + ", transpose" * transposed
-            made.append(production_of(name, _augment_kernel, *arguments, **options))
+            call = _augment_call(source, table, out, None, trajectories, batch, transpose=transposed)
+            made.append(call.production(f"{side} px, K {trajectories}, B {batch}" + ", transpose" * transposed))
     seed = torch.empty(1, dtype=torch.int64, device="meta")
     for batch in (10, 1000):
         table = torch.empty(80, 1, batch, COLUMNS, device="meta")
-        _, arguments, options = _draw_call(seed, table, (32, 32), "_".join(OPERATIONS))
-        made.append(production_of(f"80 steps of {batch} images", _draw_kernel, *arguments, **options))
+        call = _draw_call(seed, table, (32, 32), "_".join(OPERATIONS))
+        made.append(call.production(f"80 steps of {batch} images"))
     return made

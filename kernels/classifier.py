@@ -11,7 +11,7 @@ float32 in every precision, as torch's are: with "tf32" and "bf16" the matrix un
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, no_type_check
 
 import torch
 import triton
@@ -19,8 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
+from .calls import Call, moved
 from .launch import PRECISIONS, Cost
-from .rows import Call, moved, row_stride
+from .row_tiles import row_stride
 
 if TYPE_CHECKING:
     from .aot import Production
@@ -33,18 +34,21 @@ _PROGRAMS = 128
 
 
 @triton.jit
+@no_type_check
 def _product(a, b, acc, PRECISION: tl.constexpr):
     """`acc` plus the matrix product of the two."""
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
 @triton.jit
+@no_type_check
 def _weights(p_w, label, r, classes, FEATURES: tl.constexpr):
     """Weights of two broadcast index blocks, in torch's order of features."""
     return tl.load(p_w + label * FEATURES + r, mask=(label < classes) & (r < FEATURES), other=0.0)
 
 
 @triton.jit
+@no_type_check
 def _features(p_f, image, r, images, CHANNELS: tl.constexpr, PIXELS: tl.constexpr):
     """Features of two broadcast index blocks: torch counts pixels first, channels-last memory channels."""
     inside = (image < images) & (r < CHANNELS * PIXELS)
@@ -52,6 +56,7 @@ def _features(p_f, image, r, images, CHANNELS: tl.constexpr, PIXELS: tl.constexp
 
 
 @triton.jit(do_not_specialize=["images", "offset"])
+@no_type_check
 def _logits_kernel(
     p_u,  # [parts, K, B, classes]
     p_ud,  # the same, written when DUAL
@@ -103,6 +108,7 @@ def _logits_kernel(
 
 
 @triton.jit
+@no_type_check
 def _weight_gradients(
     p_out,  # of one trajectory, at the classifier, as all the pointers here
     p_gu,
@@ -151,6 +157,7 @@ def _weight_gradients(
 
 
 @triton.jit
+@no_type_check
 def _feature_gradients(
     p_gf,  # of one trajectory, as all the pointers here
     p_gfd,
@@ -195,6 +202,7 @@ def _feature_gradients(
 
 
 @triton.jit(do_not_specialize=["images", "offset", "weight_programs"])
+@no_type_check
 def _gradients_kernel(
     p_out,  # [K, P]: weights and bias at `offset`
     p_gf,  # [K, B, PIXELS, CHANNELS]

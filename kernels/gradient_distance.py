@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, no_type_check
 
 import torch
 import triton
@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
-from .rows import WARPS, Call, finish, moved, require_alike, row_stride
+from .calls import Call, moved
+from .row_tiles import WARPS, finish, require_alike, row_stride
 
 if TYPE_CHECKING:
     from ..models.flat import Channels
@@ -28,6 +29,15 @@ _STRETCH = 4096  # entries that are only written, per line of the table
 
 
 @triton.jit
+@no_type_check
+def _entries(p_real, p_synthetic, o, length):
+    """Entries of both gradients in float64, 0 behind the end of the channel."""
+    a = tl.load(p_real + o, mask=o < length, other=0.0).to(tl.float64)
+    return a, tl.load(p_synthetic + o, mask=o < length, other=0.0).to(tl.float64)
+
+
+@triton.jit
+@no_type_check
 def _distance_kernel(
     p_partial,  # [G, R] float64: what each line adds to the distance
     p_v,  # [G, P]
@@ -58,15 +68,13 @@ def _distance_kernel(
         ab = tl.zeros([], tl.float64)
         bb = tl.zeros([], tl.float64)
         if AT_ONCE:
-            a = tl.load(p_real + o, mask=o < length, other=0.0).to(tl.float64)
-            b = tl.load(p_synthetic + o, mask=o < length, other=0.0).to(tl.float64)
+            a, b = _entries(p_real, p_synthetic, o, length)
             aa += tl.sum(a * a, 0)
             ab += tl.sum(a * b, 0)
             bb += tl.sum(b * b, 0)
         else:
             for start in range(0, length, BLOCK):
-                a = tl.load(p_real + start + o, mask=start + o < length, other=0.0).to(tl.float64)
-                b = tl.load(p_synthetic + start + o, mask=start + o < length, other=0.0).to(tl.float64)
+                a, b = _entries(p_real, p_synthetic, start + o, length)
                 aa += tl.sum(a * a, 0)
                 ab += tl.sum(a * b, 0)
                 bb += tl.sum(b * b, 0)
@@ -80,8 +88,7 @@ def _distance_kernel(
             tl.store(p_v + o, v.to(p_v.dtype.element_ty), mask=o < length)
         else:
             for start in range(0, length, BLOCK):
-                a = tl.load(p_real + start + o, mask=start + o < length, other=0.0).to(tl.float64)
-                b = tl.load(p_synthetic + start + o, mask=start + o < length, other=0.0).to(tl.float64)
+                a, b = _entries(p_real, p_synthetic, start + o, length)
                 v = along * b - scale * a
                 tl.store(p_v + start + o, v.to(p_v.dtype.element_ty), mask=start + o < length)
     tl.store(p_partial + g * lines + line, distance)

@@ -8,7 +8,7 @@ that does not exist makes its row NaN: no value means "ignore".
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, no_type_check
 
 import torch
 import triton
@@ -16,13 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
-from .rows import Call, finish, moved
+from .calls import Call, moved
+from .row_tiles import finish
 
 if TYPE_CHECKING:
     from .aot import Production
 
 
 @triton.jit
+@no_type_check
 def _added(p_x, o, inside, other, stride, PARTS: tl.constexpr):
     """The sum of parts that lie `stride` apart."""
     x = tl.load(p_x + o, mask=inside, other=other)
@@ -32,6 +34,7 @@ def _added(p_x, o, inside, other, stride, PARTS: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _logits(p_x, image, images, block, classes, stride, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """A block of rows of logits, -inf where there are none, with its offsets and mask."""
     column = block * BLOCK + tl.arange(0, BLOCK)
@@ -41,6 +44,7 @@ def _logits(p_x, image, images, block, classes, stride, PARTS: tl.constexpr, BLO
 
 
 @triton.jit
+@no_type_check
 def _softmax_sums(
     p_x,
     p_weight,
@@ -54,7 +58,7 @@ def _softmax_sums(
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """What each row is shifted by, its sum of exponentials, and the mean of a weight under the softmax."""
+    """The shift of each row, its sum of exponentials, and the mean of a weight under the softmax."""
     top = tl.full([ROWS], float("-inf"), p_x.dtype.element_ty)
     sums = tl.zeros([ROWS], p_x.dtype.element_ty)
     weighted = tl.zeros([ROWS], p_x.dtype.element_ty)
@@ -74,6 +78,7 @@ def _softmax_sums(
 
 
 @triton.jit
+@no_type_check
 def _distribution(p_labels, image, images, block, classes, top, sums, HARD: tl.constexpr, BLOCK: tl.constexpr):
     """A block of label distributions q."""
     if HARD:
@@ -87,6 +92,7 @@ def _distribution(p_labels, image, images, block, classes, top, sums, HARD: tl.c
 
 
 @triton.jit
+@no_type_check
 def _loss_kernel(
     p_sum,  # [K], or [K, tiles] float64 with more than one tile
     p_gud,  # [K, B, classes]
@@ -132,6 +138,7 @@ def _loss_kernel(
 
 
 @triton.jit
+@no_type_check
 def _adjoint_kernel(
     p_sum,  # [K], or [K, tiles] float64 with more than one tile
     p_gu,  # [K, B, classes]

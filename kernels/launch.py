@@ -18,7 +18,7 @@ PRECISIONS = ("tf32", "ieee", "bf16")
 
 @dataclass(frozen=True)
 class Cost:
-    """What one launch must do at least.
+    """The least that one launch must do.
 
     Attributes:
         bytes: of device memory read and written, every operand counted once.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, no_type_check
 
 import torch
 import triton
@@ -19,14 +19,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
+from .calls import Call, moved, run_all
 from .launch import Cost, note
-from .rows import WARPS, Call, moved, require_alike, row_stride, tiles, total
+from .row_tiles import WARPS, load_block, require_alike, row_stride, store_block, tiles, total
 
 if TYPE_CHECKING:
     from .aot import Production
 
 
 @triton.jit
+@no_type_check
 def _squared_error_bits(end, target, BITS: tl.constexpr):
     """Bits of `(end - target)^2`, ordered like the value; every NaN comes last, as in torch.argsort."""
     error = end - target
@@ -38,6 +40,7 @@ def _squared_error_bits(end, target, BITS: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _found(p_counts, p_found, k, dropped, DIGIT: tl.constexpr, BITS: tl.constexpr):
     """Value and position up to digit DIGIT, once it is counted, and the rank sought among what agrees with them.
 
@@ -67,6 +70,7 @@ def _found(p_counts, p_found, k, dropped, DIGIT: tl.constexpr, BITS: tl.constexp
 
 
 @triton.jit
+@no_type_check
 def _count_kernel(
     p_counts,  # [digits, K, 256] int32, zeros at first
     p_found,  # [digits, K, 3] int64: value, position, rank after each digit
@@ -106,13 +110,8 @@ def _count_kernel(
         start = first_block + (tile * per + index) * BLOCK
         at = start + o
         wanted = (at >= first_kept) & (at < length)
-        # A mask would narrow every access to one entry, so only a block at either end has one.
-        if (start >= first_kept) & (start + BLOCK <= length):
-            end = tl.load(p_end + start + o)
-            target = tl.load(p_target + start + o)
-        else:
-            end = tl.load(p_end + start + o, mask=wanted, other=0.0)
-            target = tl.load(p_target + start + o, mask=wanted, other=0.0)
+        end = load_block(p_end, start, first_kept, length, BLOCK)
+        target = load_block(p_target, start, first_kept, length, BLOCK)
         bits = _squared_error_bits(end, target, BITS)
         if OF_VALUE:
             digit = (bits >> SHIFT) & 255
@@ -127,6 +126,7 @@ def _count_kernel(
 
 
 @triton.jit
+@no_type_check
 def _sums_kernel(
     p_partial,  # [K, 2, tiles] float64: squared error reached, and required
     p_cut,  # [K, 2] int64: the last entry dropped, written when DIGITS
@@ -165,15 +165,9 @@ def _sums_kernel(
     for index in range(per):
         at_first = first_block + (tile * per + index) * BLOCK
         at = at_first + o
-        wanted = (at >= first_kept) & (at < length)
-        if (at_first >= first_kept) & (at_first + BLOCK <= length):
-            end = tl.load(p_end + at_first + o)
-            start = tl.load(p_start + at_first + o)
-            target = tl.load(p_target + at_first + o)
-        else:
-            end = tl.load(p_end + at_first + o, mask=wanted, other=0.0)
-            start = tl.load(p_start + at_first + o, mask=wanted, other=0.0)
-            target = tl.load(p_target + at_first + o, mask=wanted, other=0.0)
+        end = load_block(p_end, at_first, first_kept, length, BLOCK)
+        start = load_block(p_start, at_first, first_kept, length, BLOCK)
+        target = load_block(p_target, at_first, first_kept, length, BLOCK)
         reached = end.to(tl.float64) - target.to(tl.float64)
         required = start.to(tl.float64) - target.to(tl.float64)
         if DIGITS > 0:
@@ -189,6 +183,7 @@ def _sums_kernel(
 
 
 @triton.jit
+@no_type_check
 def _ratio_kernel(
     p_loss,  # [K]
     p_sums,  # [K, 2] float64
@@ -204,6 +199,7 @@ def _ratio_kernel(
 
 
 @triton.jit
+@no_type_check
 def _gradients_kernel(
     p_d_end,  # [K, P], each written when asked for
     p_d_start,
@@ -250,40 +246,26 @@ def _gradients_kernel(
         at_first = (tile * per + index) * BLOCK
         at = at_first + o
         kept = (at >= first_kept) & (at < length)
-        if (at_first >= first_kept) & (at_first + BLOCK <= length):
-            end = tl.load(p_end + at_first + o)
-            start = tl.load(p_start + at_first + o)
-            target = tl.load(p_target + at_first + o)
-        else:
-            end = tl.load(p_end + at_first + o, mask=kept, other=0.0)
-            start = tl.load(p_start + at_first + o, mask=kept, other=0.0)
-            target = tl.load(p_target + at_first + o, mask=kept, other=0.0)
+        end = load_block(p_end, at_first, first_kept, length, BLOCK)
+        start = load_block(p_start, at_first, first_kept, length, BLOCK)
+        target = load_block(p_target, at_first, first_kept, length, BLOCK)
         if CUT:
             bits = _squared_error_bits(end, target, BITS)
             kept &= (bits > value) | ((bits == value) & (at > position))
         # Chosen, not multiplied by 0: a factor may be infinite.
         d_end = tl.where(kept, of_end * (end.to(tl.float64) - target.to(tl.float64)), 0.0)
         d_start = tl.where(kept, of_start * (start.to(tl.float64) - target.to(tl.float64)), 0.0)
-        if at_first + BLOCK <= length:
-            if OF_END:
-                tl.store(p_d_end + at_first + o, d_end.to(end.dtype))
-            if OF_START:
-                tl.store(p_d_start + at_first + o, d_start.to(end.dtype))
-            if OF_TARGET:
-                tl.store(p_d_target + at_first + o, -(d_end + d_start).to(end.dtype))
-        else:
-            inside = at < length
-            if OF_END:
-                tl.store(p_d_end + at_first + o, d_end.to(end.dtype), mask=inside)
-            if OF_START:
-                tl.store(p_d_start + at_first + o, d_start.to(end.dtype), mask=inside)
-            if OF_TARGET:
-                tl.store(p_d_target + at_first + o, -(d_end + d_start).to(end.dtype), mask=inside)
+        if OF_END:
+            store_block(p_d_end, d_end.to(end.dtype), at_first, length, BLOCK)
+        if OF_START:
+            store_block(p_d_start, d_start.to(end.dtype), at_first, length, BLOCK)
+        if OF_TARGET:
+            store_block(p_d_target, -(d_end + d_start).to(end.dtype), at_first, length, BLOCK)
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What :func:`distance_backward` needs to know of a distance.
+    """Sums and mask of a distance, for :func:`distance_backward`.
 
     Attributes:
         sums: `[K, 2]` float64, the squared errors reached and required.
@@ -355,8 +337,7 @@ def distance_forward(
     if dropped:
         chosen, calls = _count_calls(end, target, first_kept, dropped)
         note("memset", moved(chosen[0]))
-        for call in calls:
-            call.run()
+        run_all(calls)
     partial, cut, call = _sums_call(end, start, target, chosen, first_kept, dropped)
     call.run()
     loss, sums = end.new_empty(len(end)), partial.new_empty(len(end), 2)
@@ -525,7 +506,7 @@ def production() -> list[Production]:
 
 
 def _naive_keep(end: Tensor, target: Tensor, first_kept: int, dropped: int) -> Tensor:
-    from ..matching.masks import keep_largest
+    from ..models.selection import keep_largest
 
     keep = torch.ones_like(end, dtype=torch.bool)
     keep[..., :first_kept] = False
@@ -561,5 +542,7 @@ def naive_distance_gradients(
     d_end = torch.where(keep, scale * reached, 0)
     d_start = torch.where(keep, -scale * (reached.square().sum(-1, keepdim=True) / total) * required, 0)
     gradients = (d_end, d_start, -(d_end + d_start))
-    d_end, d_start, d_target = (g.to(end.dtype) if wanted else None for g, wanted in zip(gradients, wants, strict=True))
-    return d_end, d_start, d_target
+    of_end, of_start, of_target = (
+        gradient.to(end.dtype) if wanted else None for gradient, wanted in zip(gradients, wants, strict=True)
+    )
+    return of_end, of_start, of_target

@@ -1,22 +1,23 @@
 """Steps on flat parameter vectors `[P]` or stacked `[K, P]`: SGD, momentum, and GSAM's ascent point and step.
 
-The twins are :class:`pad_fast.engines.updates.Updates`; norms and inner products are taken per row, in float64.
+The twins are :class:`pad_fast.models.updates.Updates`; norms and inner products are taken per row, in float64.
 Learning rates are tensors on the device, so that a captured graph serves every value; the other settings are compiled
 in.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, no_type_check
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..engines.updates import Updates
 from ..errors import InputError
-from .rows import WARPS, Call, moved, require_alike, row_stride, tiles, total
+from ..models.updates import Updates
+from .calls import Call, moved
+from .row_tiles import WARPS, load_block, require_alike, row_stride, store_block, tiles, total
 
 if TYPE_CHECKING:
     from .aot import Production
@@ -25,18 +26,7 @@ _TINY = tl.constexpr(1e-12)  # added to GSAM's norms before a division
 
 
 @triton.jit
-def _sgd_body(p_out, p_theta, p_g, p_buffer, lr, o, mask, MOMENTUM: tl.constexpr, DECAY: tl.constexpr):
-    theta = tl.load(p_theta + o, mask=mask)
-    direction = tl.load(p_g + o, mask=mask)
-    if DECAY != 0:
-        direction += DECAY * theta
-    if MOMENTUM != 0:
-        direction += MOMENTUM * tl.load(p_buffer + o, mask=mask)
-        tl.store(p_buffer + o, direction, mask=mask)
-    tl.store(p_out + o, theta - lr * direction, mask=mask)
-
-
-@triton.jit
+@no_type_check
 def _sgd_kernel(
     p_out,  # [K, P]
     p_theta,
@@ -53,30 +43,21 @@ def _sgd_kernel(
     k = tl.program_id(1)
     lr = tl.load(p_lr + k * lr_stride).to(p_theta.dtype.element_ty)
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    at = k.to(tl.int64) * stride + start
-    o = tl.arange(0, BLOCK)
-    # A mask would narrow every access to one entry, so only the last block has one.
-    if start + BLOCK <= length:
-        _sgd_body(p_out + at, p_theta + at, p_g + at, p_buffer + at, lr, o, None, MOMENTUM, DECAY)
-    else:
-        _sgd_body(p_out + at, p_theta + at, p_g + at, p_buffer + at, lr, o, start + o < length, MOMENTUM, DECAY)
+    row = k.to(tl.int64) * stride
+    theta = load_block(p_theta + row, start, 0, length, BLOCK)
+    direction = load_block(p_g + row, start, 0, length, BLOCK)
+    if MOMENTUM != 0:
+        buffer = load_block(p_buffer + row, start, 0, length, BLOCK)  # before theta is used: all loads at once
+    if DECAY != 0:
+        direction += DECAY * theta
+    if MOMENTUM != 0:
+        direction += MOMENTUM * buffer
+        store_block(p_buffer + row, direction, start, length, BLOCK)
+    store_block(p_out + row, theta - lr * direction, start, length, BLOCK)
 
 
 @triton.jit
-def _products_body(p_x, p_y, o, mask, sum_xx, sum_xy, sum_yy, OF_PRODUCT: tl.constexpr, PAIR: tl.constexpr):
-    other = None if mask is None else 0.0
-    x = tl.load(p_x + o, mask=mask, other=other).to(tl.float64)
-    if OF_PRODUCT:
-        x *= tl.load(p_y + o, mask=mask, other=other).to(tl.float64)
-    sum_xx += x * x
-    if PAIR:
-        y = tl.load(p_y + o, mask=mask, other=other).to(tl.float64)
-        sum_xy += x * y
-        sum_yy += y * y
-    return sum_xx, sum_xy, sum_yy
-
-
-@triton.jit
+@no_type_check
 def _products_kernel(
     p_partial,  # [K, 3 or 1, tiles] float64: <x, x>, <x, y>, <y, y>; or <xy, xy>, or <x, x>
     p_x,  # [K, P]
@@ -90,18 +71,21 @@ def _products_kernel(
 ):
     tile, k = tl.program_id(0), tl.program_id(1).to(tl.int64)
     count = tl.num_programs(0)
-    o = tl.arange(0, BLOCK)
+    p_x += k * stride
+    p_y += k * stride
     sum_xx = tl.zeros([BLOCK], tl.float64)
     sum_xy = tl.zeros([BLOCK], tl.float64)
     sum_yy = tl.zeros([BLOCK], tl.float64)
     for index in range(per):
         start = (tile.to(tl.int64) * per + index) * BLOCK
-        x, y = p_x + k * stride + start, p_y + k * stride + start
-        if start + BLOCK <= length:
-            sum_xx, sum_xy, sum_yy = _products_body(x, y, o, None, sum_xx, sum_xy, sum_yy, OF_PRODUCT, PAIR)
-        else:
-            mask = start + o < length
-            sum_xx, sum_xy, sum_yy = _products_body(x, y, o, mask, sum_xx, sum_xy, sum_yy, OF_PRODUCT, PAIR)
+        x = load_block(p_x, start, 0, length, BLOCK).to(tl.float64)
+        if OF_PRODUCT:
+            x *= load_block(p_y, start, 0, length, BLOCK).to(tl.float64)
+        sum_xx += x * x
+        if PAIR:
+            y = load_block(p_y, start, 0, length, BLOCK).to(tl.float64)
+            sum_xy += x * y
+            sum_yy += y * y
     if PAIR:
         p_partial += k * 3 * count + tile
         tl.store(p_partial, tl.sum(sum_xx, 0))
@@ -112,12 +96,7 @@ def _products_kernel(
 
 
 @triton.jit
-def _ascent_body(p_out, p_theta, p_g, scale, o, mask):
-    theta = tl.load(p_theta + o, mask=mask)
-    tl.store(p_out + o, theta + scale * theta * theta * tl.load(p_g + o, mask=mask), mask=mask)
-
-
-@triton.jit
+@no_type_check
 def _ascent_kernel(
     p_out,  # [K, P]
     p_theta,
@@ -133,22 +112,13 @@ def _ascent_kernel(
     norm = tl.sqrt(total(p_partial + k * count, count))
     scale = (RHO / (norm + _TINY)).to(p_theta.dtype.element_ty)
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    at = k * stride + start
-    o = tl.arange(0, BLOCK)
-    if start + BLOCK <= length:
-        _ascent_body(p_out + at, p_theta + at, p_g + at, scale, o, None)
-    else:
-        _ascent_body(p_out + at, p_theta + at, p_g + at, scale, o, start + o < length)
+    theta = load_block(p_theta + k * stride, start, 0, length, BLOCK)
+    g = load_block(p_g + k * stride, start, 0, length, BLOCK)
+    store_block(p_out + k * stride, theta + scale * theta * theta * g, start, length, BLOCK)
 
 
 @triton.jit
-def _surrogate_body(p_out, p_theta, p_g1, p_g2, lr, parallel, o, mask, ALPHA: tl.constexpr):
-    g2 = tl.load(p_g2 + o, mask=mask)
-    direction = g2 - ALPHA * (tl.load(p_g1 + o, mask=mask) - parallel * g2)
-    tl.store(p_out + o, tl.load(p_theta + o, mask=mask) - lr * direction, mask=mask)
-
-
-@triton.jit
+@no_type_check
 def _surrogate_kernel(
     p_out,  # [K, P]
     p_theta,
@@ -171,13 +141,10 @@ def _surrogate_kernel(
     parallel = (cosine * norm1 / (norm2 + _TINY)).to(p_g1.dtype.element_ty)  # g1's part along g2, in units of g2
     lr = tl.load(p_lr + k * lr_stride).to(p_theta.dtype.element_ty)
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    at = k * stride + start
-    o = tl.arange(0, BLOCK)
-    if start + BLOCK <= length:
-        _surrogate_body(p_out + at, p_theta + at, p_g1 + at, p_g2 + at, lr, parallel, o, None, ALPHA)
-    else:
-        mask = start + o < length
-        _surrogate_body(p_out + at, p_theta + at, p_g1 + at, p_g2 + at, lr, parallel, o, mask, ALPHA)
+    g1 = load_block(p_g1 + k * stride, start, 0, length, BLOCK)
+    g2 = load_block(p_g2 + k * stride, start, 0, length, BLOCK)
+    theta = load_block(p_theta + k * stride, start, 0, length, BLOCK)
+    store_block(p_out + k * stride, theta - lr * (g2 - ALPHA * (g1 - parallel * g2)), start, length, BLOCK)
 
 
 def sgd(theta: Tensor, g: Tensor, lr: Tensor, out: Tensor | None = None) -> Tensor:

@@ -12,16 +12,31 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from .support import shapes  # isort: skip  # ahead of whatever imports pad_fast
 from .support.golden import golden_path
 
 # Without a GPU, kernels run in Triton's interpreter, which must be chosen before any of them is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_report_header() -> str:
+    """Say whether the shapes in signatures are checked."""
+    return "shapes: checked by beartype" if shapes.CHECKED else "shapes: unchecked, beartype is not installed"
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """For a test that passes wrong shapes on purpose, to see what pad_fast itself says."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""The command line `pad-fast`: parsing, and one function per command. Nothing imports it."""
+"""The command line `pad-fast`: the parser, the options that commands share, and one file per command.
+
+The top of the house: it may import every room, and nothing imports it.
+"""
 
 from .main import main
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from ..errors import DistillationStopped, PadFastError
 from ..runtime import distributed
-from .commands import _sweep
 from .parser import parse
 
 
@@ -16,11 +15,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 stopped with a checkpoint, 2 unusable input, 130 interrupted."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        # The processes of a sweep do different runs, and need not know of each other.
-        group = distributed.group() if options.handler is _sweep else distributed.join()
+        group = distributed.join() if options.command.joins else distributed.group()
         level = logging.INFO if group.main else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-        options.handler(options)
+        options.command.run(options)
     except DistillationStopped as error:
         if distributed.group().main:  # it stops on all ranks alike
             print(f"pad-fast: stopped: {error}", file=sys.stderr)

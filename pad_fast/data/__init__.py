@@ -1,4 +1,7 @@
-"""Data sets, their normalisation and the augmentation of batches."""
+"""Data sets, real and distilled, their normalisation and the augmentation of batches.
+
+Imported by engines (for the augmentation) and everything above; stands on runtime alone.
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ _ANGLE = math.radians(15.0)
 
 @dataclass(frozen=True, eq=False)
 class DSADraw:
-    """What one augmentation call does: an operation and its numbers.
+    """One augmentation of a batch: an operation and its numbers.
 
     Attributes:
         operation: one of :data:`OPERATIONS`, or "none".
@@ -153,7 +153,7 @@ class DSA:
             generator = torch.Generator().manual_seed(seed)
         operation = self._choose(generator)
         device = generator.device if generator is not None else torch.device("cpu")
-        low, span, whole = _columns(operation, height, width, device)
+        low, span, whole = value_ranges(operation, height, width, device)
         values = torch.rand(1 if self.siamese else n, low.numel(), generator=generator, device=device).mul_(span)
         # u is a multiple of 2^-24 below 1, so u * span stays below span and floor inside the range.
         return DSADraw(operation, (values.floor_() if whole else values).add_(low))
@@ -185,7 +185,7 @@ class DSA:
 
     def _draw_reference(self, n: int, height: int, width: int, source: Callable[[], torch.Generator | None]) -> DSADraw:
         operation = self._choose(source())
-        low, span, whole = _columns(operation, height, width, torch.device("cpu"))
+        low, span, whole = value_ranges(operation, height, width, torch.device("cpu"))
         columns = []
         for start, size in zip(low.tolist(), span.tolist(), strict=True):
             generator = source()
@@ -226,7 +226,7 @@ class SeededDSA:
         return draw if draw.values.shape[0] == 1 else DSADraw(draw.operation, draw.values[first : first + n])
 
     def place(self, n: int, step: int) -> tuple[int, int]:
-        """How many images the whole batch of `step` has, and where in it the `n` given ones begin."""
+        """Size of the whole batch of `step`, and the place in it where the `n` given images begin."""
         return (n, 0) if self.parts is None else self.parts[step]
 
 
@@ -260,8 +260,8 @@ def _reference_sources(generator: torch.Generator | None, seed: int | None) -> C
 
 
 @functools.lru_cache(maxsize=64)
-def _columns(operation: str, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, bool]:
-    """Where each column of a draw lies: `low + span * u`, or `low + floor(span * u)` for whole numbers."""
+def value_ranges(operation: str, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, bool]:
+    """Range of each column of a draw: `low + span * u`, or `low + floor(span * u)` for whole numbers."""
     low: tuple[float, ...]
     span: tuple[float, ...]
     whole = operation in ("crop", "cutout", "flip")
@@ -272,7 +272,7 @@ def _columns(operation: str, height: int, width: int, device: torch.device) -> t
         low, span = tuple(-s for s in shifts), tuple(2 * s + 1 for s in shifts)
     elif operation == "cutout":
         # An even square has its centre between pixels, hence one more place for it.
-        low, span = (0.0, 0.0), tuple(side + 1 - _cutout_side(side) % 2 for side in (height, width))
+        low, span = (0.0, 0.0), tuple(side + 1 - cutout_side(side) % 2 for side in (height, width))
     elif operation == "flip":
         low, span = (0.0,), (2.0,)
     elif operation == "scale":
@@ -287,7 +287,8 @@ def _columns(operation: str, height: int, width: int, device: torch.device) -> t
         )
 
 
-def _cutout_side(side: int) -> int:
+def cutout_side(side: int) -> int:
+    """Side of the square that cutout clears along an image side of `side` pixels."""
     return int(side * _CUTOUT + 0.5)
 
 
@@ -311,7 +312,7 @@ def _grid(height: int, width: int, dtype: torch.dtype, device: torch.device) -> 
 def _cutout_lines(height: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pixel positions `[2, max(H, W)]` relative to the centre's convention, and half the square's sides `[2, 1]`."""
     with torch.inference_mode(False):
-        sides = torch.tensor([_cutout_side(height), _cutout_side(width)], dtype=torch.float64)[:, None]
+        sides = torch.tensor([cutout_side(height), cutout_side(width)], dtype=torch.float64)[:, None]
         positions = torch.arange(max(height, width), dtype=torch.float64) + (1 - sides % 2) / 2
         return positions.to(device=device, dtype=dtype), (sides / 2).to(device=device, dtype=dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -19,7 +19,7 @@ from ..runtime import files, tensor_files
 from . import Normalization, normalization_from_state
 
 FORMAT = "pad_fast distilled 1"
-FILE = "distilled.safetensors"
+DISTILLED = "distilled.safetensors"
 TRIO = ("images_best.pt", "labels_best.pt", "lr_best.pt")
 
 
@@ -82,7 +82,7 @@ class DistilledDataset:
 
     @property
     def targets(self) -> Tensor:
-        """What to train against: label logits `[N, classes]` when labels are soft, else classes `[N]`."""
+        """Training targets: label logits `[N, classes]` when labels are soft, else classes `[N]`."""
         return self.labels if self.label_logits is None else self.label_logits
 
     def pixels(self) -> Tensor:
@@ -118,11 +118,11 @@ class DistilledDataset:
             "history": [dict(row) for row in self.history],
         }
         data = tensor_files.pack_tensors(tensors, described)
-        files.write_bytes(folder / FILE, data)
+        files.write_bytes(folder / DISTILLED, data)
         targets = self.labels if self.label_logits is None else self.label_logits
         for name, value in zip(TRIO, (self.images, targets, tensors["lr"]), strict=True):
             files.write_torch(folder / name, value.clone())
-        return folder / FILE
+        return folder / DISTILLED
 
 
 def load(path: str | os.PathLike[str]) -> DistilledDataset:
@@ -132,13 +132,13 @@ def load(path: str | os.PathLike[str]) -> DistilledDataset:
         StoreError: nothing there, truncated, or foreign.
     """
     path = Path(path)
-    file = path / FILE if path.is_dir() else path
+    file = path / DISTILLED if path.is_dir() else path
     if not file.exists() and all((path / name).exists() for name in TRIO):
         return _load_trio(path)
-    try:
-        tensors, described = tensor_files.unpack_tensors(file.read_bytes())
-        if described["format"] != FORMAT:
-            raise StoreError(f"{file} has format {described['format']!r}; this version reads {FORMAT!r}")
+    if not file.exists():
+        raise StoreError(f"no distilled set at {path}: {os.strerror(errno.ENOENT)}")
+    way_out = "repeat the run that wrote it, or bring it back from a copy"
+    with tensor_files.read_tensors(file, "distilled set", FORMAT, way_out=way_out) as (tensors, described):
         state = {k.removeprefix("whitening."): v for k, v in tensors.items() if k.startswith("whitening.")}
         return DistilledDataset(
             images=tensors["images"],
@@ -150,12 +150,6 @@ def load(path: str | os.PathLike[str]) -> DistilledDataset:
             history=described["history"],
             class_names=tuple(described["class_names"]),
         )
-    except StoreError:
-        raise
-    except OSError as error:
-        raise StoreError(f"no distilled set at {path}: {error.strerror or error}") from error
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise StoreError(f"{file} is not a distilled set of pad_fast, or is truncated ({error})") from error
 
 
 def _load_trio(folder: Path) -> DistilledDataset:
@@ -178,7 +172,7 @@ def _load_trio(folder: Path) -> DistilledDataset:
 
 
 def _classes(logits: Tensor) -> Tensor:
-    """Which class each image was made for, int64 `[N]`: published scripts write images class after class.
+    """Class that each image was made for, int64 `[N]`: published scripts write images class after class.
 
     A distilled label may favour another class, so its largest entry decides only where most labels contradict that
     order.

@@ -11,6 +11,7 @@ tensors and :func:`normalization_from_state` reads it back.
 
 from __future__ import annotations
 
+import logging
 import math
 import zlib
 from abc import ABC, abstractmethod
@@ -28,12 +29,15 @@ from ..runtime import files, tensor_files
 if TYPE_CHECKING:
     from .datasets import ImageDataset
 
-KINDS = ("zca", "mean-std")
+NORMALIZATIONS = ("zca", "mean-std")
 
 # Beyond this the covariance alone is 2.1 GB in float64 and its decomposition holds about five such matrices.
 ZCA_LIMIT = 16_384
 
+_FORMAT = "pad_fast zca 1"
 _CHUNK = 4096  # images per covariance update: bounds the float64 copy without slowing the product
+
+logger = logging.getLogger("pad_fast")
 
 
 class Normalization(ABC):
@@ -267,27 +271,36 @@ def fit_normalization(
         return fitted
     if kind == "mean-std":
         return fit_mean_std(dataset)
-    raise ConfigError(f"normalisation {kind!r} is unknown; use one of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
+    raise ConfigError(
+        f"normalisation {kind!r} is unknown; use one of {', '.join(NORMALIZATIONS)}.{nearest(kind, NORMALIZATIONS)}"
+    )
 
 
 def _packed(fitted: ZCA, fingerprint: str) -> bytes:
     state = fitted.state()
     return tensor_files.pack_tensors(
-        state, tensor_files.seal({"fingerprint": fingerprint, "values": _checksums(state)})
+        state, tensor_files.seal({"format": _FORMAT, "fingerprint": fingerprint, "values": _checksums(state)})
     )
 
 
 def _read_fitted(path: Path, fingerprint: str) -> Normalization | None:
     """A fitted ZCA, or None where there is none, or not that of this data set any more."""
-    from safetensors import SafetensorError
-
+    if not path.exists():
+        return None
+    way_out = "it is computed again"
     try:
-        tensors, sealed = tensor_files.unpack_tensors(path.read_bytes())
-        if tensor_files.unseal(sealed) != {"fingerprint": fingerprint, "values": _checksums(tensors)}:
-            return None
-        return normalization_from_state(tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None  # damaged: computed again and replaced
+        with tensor_files.read_tensors(path, "fitted ZCA", _FORMAT, way_out=way_out, unmarked=True) as (
+            tensors,
+            sealed,
+        ):
+            said = tensor_files.unseal(sealed)
+            said.pop("format", None)
+            if said != {"fingerprint": fingerprint, "values": _checksums(tensors)}:
+                raise ValueError("its values are not those that were written")
+            return normalization_from_state(tensors)
+    except StoreError as error:
+        logger.info(str(error))
+        return None
 
 
 def _checksums(state: Mapping[str, Tensor]) -> dict[str, int]:

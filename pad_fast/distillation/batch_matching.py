@@ -27,7 +27,7 @@ from ..runtime.device import cache_bytes
 from ..runtime.rng import derive_seed, generator
 from ..settings.config import Config
 from ..training.trainer import shuffled_batches
-from .initialization import InitialSet
+from .initialization import InitialSet, noise_images, shuffled_classes
 from .iterations import LATE, make_mask, read_later
 from .state import State
 
@@ -98,8 +98,8 @@ def make_criterion(config: Config, network: FlatNetwork, device: torch.device) -
 
 
 @dataclass(frozen=True, eq=False)
-class RealImages:
-    """What real batches are drawn from.
+class RealPool:
+    """Real images that batches are drawn from.
 
     Attributes:
         images: normalised training images `[n, C, H, W]`.
@@ -113,19 +113,16 @@ class RealImages:
     curriculum: Curriculum
 
 
-def initial_images(config: Config, real: RealImages) -> InitialSet:
+def initial_images(config: Config, real: RealPool) -> InitialSet:
     """The synthetic set before its first update, and hard labels as logits that nothing changes.
 
     Pruned images are not chosen.
     """
     labels = torch.arange(len(real.shown)).repeat_interleave(config.ipc)
     if config.pix_init == "noise":
-        chosen = torch.randn(len(labels), *real.images.shape[1:], generator=generator(config.seed, "init noise"))
+        chosen = noise_images(len(labels), real.images, config.seed)
     else:
-        rows = [
-            indices[torch.randperm(len(indices), generator=generator(config.seed, "init images", label))[: config.ipc]]
-            for label, indices in enumerate(real.shown)
-        ]
+        rows = [indices[: config.ipc] for indices in shuffled_classes(real.shown, config.seed)]
         chosen = real.images[torch.cat(rows)]
     return InitialSet(chosen, labels, torch.nn.functional.one_hot(labels, len(real.shown)).float(), ())
 
@@ -149,7 +146,7 @@ class BatchLoop:
     """
 
     def __init__(
-        self, network: FlatNetwork, spec: NetworkSpec, real: RealImages, config: Config, device: torch.device
+        self, network: FlatNetwork, spec: NetworkSpec, real: RealPool, config: Config, device: torch.device
     ) -> None:
         self.spec, self.config, self.device, self.real = spec, config, device, real
         self.images = real.images.to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,24 +112,29 @@ def initial_set(
     labels = torch.arange(data.classes).repeat_interleave(ipc)
     notes: list[str] = []
     if kind == "noise":
-        chosen = torch.randn(len(labels), *images.shape[1:], generator=generator(seed, "init noise"))
+        chosen = noise_images(len(labels), images, seed)
         # No expert knows what noise shows, so each class starts from its own images' mean label.
         some = [_soft_labels(teachers, images, data, members[:64]) for members in by_class]
         logits = torch.cat([each.mean(0, keepdim=True) for each in some])
         return InitialSet(chosen, labels, logits.repeat_interleave(ipc, 0), ())
     if kind == "real":
-        picked = [rows[:ipc] for rows in _shuffled(data, seed)]
+        picked = [rows[:ipc] for rows in shuffled_classes(by_class, seed)]
     else:
         picked = _predicted_correctly(ipc, images, data, teachers, seed, notes)
     rows = torch.cat(picked)
     return InitialSet(images[rows], labels, _soft_labels(teachers, images, data, rows), tuple(notes))
 
 
-def _shuffled(data: ImageDataset, seed: int) -> list[Tensor]:
-    """Training images of every class in random order."""
+def noise_images(count: int, like: Tensor, seed: int) -> Tensor:
+    """Standard normal `[count, C, H, W]` on the CPU, for `like` `[n, C, H, W]`."""
+    return torch.randn(count, *like.shape[1:], generator=generator(seed, "init noise"))
+
+
+def shuffled_classes(by_class: Sequence[Tensor], seed: int) -> list[Tensor]:
+    """Indices of every class in random order."""
     return [
         members[torch.randperm(len(members), generator=generator(seed, "init images", label))]
-        for label, members in enumerate(data.images_by_class())
+        for label, members in enumerate(by_class)
     ]
 
 
@@ -140,7 +146,7 @@ def _soft_labels(teachers: Teachers, images: Tensor, data: ImageDataset, rows: T
 def _predicted_correctly(
     ipc: int, images: Tensor, data: ImageDataset, teachers: Teachers, seed: int, notes: list[str]
 ) -> list[Tensor]:
-    candidates = _shuffled(data, seed)
+    candidates = shuffled_classes(data.images_by_class(), seed)
     picked: list[list[int]] = [[] for _ in candidates]
     for expert in range(len(teachers)):
         short = [label for label, rows in enumerate(picked) if len(rows) < ipc]

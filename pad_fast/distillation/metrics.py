@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import StoreError
 from ..runtime import files
 
+METRICS = "metrics.jsonl"
 LAYER_LOSS = "layer_loss."
 """Begins the keys of a row of metrics.jsonl that hold the matching loss of one layer; its name follows."""
 
@@ -49,29 +49,13 @@ class MetricsLog:
             self._file.close()
 
 
-def read_history(path: Path, iterations: int) -> list[dict[str, float]]:
-    """The first `iterations` rows of a log that may have been cut off in the middle of a line.
+def read_metrics(path: Path, notes: list[str]) -> tuple[dict[str, float], ...]:
+    """The whole rows of a log: as far as it goes, of a run that may be writing it, or was killed while it did.
 
-    Raises:
-        StoreError: fewer complete rows than the checkpoint says there were.
-    """
-    rows: list[dict[str, float]] = []
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if len(rows) == iterations:
-                break
-            rows.append(json.loads(line))
-    except (OSError, ValueError):
-        pass  # a torn last line is expected after a crash; what counts is checked below
-    if len(rows) < iterations:
-        raise StoreError(f"{path} has {len(rows)} rows, but the checkpoint was taken after {iterations} iterations")
-    return rows
+    A last line without an end is a row being written, which is nothing to speak of; a damaged one ends the rows.
 
-
-def read_metrics(path: Path, notes: list[str]) -> tuple[Mapping[str, float], ...]:
-    """The rows of a log that may end in the middle of a line; a damaged row ends it, and `notes` gets to know.
-
-    A last line without an end is a row being written, which is nothing to speak of.
+    Args:
+        notes: gets to know what could not be read.
     """
     try:
         lines = path.read_bytes().split(b"\n")
@@ -80,12 +64,30 @@ def read_metrics(path: Path, notes: list[str]) -> tuple[Mapping[str, float], ...
     except OSError as error:
         notes.append(f"cannot read {path.name}: {error.strerror or error}")
         return ()
-    rows: list[Mapping[str, float]] = []
+    rows: list[dict[str, float]] = []
     for number, line in enumerate(lines[:-1], 1):
         try:
-            row = json.loads(line)
-            rows.append({str(k): float(math.nan if v is None else v) for k, v in row.items()})
+            rows.append({str(key): _number(value) for key, value in json.loads(line).items()})
         except (ValueError, TypeError, AttributeError):
             notes.append(f"{path.name}: line {number} is damaged; it and what follows are not shown")
             break
     return tuple(rows)
+
+
+def read_history(path: Path, iterations: int) -> list[dict[str, float]]:
+    """The first `iterations` rows of a log, for a run that goes on after them.
+
+    Raises:
+        StoreError: fewer complete rows than the checkpoint says there were.
+    """
+    rows = read_metrics(path, [])
+    if len(rows) < iterations:
+        raise StoreError(f"{path} has {len(rows)} rows, but the checkpoint was taken after {iterations} iterations")
+    return list(rows[:iterations])
+
+
+def _number(value: Any) -> float:
+    """A number as it was written, so that a log that is continued keeps its bytes; null is NaN."""
+    if isinstance(value, int | float):
+        return value
+    return math.nan if value is None else float(value)

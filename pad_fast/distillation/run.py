@@ -12,8 +12,8 @@ from ..runtime import distributed
 from ..runtime.progress import Progress
 from ..settings.config import Config
 from .iterations import Iterations
-from .metrics import MetricsLog
-from .state import State
+from .metrics import METRICS, MetricsLog
+from .state import CHECKPOINT, State
 
 PATIENCE = 50
 """A run whose first this many iterations are all skipped is stopped: nothing would ever be updated."""
@@ -42,7 +42,7 @@ def run(
         RankError: the ranks have come to different states, of which none is saved.
     """
     group, config = distributed.group(), loop.config
-    checkpoint = folder / "checkpoint"
+    checkpoint = folder / CHECKPOINT
     # Ranks on different machines may have started from numbers that differ in the last bits.
     group.broadcast_(*state.tensors().values())
     state.require_same()
@@ -54,7 +54,7 @@ def run(
         detail=lambda: _detail(history, state),
     )
     begun: deque[Any] = deque()
-    with MetricsLog(folder / "metrics.jsonl" if group.main else None, history) as log:
+    with MetricsLog(folder / METRICS if group.main else None, history) as log:
 
         def save() -> None:
             if group.main:

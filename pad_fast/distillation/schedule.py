@@ -1,4 +1,4 @@
-"""What each distillation iteration draws: experts, start epoch, batches. Pure functions of (seed, iteration)."""
+"""The draw of every distillation iteration: experts, start epoch, batches. Pure functions of (seed, iteration)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..settings.config import Config
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
+class IterationDraw:
     """One iteration: K trajectories, and the batches that all of them take.
 
     Attributes:
@@ -46,8 +46,8 @@ def split_batches(count: int, batch: int | None, steps: int, draws: torch.Genera
     return batches
 
 
-def draw(config: Config, iteration: int, experts: int, images: int) -> Draw:
-    """What one iteration draws for its `config.trajectories`.
+def draw_iteration(config: Config, iteration: int, experts: int, images: int) -> IterationDraw:
+    """Draw the `config.trajectories` trajectories of one iteration and their batches.
 
     Each trajectory has an expert and a start epoch of its own; every expert is used once before any is used again. The
     batches are one draw: students that see the same images can be computed together.
@@ -63,4 +63,4 @@ def draw(config: Config, iteration: int, experts: int, images: int) -> Draw:
         starts.append(int(torch.randint(config.min_start_epoch, limit, (1,), generator=draws)))
         if not batches:  # whatever K is, the first trajectory sees what it would see alone
             batches = split_batches(images, config.batch_syn, config.syn_steps, draws)
-    return Draw(tuple(chosen), tuple(starts), batches)
+    return IterationDraw(tuple(chosen), tuple(starts), batches)

@@ -1,25 +1,27 @@
-"""What an iteration changes, and the checkpoint that holds it."""
+"""State of a distillation run, and the checkpoint that holds it."""
 
 from __future__ import annotations
 
-import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import StoreError
 from ..runtime import distributed, files, tensor_files
 from ..settings.config import Config
 
+CHECKPOINT = "checkpoint"
+
 _FORMAT = "pad_fast checkpoint 1"
 
 
 @dataclass(eq=False)
 class State:
-    """What an iteration changes; exactly what a checkpoint holds.
+    """Everything an iteration changes, which is exactly what a checkpoint holds.
 
     Attributes:
         images: `[N, C, H, W]`; label_logits: `[N, classes]`; lr: `[]`.
@@ -81,13 +83,10 @@ class State:
         """Read a checkpoint.
 
         Raises:
-            StoreError: truncated, foreign, or written with other settings.
+            StoreError: truncated, foreign, of another format, or written with other settings.
         """
-        try:
-            stored, described = tensor_files.unpack_tensors(path.read_bytes())
+        with read_checkpoint(path) as (stored, described):
             tensors = {name: value.to(device) for name, value in stored.items()}
-            if described["format"] != _FORMAT:
-                raise StoreError(f"{path} has format {described['format']!r}; this version reads {_FORMAT!r}")
             if described["key"] != key:
                 raise StoreError(
                     f"{path} belongs to a run with other settings or other experts; resume with the same settings, "
@@ -103,9 +102,8 @@ class State:
                 int(described["iteration"]),
                 int(described["skipped"]),
             )
-        except OSError as error:
-            raise StoreError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise StoreError(
-                f"{path} is not a pad_fast checkpoint, or is truncated ({error}); delete it to start afresh"
-            ) from error
+
+
+def read_checkpoint(path: Path) -> AbstractContextManager[tuple[dict[str, Tensor], dict[str, Any]]]:
+    """Tensors and description of a checkpoint of any run; see :func:`pad_fast.runtime.tensor_files.read_tensors`."""
+    return tensor_files.read_tensors(path, "checkpoint", _FORMAT, way_out="delete it to start afresh")

@@ -21,11 +21,11 @@ from ..runtime.rng import derive_seed
 from ..settings.config import Config
 from .iterations import LATE, make_mask, read_later
 from .metrics import LAYER_LOSS
-from .schedule import Draw, draw
+from .schedule import IterationDraw, draw_iteration
 from .state import State
 
 AHEAD = 2
-"""How many iterations ahead the experts' snapshots are read."""
+"""Number of iterations that the experts' snapshots are read ahead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Loop:
         self.over_batches, self.over_trajectories = (group, ALONE) if config.split == "batch" else (ALONE, group)
         self.dsa = DSA(config.dsa, mode=config.dsa_mode)
         self.snapshots = Snapshots(store, device)
-        self._drawn: dict[tuple[int, int], Draw] = {}  # by iteration and number of images
+        self._drawn: dict[tuple[int, int], IterationDraw] = {}  # by iteration and number of images
         self.late = (LATE if device.type == "cuda" else 0) if late is None else late
         # After an iteration that stops the run, those begun behind it must not change anything.
         self._stopped = torch.zeros((), dtype=torch.bool, device=device)
@@ -159,7 +159,7 @@ class Loop:
         return math.isfinite(loss) and not self._skips(loss)
 
     def _complaint(self, pending: Pending, loss: float, lr: float, new_lr: float, finite: list[float]) -> str | None:
-        """What is wrong with an iteration that was not skipped."""
+        """The fault of an iteration that was not skipped; None when it is sound."""
         config, iteration = self.config, pending.iteration
         if not math.isfinite(loss):
             return (
@@ -179,21 +179,23 @@ class Loop:
             )
         return None
 
-    def _draw(self, iteration: int, images: int) -> Draw:
-        """What an iteration draws; the snapshots of this one and the next are asked for meanwhile."""
+    def _draw(self, iteration: int, images: int) -> IterationDraw:
+        """The draw of an iteration; the snapshots of this one and the next are asked for meanwhile."""
         known, self._drawn = self._drawn, {}
         for each in range(iteration, iteration + AHEAD + 1):
             key = each, images
-            self._drawn[key] = known[key] if key in known else draw(self.config, each, len(self.store), images)
+            self._drawn[key] = (
+                known[key] if key in known else draw_iteration(self.config, each, len(self.store), images)
+            )
         self.snapshots.prefetch([key for drawn in self._drawn.values() for pair in self._pairs(drawn) for key in pair])
         return self._drawn[iteration, images]
 
-    def _pairs(self, drawn: Draw) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    def _pairs(self, drawn: IterationDraw) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """(expert, epoch) of start and target of this rank's trajectories."""
         own = [(drawn.experts[k], drawn.start_epochs[k]) for k in self.over_trajectories.part(self.config.trajectories)]
         return [((expert, epoch), (expert, epoch + self.config.expert_epochs)) for expert, epoch in own]
 
-    def _losses(self, drawn: Draw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int) -> Tensor:
+    def _losses(self, drawn: IterationDraw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int) -> Tensor:
         """Matching losses of this rank's trajectories `[K]`; their students take the same augmented batches."""
         config = self.config
         pairs = [(self.snapshots.get(*start), self.snapshots.get(*target)) for start, target in self._pairs(drawn)]
@@ -216,7 +218,9 @@ class Loop:
             group=self.over_batches,
         )
 
-    def _layers(self, drawn: Draw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int) -> dict[str, float]:
+    def _layers(
+        self, drawn: IterationDraw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int
+    ) -> dict[str, float]:
         """Matching loss by layer of the iteration's first trajectory, now and then: it costs one more forward pass."""
         config = self.config
         if config.layer_loss_every == 0 or iteration % config.layer_loss_every:

@@ -1,4 +1,7 @@
-"""Engines compute student steps and their adjoints; the recursion over steps lives in `pad_fast.matching`."""
+"""Engines compute student steps and their adjoints; the recursion over steps lives in `pad_fast.matching`.
+
+Imported by training, matching and everything above; stands on models, data and the kernels.
+"""
 
 from .base import (
     Adjoint,

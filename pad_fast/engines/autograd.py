@@ -12,9 +12,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from .base import Adjoint, Engine, GradientDistance, Pullback, Student, Task, Wants, cross_entropy, differentiable_twice
+from .base import (
+    Adjoint,
+    Engine,
+    GradientDistance,
+    Labels,
+    Pullback,
+    Student,
+    Task,
+    Wants,
+    cross_entropy,
+    differentiable_twice,
+)
 from .leaves import refuse_unknown_leaves
 from .triton.kernel_forms import kernel_gradient_distance
 
@@ -52,8 +64,8 @@ class AutogradEngine(Engine):
         return kernel_gradient_distance(task.device)
 
     def loss_grad_logits(
-        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " P"], Float[Tensor, "B classes"]]:
         """One forward and one backward pass."""
         with torch.enable_grad():
             leaf = theta.detach().requires_grad_()
@@ -62,19 +74,29 @@ class AutogradEngine(Engine):
             (gradient,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), gradient, logits.detach()
 
-    def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
+    def forward(
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."]
+    ) -> Float[Tensor, "B classes"]:
         """One forward pass without a graph."""
         with torch.no_grad():
             return task.network(theta, images)
 
-    def group_gradients(self, task: Task, theta: Tensor, images: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+    def group_gradients(
+        self,
+        task: Task,
+        theta: Float[Tensor, " P"],
+        images: Sequence[Float[Tensor, "_ ..."]],
+        labels: Sequence[Tensor],
+    ) -> Float[Tensor, "G P"]:
         """Groups of equal size go in one pass where that is faster and possible, else one by one."""
         if not _batches(task, len(images[0])) or len({x.shape for x in images}) > 1:
             return super().group_gradients(task, theta, images, labels)
         rows = self._gradients(task, theta, len(images[0]) * images[0][0, 0].numel())
         return rows(torch.stack(list(images)), torch.stack(list(labels))).detach()
 
-    def group_pullback(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Pullback]:
+    def group_pullback(
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "G B ..."], labels: Int[Tensor, "G B"]
+    ) -> tuple[Float[Tensor, "G P"], Pullback]:
         """All groups in one pass where that is possible."""
         if not _batches(task, images.shape[1]):
             return super().group_pullback(task, theta, images, labels)
@@ -89,8 +111,8 @@ class AutogradEngine(Engine):
         return gradients.detach(), pull
 
     @staticmethod
-    def _gradients(task: Task, theta: Tensor, pixels: int) -> Callable[[Tensor, Tensor], Tensor]:
-        """The gradients `[G, P]` of stacked groups, each of which has so many pixels."""
+    def _gradients(task: Task, theta: Float[Tensor, " P"], pixels: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Gradients `[G, P]` of stacked groups, each of which has so many pixels."""
 
         def loss(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
             return cross_entropy(task.network(theta, x), y)
@@ -112,7 +134,9 @@ class _AutogradStudent(Student):
     def __init__(self, task: Task) -> None:
         self.network = task.network
 
-    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def gradient(
+        self, step: int, theta: Float[Tensor, "K P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> Float[Tensor, "K P"]:
         rows = []
         for parameters in theta:
             with torch.enable_grad(), differentiable_twice(self.network):
@@ -124,7 +148,13 @@ class _AutogradStudent(Student):
         return torch.stack(rows)
 
     def adjoint(
-        self, step: int, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor, wants: Wants
+        self,
+        step: int,
+        theta: Float[Tensor, "K P"],
+        direction: Float[Tensor, "K P"],
+        images: Float[Tensor, "B ..."],
+        labels: Labels,
+        wants: Wants,
     ) -> Adjoint:
         phis, thetas, gradients = [], [], []
         image_sum = torch.zeros_like(images) if wants.images else None

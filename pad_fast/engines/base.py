@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,9 +17,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..data.augment import DSA, DSADraw
 from ..errors import InputError
 from ..models.flat import Channels, FlatNetwork
-from .updates import Updates
+from ..models.updates import Updates
 
-GRADIENTS = ("exact", "unroll", "tesla")
+Labels = Float[Tensor, "B classes"] | Int[Tensor, " B"]
+"""Logits of soft labels, or classes, of a batch."""
+StackedLabels = Float[Tensor, "K B classes"] | Int[Tensor, "K B"]
+"""The same of the batches of K networks."""
 Augment = Callable[[Tensor, int], Tensor]
 Pullback = Callable[[Tensor], Tensor]
 FeaturePullback = Callable[[Sequence[Tensor]], Tensor]
@@ -73,11 +77,11 @@ class Adjoint:
         gradient: `g` `[K, P]` as it was computed again, where that took code that may not repeat itself; else None.
     """
 
-    phi: Tensor
-    theta: Tensor | None
-    images: Tensor | None
-    labels: Tensor | None
-    gradient: Tensor | None = None
+    phi: Float[Tensor, " K"]
+    theta: Float[Tensor, "K P"] | None
+    images: Float[Tensor, "B ..."] | None
+    labels: Float[Tensor, "B classes"] | None
+    gradient: Float[Tensor, "K P"] | None = None
 
 
 class Student(ABC):
@@ -91,7 +95,9 @@ class Student(ABC):
     random = True
 
     @abstractmethod
-    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def gradient(
+        self, step: int, theta: Float[Tensor, "K P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> Float[Tensor, "K P"]:
         """`g(theta, x, y)` `[K, P]`: gradient of the mean cross entropy at stacked parameters `theta` `[K, P]`.
 
         The next call may use the same memory for its result.
@@ -99,7 +105,13 @@ class Student(ABC):
 
     @abstractmethod
     def adjoint(
-        self, step: int, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor, wants: Wants
+        self,
+        step: int,
+        theta: Float[Tensor, "K P"],
+        direction: Float[Tensor, "K P"],
+        images: Float[Tensor, "B ..."],
+        labels: Labels,
+        wants: Wants,
     ) -> Adjoint:
         """Pull `direction` `[K, P]` back through the gradient of the same step, to what `wants` names.
 
@@ -117,13 +129,13 @@ class Inputs(NamedTuple):
         seed: of an :class:`Augmentation` that the engine draws itself, else None.
     """
 
-    theta_start: Tensor
-    theta_target: Tensor
-    images: Tensor
-    labels: Tensor
-    lr: Tensor
-    indices: Tensor
-    seed: Tensor | None
+    theta_start: Float[Tensor, "K P"]
+    theta_target: Float[Tensor, "K P"]
+    images: Float[Tensor, "N ..."]
+    labels: Float[Tensor, "N classes"] | Int[Tensor, " N"]
+    lr: Float[Tensor, ""]
+    indices: Int[Tensor, " indices"]
+    seed: Int[Tensor, ""] | None
 
 
 class Passes(ABC):
@@ -133,11 +145,11 @@ class Passes(ABC):
     """
 
     @abstractmethod
-    def forward(self, inputs: Inputs) -> Tensor:
+    def forward(self, inputs: Inputs) -> Float[Tensor, " K"]:
         """Matching losses `[K]`."""
 
     @abstractmethod
-    def reverse(self, inputs: Inputs, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def reverse(self, inputs: Inputs, grad_loss: Float[Tensor, " K"]) -> tuple[Tensor | None, ...]:
         """Gradients of `theta_start`, `theta_target`, `images`, `labels` and `lr`, None where they are not wanted.
 
         Args:
@@ -166,11 +178,11 @@ class Augmentation(ABC):
         return None
 
     @abstractmethod
-    def forward(self, step: int, images: Tensor, batch: Tensor) -> Tensor:
+    def forward(self, step: int, images: Float[Tensor, "N ..."], batch: Int[Tensor, " B"]) -> Tensor:
         """Images that `step` sees `[B, C, H, W]` of `images[batch]`."""
 
     @abstractmethod
-    def again(self, step: int, images: Tensor, batch: Tensor, wants: Wants) -> Tensor:
+    def again(self, step: int, images: Float[Tensor, "N ..."], batch: Int[Tensor, " B"], wants: Wants) -> Tensor:
         """The same a second time, followed by :meth:`pull` when `wants.images`."""
 
     @abstractmethod
@@ -181,20 +193,28 @@ class Augmentation(ABC):
 class Distance(Protocol):
     """An engine's own form of :func:`pad_fast.matching.normalized_distance`, on `[K, P]`."""
 
-    def value(self, end: Tensor, start: Tensor, target: Tensor, *, first_kept: int, dropped: int) -> Tensor:
+    def value(
+        self,
+        end: Float[Tensor, "K P"],
+        start: Float[Tensor, "K P"],
+        target: Float[Tensor, "K P"],
+        *,
+        first_kept: int,
+        dropped: int,
+    ) -> Float[Tensor, " K"]:
         """`[K]`."""
 
     def gradients(
         self,
-        end: Tensor,
-        start: Tensor,
-        target: Tensor,
-        grad: Tensor,
+        end: Float[Tensor, "K P"],
+        start: Float[Tensor, "K P"],
+        target: Float[Tensor, "K P"],
+        grad: Float[Tensor, " K"],
         wants: Wants,
         *,
         first_kept: int,
         dropped: int,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Float[Tensor, "K P"], Float[Tensor, "K P"] | None, Float[Tensor, "K P"] | None]:
         """Gradients in `end`, and if wanted in `start` and `target`, given the one in the value `[K]`; new tensors."""
 
 
@@ -202,8 +222,8 @@ class GradientDistance(Protocol):
     """An engine's own form of :func:`pad_fast.matching.gradients.gradient_distance`, on gradients `[G, P]`."""
 
     def value_and_direction(
-        self, real: Tensor, synthetic: Tensor, channels: Sequence[Channels]
-    ) -> tuple[Tensor, Tensor]:
+        self, real: Float[Tensor, "G P"], synthetic: Float[Tensor, "G P"], channels: Sequence[Channels]
+    ) -> tuple[Float[Tensor, " G"], Float[Tensor, "G P"]]:
         """Distances `[G]` and their gradient in `synthetic` `[G, P]`, both without a graph."""
 
 
@@ -246,7 +266,7 @@ class Engine(ABC):
         return None
 
     def augmentation(
-        self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Tensor
+        self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Float[Tensor, "N ..."]
     ) -> Augmentation | None:
         """The engine's own form of `augment`, or None when it has none.
 
@@ -268,26 +288,30 @@ class Engine(ABC):
 
     @abstractmethod
     def loss_grad_logits(
-        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " P"], Float[Tensor, "B classes"]]:
         """One step of ordinary training at `theta` `[P]`.
 
         Returns:
             Mean cross entropy (scalar), its gradient `[P]`, and the logits `[B, classes]` of the forward pass.
         """
 
-    def loss_and_grad(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_grad(
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " P"]]:
         """:meth:`loss_grad_logits` without the logits."""
         loss, gradient, _ = self.loss_grad_logits(task, theta, images, labels)
         return loss, gradient
 
     @abstractmethod
-    def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
+    def forward(
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."]
+    ) -> Float[Tensor, "B classes"]:
         """Logits `[B, classes]` without a graph."""
 
     def stacked_loss_grad_logits(
-        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, task: Task, theta: Float[Tensor, "K P"], images: Float[Tensor, "K B ..."], labels: StackedLabels
+    ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K P"], Float[Tensor, "K B classes"]]:
         """:meth:`loss_grad_logits` of K networks of one shape, each on images of its own.
 
         Networks with buffers (batch-norm statistics) share those of the task's module.
@@ -304,7 +328,9 @@ class Engine(ABC):
         losses, gradients, logits = (torch.stack(parts) for parts in zip(*rows, strict=True))
         return losses, gradients, logits
 
-    def stacked_forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
+    def stacked_forward(
+        self, task: Task, theta: Float[Tensor, "K P"], images: Float[Tensor, "K B ..."]
+    ) -> Float[Tensor, "K B classes"]:
         """:meth:`forward` of K networks: logits `[K, B, classes]`; see :meth:`stacked_loss_grad_logits`."""
         return torch.stack([self.forward(task, *one) for one in zip(theta, images, strict=True)])
 
@@ -315,11 +341,17 @@ class Engine(ABC):
         """
         return 1
 
-    def augment_each(self, images: Tensor, draws: Sequence[DSADraw]) -> Tensor:
+    def augment_each(self, images: Float[Tensor, "K B C H W"], draws: Sequence[DSADraw]) -> Float[Tensor, "K B C H W"]:
         """`images` `[K, B, C, H, W]` of K networks, those of each augmented by a draw of its own."""
         return torch.stack([DSA.apply(*one) for one in zip(images, draws, strict=True)])
 
-    def group_gradients(self, task: Task, theta: Tensor, images: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+    def group_gradients(
+        self,
+        task: Task,
+        theta: Float[Tensor, " P"],
+        images: Sequence[Float[Tensor, "_ ..."]],
+        labels: Sequence[Tensor],
+    ) -> Float[Tensor, "G P"]:
         """Gradients `[G, P]` of the mean cross entropy of every group `[B_g, C, H, W]` at the same `theta` `[P]`."""
         if len({x.shape for x in images}) == 1:
             shared = theta.expand(len(images), -1)
@@ -329,7 +361,9 @@ class Engine(ABC):
             row.copy_(self.loss_and_grad(task, theta, x, y)[1])
         return out
 
-    def group_pullback(self, task: Task, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Pullback]:
+    def group_pullback(
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "G B ..."], labels: Int[Tensor, "G B"]
+    ) -> tuple[Float[Tensor, "G P"], Pullback]:
         """:meth:`group_gradients` of `images` `[G, B, C, H, W]`, and the way back to these.
 
         Returns:
@@ -352,8 +386,12 @@ class Engine(ABC):
         return out, pull
 
     def mean_features(
-        self, task: Task, theta: Tensor, images: Sequence[Tensor], blocks: Sequence[int] | None
-    ) -> list[Tensor]:
+        self,
+        task: Task,
+        theta: Float[Tensor, " P"],
+        images: Sequence[Float[Tensor, "_ ..."]],
+        blocks: Sequence[int] | None,
+    ) -> list[Float[Tensor, "G _"]]:
         """Mean features of every group `[B_g, C, H, W]`: of the classifier's inputs, or behind the first d blocks.
 
         Args:
@@ -366,8 +404,8 @@ class Engine(ABC):
             return _means(task.network.features(theta, torch.cat(list(images)), blocks), [len(x) for x in images])
 
     def mean_features_pullback(
-        self, task: Task, theta: Tensor, images: Tensor, blocks: Sequence[int] | None
-    ) -> tuple[list[Tensor], FeaturePullback]:
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "G B ..."], blocks: Sequence[int] | None
+    ) -> tuple[list[Float[Tensor, "G _"]], FeaturePullback]:
         """:meth:`mean_features` of `images` `[G, B, C, H, W]`, and the way back to these.
 
         Returns:

@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BackendError
 from ..models import ConvNetConfig
 from ..runtime import extension
-from .base import Adjoint, Engine, FeaturePullback, Student, Task, Wants, contiguous_data
+from .base import Adjoint, Engine, FeaturePullback, Labels, Student, Task, Wants, contiguous_data
 from .convnet_layout import blocks_of, config_of, refuse_network, require_batch
 
 # What they mean depends on the instruction set (csrc/unroll/bindings.cpp); the error of "high" is of torch's size.
@@ -83,8 +84,8 @@ class CpuEngine(Engine):
         return _NativeStudent(self, task)
 
     def loss_grad_logits(
-        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " P"], Float[Tensor, "B classes"]]:
         """One plain step, and what it computes on the way."""
         require_batch(task, theta, images, labels)
         theta, images, labels = contiguous_data(theta), contiguous_data(images), contiguous_data(labels)
@@ -101,7 +102,9 @@ class CpuEngine(Engine):
         )
         return torch.tensor(loss, dtype=theta.dtype), gradient, logits
 
-    def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
+    def forward(
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."]
+    ) -> Float[Tensor, "B classes"]:
         """Logits `[B, classes]`."""
         require_batch(task, theta, images)
         theta, images = contiguous_data(theta), contiguous_data(images)
@@ -113,8 +116,12 @@ class CpuEngine(Engine):
         return logits
 
     def mean_features(
-        self, task: Task, theta: Tensor, images: Sequence[Tensor], blocks: Sequence[int] | None
-    ) -> list[Tensor]:
+        self,
+        task: Task,
+        theta: Float[Tensor, " P"],
+        images: Sequence[Float[Tensor, "_ ..."]],
+        blocks: Sequence[int] | None,
+    ) -> list[Float[Tensor, "G _"]]:
         """Forward passes alone, one group at a time, of the network cut off behind each of the blocks."""
         found = []
         for config in _cut_off(task, blocks, len(images)):
@@ -132,8 +139,8 @@ class CpuEngine(Engine):
         return found
 
     def mean_features_pullback(
-        self, task: Task, theta: Tensor, images: Tensor, blocks: Sequence[int] | None
-    ) -> tuple[list[Tensor], FeaturePullback]:
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "G B ..."], blocks: Sequence[int] | None
+    ) -> tuple[list[Float[Tensor, "G _"]], FeaturePullback]:
         """The way back is the adjoint of a step whose gradient is linear in the features.
 
         The network gets a classifier of G + 1 rows of zeros, and an image of group g the "probabilities" -1 for class g
@@ -225,7 +232,9 @@ class _NativeStudent(Student):
         # Memory that was touched once is far cheaper than new memory, so the next run gets these.
         weakref.finalize(self, _give_back, self.caches)
 
-    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def gradient(
+        self, step: int, theta: Float[Tensor, "K P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> Float[Tensor, "K P"]:
         require_batch(self.task, theta, images, labels)
         images, labels = contiguous_data(images), contiguous_data(labels)
         plan = self.engine._plan(self.task, len(images))
@@ -244,7 +253,13 @@ class _NativeStudent(Student):
         return gradient
 
     def adjoint(
-        self, step: int, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor, wants: Wants
+        self,
+        step: int,
+        theta: Float[Tensor, "K P"],
+        direction: Float[Tensor, "K P"],
+        images: Float[Tensor, "B ..."],
+        labels: Labels,
+        wants: Wants,
     ) -> Adjoint:
         require_batch(self.task, theta, images, labels)
         images, labels = contiguous_data(images), contiguous_data(labels)

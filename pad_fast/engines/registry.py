@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import BackendError, nearest
+from ..settings.choices import GRADIENTS
 from .autograd import AutogradEngine
-from .base import GRADIENTS, Engine, Task
+from .base import Engine, Task
 from .cpu import CpuEngine
 from .triton.engine import TritonEngine
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..models.flat import FlatNetwork
@@ -16,14 +17,14 @@ from .base import Augment, cross_entropy, differentiable_twice
 
 def unroll(
     network: FlatNetwork,
-    theta_start: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    lr: Tensor,
+    theta_start: Float[Tensor, " P"],
+    images: Float[Tensor, "N ..."],
+    labels: Float[Tensor, "N classes"] | Int[Tensor, " N"],
+    lr: Float[Tensor, ""],
     *,
-    batches: Sequence[Tensor],
+    batches: Sequence[Int[Tensor, " _"]],
     augment: Augment | None = None,
-) -> Tensor:
+) -> Float[Tensor, " P"]:
     """Train a student from `theta_start` `[P]` for `len(batches)` SGD steps, keeping the graph.
 
     Returns:

@@ -1,4 +1,7 @@
-"""What a distilled set is worth: the test accuracy of fresh networks trained on it, beside baselines."""
+"""Evaluation of distilled sets: the test accuracy of fresh networks trained on it, beside baselines.
+
+Imported by runs, reporting and the pipeline; stands on training and scoring (the easiest images are a baseline).
+"""
 
 from .ddranking import export_ddranking
 from .evaluate import evaluate

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from ..data import ImageDataset, Normalization, fit_normalization, load_dataset
 from ..data.distilled import DistilledDataset, load
@@ -20,12 +16,12 @@ from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
 from ..scoring.difficulty import Difficulty
 from ..scoring.score import score
-from .network import Recipe
-from .results import Results, digest, key_of
-from .robustness import robust_scores
-from .sets import FULL, RANDOM, RANDOM_SOFT, RealImages, TrainingSet, baseline_names
-from .table import AccuracyRow, EvaluationReport, RobustScore
-from .trial import _Job, _jobs, _Trial
+from .comparison import Comparison
+from .results import Results, key_of
+from .sets import RealBaselines, TrainingSet, baseline_names
+from .settings import EvaluationSettings
+from .table import EvaluationReport
+from .trial import Job, Trial, jobs_of
 
 Distilled = DistilledDataset | str | os.PathLike[str]
 
@@ -85,24 +81,28 @@ def evaluate(
     Warns:
         UserWarning: the set carries no whitening, so the test images may be normalised in another way.
     """
-    for name, value in (("repeats", repeats), ("epochs", epochs), ("full_epochs", full_epochs), ("batch", batch)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; it must be at least 1")
-    if lr is not None and not lr > 0:
-        raise ConfigError(f"lr is {lr}; it must be positive")
-    wanted = baseline_names(baselines)
+    settings = EvaluationSettings(
+        models=tuple(models),
+        repeats=repeats,
+        epochs=epochs,
+        full_epochs=full_epochs,
+        batch=batch,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        dsa=dsa,
+        dsa_mode=dsa_mode,
+        baselines=baseline_names(baselines),
+        robust=robust,
+        seed=seed,
+    )
     sets = _by_name(distilled)
     first = next(iter(sets.values()))
     data = load_dataset(dataset, data_dir=data_dir)
     for each in sets.values():
         _require_fit(each, data)
-    own = str(first.config.get("model", "ConvNet"))
-    # A network named twice, once as "ConvNet", would only repeat the same numbers.
-    resolved = list(dict.fromkeys(own if model == "ConvNet" else model for model in models))
-    specs = [NetworkSpec(model, data.channels, data.classes, data.resolution) for model in resolved]
-    for spec in specs:
-        spec.build(seed, "probe")  # an unknown name is an error before any training
-    trial = _Trial(
+    specs = _specs(settings, first, data)
+    trial = Trial(
         data,
         _normalization(first, data),
         seed=seed,
@@ -111,45 +111,36 @@ def evaluate(
         results=Results(cache_dir),
         progress=progress or Progress(),
     )
+    counts = first.labels.bincount(minlength=data.classes).tolist() if settings.sized else []
+    real = RealBaselines(data, trial.normalization, trial.device, counts, seed)
+    comparison = Comparison(sets, real, settings)
+    rows = comparison.rows(lambda: _difficulty(difficulty, first, real, trial, cache_dir))
+    jobs = _jobs(comparison, rows, specs, trial)
+    return comparison.report(jobs, trial.accuracies(jobs))
 
-    def recipe_of(each: DistilledDataset) -> Recipe:
-        strategy = str(each.config.get("dsa", Recipe.dsa)) if dsa is None else dsa
-        return Recipe(each.lr if lr is None else lr, epochs, batch, momentum, weight_decay, strategy, dsa_mode)
 
-    recipe = recipe_of(first)
-    full_recipe = replace(recipe, epochs=full_epochs)
-    sized = robust or any(name != "full" for name in wanted)
-    counts = first.labels.bincount(minlength=data.classes).tolist() if sized else []
-    real = RealImages(data, trial.normalization, trial.device, counts, seed)
-    rows: list[TrainingSet] = []
-    if "random" in wanted or robust:
-        rows.append(real.random(recipe))
-    if "easiest" in wanted:
-        rows.append(real.easiest(recipe, _difficulty(difficulty, first, own, real, trial, cache_dir)))
-    if "kmeans" in wanted:
-        rows.append(real.kmeans(recipe))
-    rows += [_own_row(name, each, recipe_of(each), trial.device) for name, each in sets.items()]
-    if "full" in wanted or robust:
-        rows.append(real.full(full_recipe))
-    jobs: list[_Job] = []
+def _specs(settings: EvaluationSettings, distilled: DistilledDataset, data: ImageDataset) -> list[NetworkSpec]:
+    models = settings.models_for(_own_model(distilled))
+    specs = [NetworkSpec(model, data.channels, data.classes, data.resolution) for model in models]
     for spec in specs:
-        jobs += _jobs(rows, spec, repeats, seed)
-        if robust:
-            soft = any(each.label_logits is not None for each in sets.values())
-            teacher = trial.teacher(spec, real.full(full_recipe), real.images) if soft else None
-            extra = [*_robust_rows(real, sets, recipe_of, teacher, trial.device)]
-            jobs += _jobs(extra, spec, repeats, seed)
-    accuracy = trial.accuracies(jobs)
-    table: dict[tuple[str, str], list[float]] = {}
-    for job in jobs:
-        table.setdefault((job.trained_on.name, job.network.spec.model), []).append(accuracy[job])
-    scores = []
-    if robust:
-        for name, each in sets.items():
-            scores += [score for model in resolved for score in _scores(name, model, each, table)]
-    return EvaluationReport(
-        tuple(AccuracyRow(name, model, tuple(values)) for (name, model), values in table.items()), tuple(scores)
-    )
+        spec.build(settings.seed, "probe")  # an unknown name is an error before any training
+    return specs
+
+
+def _own_model(distilled: DistilledDataset) -> str:
+    return str(distilled.config.get("model", "ConvNet"))
+
+
+def _jobs(comparison: Comparison, rows: Sequence[TrainingSet], specs: Sequence[NetworkSpec], trial: Trial) -> list[Job]:
+    """Every network of every row; soft labels of real images come from a teacher, which is trained here."""
+    settings = comparison.settings
+    jobs: list[Job] = []
+    for spec in specs:
+        jobs += jobs_of(rows, spec, settings.repeats, settings.seed)
+        if settings.robust:
+            teacher = trial.teacher(spec, comparison.full, comparison.real.images) if comparison.soft else None
+            jobs += jobs_of([*comparison.robust_rows(teacher)], spec, settings.repeats, settings.seed)
+    return jobs
 
 
 def _by_name(distilled: Distilled | Mapping[str, Distilled]) -> dict[str, DistilledDataset]:
@@ -179,68 +170,11 @@ def _normalization(distilled: DistilledDataset, data: ImageDataset) -> Normaliza
     return fit_normalization(data, "mean-std")
 
 
-def _own_row(
-    name: str, each: DistilledDataset, recipe: Recipe, device: torch.device, *, hard: bool = False
-) -> TrainingSet:
-    # Not the method's name: every method's set is tested on the same networks.
-    images, targets = each.images.to(device), (each.labels if hard else each.targets).to(device)
-    return TrainingSet(name, "distilled", recipe, digest(images, targets), lambda index: (images, targets))
-
-
-def _robust_rows(
-    real: RealImages,
-    sets: Mapping[str, DistilledDataset],
-    recipe_of: Callable[[DistilledDataset], Recipe],
-    teacher: Tensor | None,
-    device: torch.device,
-) -> Iterator[TrainingSet]:
-    """What the robust scores need besides the ordinary rows."""
-    for name, each in sets.items():
-        if each.label_logits is not None:
-            yield _own_row(_hard(name), each, recipe_of(each), device, hard=True)
-        yield _own_row(_plain(name), each, replace(recipe_of(each), dsa="none"), device)
-    recipe = recipe_of(next(iter(sets.values())))
-    for soft in sorted({each.label_logits is not None for each in sets.values()}):
-        labels = teacher if soft else None
-        if soft:
-            yield real.random(recipe, teacher=labels)
-        yield replace(real.random(replace(recipe, dsa="none"), teacher=labels), name=_plain(_random(soft)))
-
-
-def _scores(
-    name: str, model: str, each: DistilledDataset, table: Mapping[tuple[str, str], Sequence[float]]
-) -> tuple[RobustScore, RobustScore]:
-    soft = each.label_logits is not None
-    return robust_scores(
-        name,
-        model,
-        full=table[FULL, model],
-        hard=table[_hard(name) if soft else name, model],
-        own=table[name, model],
-        random=table[_random(soft), model],
-        own_plain=table[_plain(name), model],
-        random_plain=table[_plain(_random(soft)), model],
-    )
-
-
-def _hard(name: str) -> str:
-    return f"{name}, hard labels"
-
-
-def _plain(name: str) -> str:
-    return f"{name}, no augmentation"
-
-
-def _random(soft: bool) -> str:
-    return RANDOM_SOFT if soft else RANDOM
-
-
 def _difficulty(
     given: Difficulty | str | os.PathLike[str] | None,
     distilled: DistilledDataset,
-    model: str,
-    real: RealImages,
-    trial: _Trial,
+    real: RealBaselines,
+    trial: Trial,
     cache_dir: str | os.PathLike[str] | None,
 ) -> Difficulty:
     """The scores that were given, or EL2N as the run's own settings compute it."""
@@ -250,6 +184,7 @@ def _difficulty(
         return difficulty
     named = ("score_networks", "score_epochs", "score_batch", "score_lr")
     settings = {name.removeprefix("score_"): distilled.config[name] for name in named if name in distilled.config}
+    model = _own_model(distilled)
     described = {"data": real.origin, "model": model, "seed": trial.seed, "backend": trial.backend, **settings}
     return score(
         trial.data,

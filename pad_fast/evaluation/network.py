@@ -13,15 +13,15 @@ from ..errors import InputError
 from ..models.spec import NetworkSpec
 from ..runtime.rng import generator
 from ..training.optimizers import SGD
-from ..training.trainer import Draws, Trainer
+from ..training.trainer import Trainer, TrainingStreams
 
 # Epochs between two looks at the losses: each look waits for the device.
 _LOOK_EVERY = 50
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a network is trained on a set: SGD, halfway the rate drops tenfold and momentum starts afresh.
+class EvaluationRecipe:
+    """Training of a network on a set: SGD, halfway the rate drops tenfold and momentum starts afresh.
 
     Attributes:
         lr: learning rate of the first half.
@@ -64,14 +64,14 @@ class Network:
 
     @property
     def names(self) -> tuple[str | int, ...]:
-        """What its random streams are named after."""
+        """Names of its random streams."""
         return ("evaluation", self.spec.model, self.purpose, self.index)
 
 
-def train(
+def train_networks(
     networks: Sequence[Network],
     sets: Sequence[tuple[Tensor, Tensor]],
-    recipe: Recipe,
+    recipe: EvaluationRecipe,
     *,
     device: torch.device,
     backend: str,
@@ -87,15 +87,15 @@ def train(
     """
     modules = [each.spec.build(each.seed, *each.names) for each in networks]
     trainer = Trainer(modules, device=device, backend=backend)
-    streams = [generator(each.seed, *each.names, "draws") for each in networks]
-    draws = Draws(trainer, streams, DSA(recipe.dsa, mode=recipe.dsa_mode))
-    images, targets, rows = _joined(sets)
+    generators = [generator(each.seed, *each.names, "draws") for each in networks]
+    streams = TrainingStreams(trainer, generators, DSA(recipe.dsa, mode=recipe.dsa_mode))
+    images, targets, rows = _pooled(sets)
     optimizer = recipe.optimizer()
     losses: list[Tensor] = []
     for epoch in range(recipe.epochs):
         if epoch == recipe.halfway:
             optimizer = recipe.optimizer(0.1)
-        losses.append(trainer.epoch(images, targets, draws.batches(rows, recipe.batch), optimizer, draws.augment))
+        losses.append(trainer.epoch(images, targets, streams.batches(rows, recipe.batch), optimizer, streams.augment))
         last = epoch == recipe.epochs - 1
         if last:
             # Parameters that are not finite would show in the next epoch's loss.
@@ -107,7 +107,7 @@ def train(
     return trainer
 
 
-def _joined(sets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+def _pooled(sets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """All images and all targets, and the rows of them that are each network's: `[N]` of all, or `[K, N]`."""
     images, targets = sets[0]
     rows = torch.arange(len(images), device=images.device)
@@ -117,7 +117,7 @@ def _joined(sets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tens
     return torch.cat([one[0] for one in sets]), torch.cat([one[1] for one in sets]), starts + rows
 
 
-def _require_finite(losses: list[Tensor], epoch: int, networks: Sequence[Network], recipe: Recipe) -> None:
+def _require_finite(losses: list[Tensor], epoch: int, networks: Sequence[Network], recipe: EvaluationRecipe) -> None:
     """Check the losses of the last epochs, up to `epoch`."""
     finite = torch.stack(losses).isfinite().reshape(len(losses), -1)
     if bool(finite.all()):

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .._version import __version__
-from ..errors import StoreError
 from ..runtime import files, tensor_files
+
+_FORMAT = "pad_fast evaluation result 1"
 
 
 class Results:
@@ -32,17 +32,19 @@ class Results:
         """The tensors kept under this description.
 
         Raises:
-            StoreError: its file is damaged.
+            StoreError: its file is damaged, or of another format.
         """
         key = key_of(described)
         if key not in self._known and self.folder is not None:
             path = self.folder / f"{key}.safetensors"
-            try:
-                self._known[key] = tensor_files.unpack_tensors(path.read_bytes())[0]
-            except FileNotFoundError:
+            if not path.exists():
                 return None
-            except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-                raise StoreError(f"{path} is not a result of pad_fast, or is damaged ({error}); delete it") from error
+            way_out = "delete it to evaluate this network again"
+            with tensor_files.read_tensors(path, "evaluation result", _FORMAT, way_out=way_out, unmarked=True) as (
+                tensors,
+                _,
+            ):
+                self._known[key] = tensors
         return self._known.get(key)
 
     def put(self, described: Mapping[str, Any], **tensors: Tensor) -> None:
@@ -50,7 +52,8 @@ class Results:
         key = key_of(described)
         self._known[key] = tensors
         if self.folder is not None:
-            files.write_bytes(self.folder / f"{key}.safetensors", tensor_files.pack_tensors(tensors, dict(described)))
+            packed = tensor_files.pack_tensors(tensors, {"format": _FORMAT, **described})
+            files.write_bytes(self.folder / f"{key}.safetensors", packed)
 
 
 def key_of(described: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What networks are trained on: distilled images and, beside them, the baselines of the same size."""
+"""Training sets of an evaluation: distilled images and, beside them, the baselines of the same size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..data import ImageDataset, Normalization
 from ..errors import ConfigError, DatasetError, nearest
 from ..runtime.rng import derive_seed, generator
 from ..scoring.difficulty import Difficulty
-from .network import Recipe
+from .network import EvaluationRecipe
 from .results import digest
 
 BASELINES = ("random", "easiest", "kmeans", "full")
@@ -36,7 +36,7 @@ class TrainingSet:
 
     name: str
     purpose: str
-    recipe: Recipe
+    recipe: EvaluationRecipe
     digest: str
     take: Callable[[int], tuple[Tensor, Tensor]]
 
@@ -58,7 +58,7 @@ def baseline_names(baselines: bool | Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in BASELINES if name in wanted)
 
 
-class RealImages:
+class RealBaselines:
     """The baselines: subsets and summaries of the training set, normalised like the distilled images.
 
     Args:
@@ -103,7 +103,7 @@ class RealImages:
         state = self.normalization.state()
         return f"{self.data.fingerprint} {digest(*(state[name] for name in sorted(state)))}"
 
-    def random(self, recipe: Recipe, *, teacher: Tensor | None = None) -> TrainingSet:
+    def random(self, recipe: EvaluationRecipe, *, teacher: Tensor | None = None) -> TrainingSet:
         """Another draw for each network; soft labels where a teacher's logits `[N, classes]` are given."""
 
         def take(index: int) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ class RealImages:
             return self._set(RANDOM, RANDOM, recipe, take)
         return self._set(RANDOM_SOFT, RANDOM, recipe, take, digest(teacher))
 
-    def easiest(self, recipe: Recipe, difficulty: Difficulty) -> TrainingSet:
+    def easiest(self, recipe: EvaluationRecipe, difficulty: Difficulty) -> TrainingSet:
         """The images of each class with the lowest EL2N score, ties by index."""
         rows = torch.cat([order[:count] for order, count in zip(difficulty.order, self.counts, strict=True)])
 
@@ -124,7 +124,7 @@ class RealImages:
 
         return self._set(EASIEST, EASIEST, recipe, take, ",".join(map(str, rows.tolist())))
 
-    def kmeans(self, recipe: Recipe) -> TrainingSet:
+    def kmeans(self, recipe: EvaluationRecipe) -> TrainingSet:
         """The centres of k-means (Lloyd 1982, k-means++ seeds) in each class's normalised images, k = its count."""
 
         @functools.cache
@@ -145,7 +145,7 @@ class RealImages:
 
         return self._set(KMEANS, KMEANS, recipe, lambda index: centres())
 
-    def full(self, recipe: Recipe) -> TrainingSet:
+    def full(self, recipe: EvaluationRecipe) -> TrainingSet:
         """All training images."""
         return self._set(FULL, FULL, recipe, lambda index: (self.images, self.labels))
 
@@ -162,7 +162,7 @@ class RealImages:
         self,
         name: str,
         purpose: str,
-        recipe: Recipe,
+        recipe: EvaluationRecipe,
         take: Callable[[int], tuple[Tensor, Tensor]],
         chosen: str = "",
     ) -> TrainingSet:

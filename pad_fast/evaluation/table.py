@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from ..errors import InputError, StoreError
+from ..errors import InputError
 from ..runtime import files
 
 
@@ -58,7 +58,7 @@ class AccuracyRow:
 
     @property
     def networks(self) -> int:
-        """How many networks."""
+        """Number of networks."""
         return len(self.accuracies)
 
 
@@ -122,22 +122,20 @@ class EvaluationReport:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> EvaluationReport:
-        """What :meth:`write` has written; from older versions also a list of rows alone, or rows without scores.
+        """Read a file of :meth:`write`; from older versions also a list of rows alone, or rows without scores.
 
         Raises:
             StoreError: no such file, or something else in it.
         """
         stored = files.read_json(path, "evaluation")
         stored = {"rows": stored} if isinstance(stored, list) else stored
-        try:
+        with files.reading(path, "evaluation"):
             rows = (AccuracyRow(str(r["name"]), str(r["model"]), numbers(r["accuracies"])) for r in stored["rows"])
             scores = (
                 RobustScore(str(s["name"]), str(s["trained_on"]), str(s["model"]), numbers(s["values"]))
                 for s in stored.get("scores", ())
             )
             return cls(tuple(rows), tuple(scores), str(stored.get("key", "")))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError(f"{path} does not hold rows of an evaluation ({error})") from error
 
     def table(self) -> str:
         """The rows as aligned text, the scores below them."""

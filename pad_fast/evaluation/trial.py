@@ -16,28 +16,29 @@ from ..models.spec import NetworkSpec
 from ..runtime import distributed
 from ..runtime.progress import Progress
 from ..training.trainer import Trainer
-from .network import Network, train
+from .network import Network, train_networks
 from .results import Results, digest
 from .sets import FULL, TrainingSet
 from .side_by_side import Work, side_by_side
 
-_Taken = tuple[Tensor, Tensor]
-"""Images and targets."""
+ImagesAndTargets = tuple[Tensor, Tensor]
+"""Images `[N, C, H, W]` and targets, soft `[N, classes]` or hard `[N]`, that a network is trained on."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Job:
+class Job:
     """One network and what it is trained on."""
 
     trained_on: TrainingSet
     network: Network
 
 
-def _jobs(rows: Sequence[TrainingSet], spec: NetworkSpec, repeats: int, seed: int) -> list[_Job]:
-    return [_Job(row, Network(spec, seed, row.purpose, index)) for row in rows for index in range(repeats)]
+def jobs_of(rows: Sequence[TrainingSet], spec: NetworkSpec, repeats: int, seed: int) -> list[Job]:
+    """`repeats` networks of an architecture for every row."""
+    return [Job(row, Network(spec, seed, row.purpose, index)) for row in rows for index in range(repeats)]
 
 
-class _Trial:
+class Trial:
     """The real data, where networks are trained, and the results so far.
 
     Attributes:
@@ -62,7 +63,7 @@ class _Trial:
         self._tested_on = digest(*self.test)
         self._engines: dict[NetworkSpec, tuple[Engine, Task]] = {}
 
-    def describe(self, job: _Job) -> dict[str, Any]:
+    def describe(self, job: Job) -> dict[str, Any]:
         """Everything the result of a job depends on, besides versions."""
         network = vars(job.network) | {"spec": vars(job.network.spec)}
         return {
@@ -74,7 +75,7 @@ class _Trial:
             "backend": self.backend,
         }
 
-    def accuracies(self, jobs: Sequence[_Job]) -> dict[_Job, float]:
+    def accuracies(self, jobs: Sequence[Job]) -> dict[Job, float]:
         """Test accuracy of every job, from the results where it is there; ranks divide the jobs between them."""
         group = distributed.group()
         # The full set takes longest: begun last, it would keep one worker busy while the others have nothing to do.
@@ -104,7 +105,7 @@ class _Trial:
 
     def teacher(self, spec: NetworkSpec, full: TrainingSet, images: Tensor) -> Tensor:
         """Logits `[N, classes]` of all training images under network 0 of the full set: where soft labels come from."""
-        job = _Job(full, Network(spec, self.seed, full.purpose, 0))
+        job = Job(full, Network(spec, self.seed, full.purpose, 0))
         described = self.describe(job)
         known = self.results.get({**described, "result": "training logits"})
         if known is None:
@@ -119,17 +120,17 @@ class _Trial:
             self.results.put({**described, "result": "training logits"}, **known)
         return known["logits"].to(self.device)
 
-    def _run(self, jobs: Sequence[_Job], places: Sequence[int], workers: int) -> Iterator[tuple[int, float]]:
-        def run(group: Sequence[tuple[int, _Taken]]) -> Work[list[tuple[int, float]]]:
+    def _run(self, jobs: Sequence[Job], places: Sequence[int], workers: int) -> Iterator[tuple[int, float]]:
+        def run(group: Sequence[tuple[int, ImagesAndTargets]]) -> Work[list[tuple[int, float]]]:
             trainer = yield from self._train([(jobs[place], taken) for place, taken in group])
             accuracies = self._test([jobs[place] for place, _ in group], trainer)
             return [(place, accuracy) for (place, _), accuracy in zip(group, accuracies, strict=True)]
 
         return chain.from_iterable(side_by_side(run, self._groups(jobs, places), workers=workers))
 
-    def _groups(self, jobs: Sequence[_Job], places: Sequence[int]) -> Iterator[list[tuple[int, _Taken]]]:
+    def _groups(self, jobs: Sequence[Job], places: Sequence[int]) -> Iterator[list[tuple[int, ImagesAndTargets]]]:
         """Jobs, by their places, with what each is trained on: as many at a time as are best trained together."""
-        group: list[tuple[int, _Taken]] = []
+        group: list[tuple[int, ImagesAndTargets]] = []
         kind: Any = None
         for place in places:
             job = jobs[place]
@@ -147,22 +148,22 @@ class _Trial:
         if group:
             yield group
 
-    def _train(self, group: Sequence[tuple[_Job, _Taken]]) -> Work[Trainer]:
+    def _train(self, group: Sequence[tuple[Job, ImagesAndTargets]]) -> Work[Trainer]:
         networks, sets = [job.network for job, _ in group], [taken for _, taken in group]
         recipe = group[0][0].trained_on.recipe
-        return train(networks, sets, recipe, device=self.device, backend=self.backend)
+        return train_networks(networks, sets, recipe, device=self.device, backend=self.backend)
 
-    def _test(self, jobs: Sequence[_Job], trainer: Trainer) -> list[float]:
+    def _test(self, jobs: Sequence[Job], trainer: Trainer) -> list[float]:
         accuracies: list[float] = trainer.accuracy(*self.test).reshape(-1).tolist()
         for job, accuracy in zip(jobs, accuracies, strict=True):
             self.results.put(self.describe(job), accuracy=torch.tensor(accuracy, dtype=torch.float64))
         return accuracies
 
-    def _side_by_side(self, job: _Job) -> bool:
+    def _side_by_side(self, job: Job) -> bool:
         return self.device.type == "cpu" and self._engine(job)[0].side_by_side
 
-    def _engine(self, job: _Job) -> tuple[Engine, Task]:
-        """What runs networks of this kind, and a task of theirs to ask it about."""
+    def _engine(self, job: Job) -> tuple[Engine, Task]:
+        """The engine that runs networks of this kind, and a task of theirs to ask it about."""
         spec = job.network.spec
         if spec not in self._engines:
             task = Task(spec.build(self.seed, "probe"), self.device, torch.float32)

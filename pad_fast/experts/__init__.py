@@ -1,4 +1,7 @@
-"""Expert trajectories: curriculum, training, storage."""
+"""Expert trajectories: curriculum, training, storage.
+
+Imported by distillation, reporting and the pipeline; stands on training, settings and scoring (the curriculum's order).
+"""
 
 from .convert import convert_experts
 from .curriculum import Curriculum, curriculum_of, prune

@@ -1,4 +1,4 @@
-"""Who writes a file, when several processes might: claimed by a lock, finished by a rename."""
+"""Claims on files that several processes might write: taken by a lock, finished by a rename."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 from ..errors import ConfigError
 from ..runtime import files
 from ..runtime.progress import Progress
-from ..settings.snapshot_ranges import parse_keep
+from ..settings.snapshot_ranges import parse_snapshots
 from .store import ExpertStore, shapes_text
 
 REPLAY_EXPERTS = 10
@@ -36,7 +36,7 @@ def convert_experts(
         keep, storage: of the store, see :func:`pad_fast.train_experts`.
 
     Returns:
-        What was written, opened.
+        The written experts, opened.
 
     Raises:
         ConfigError: snapshots that the source does not have, or storage that has lost something before.
@@ -58,7 +58,7 @@ def convert_experts(
             f"{opened.folder} is stored in {opened.storage}, and what that has rounded is lost: convert the float32 "
             "experts it was made from, or write replay buffers"
         )
-    kept = [epoch for epoch in parse_keep(keep, opened.epochs) if keep != "all" or epoch in opened.kept]
+    kept = [epoch for epoch in parse_snapshots(keep, opened.epochs) if keep != "all" or epoch in opened.kept]
     opened.require_snapshots(kept)
     metadata = {key: value for key, value in opened.metadata.items() if key not in _SIZES}
     store = ExpertStore.create(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..settings.choices import PRUNES
 from ..settings.config import Config
 
 
@@ -130,7 +131,7 @@ def prune(order: Sequence[Tensor], rule: str) -> list[Tensor]:
         ratio = float(text)
     except ValueError:
         ratio = -1.0
-    if end not in ("hardest", "easiest") or not separator or not 0 <= ratio < 1:
+    if end not in PRUNES or not separator or not 0 <= ratio < 1:
         raise ConfigError(f"prune rule {rule!r} is not understood; write 'hardest:0.2', 'easiest:0.1' or 'none'")
     kept = []
     for label, indices in enumerate(order):

@@ -8,7 +8,8 @@ in the first snapshot):
     float16          2^-11 |w|, and at least 2^-25; weights beyond 65,504 are refused
     bfloat16-delta   2^-8 |w - w0|, next to the rounding of float32
 
-The header carries a CRC-32 of every row as it lies in the file, and one of the description itself.
+The header carries a CRC-32 of every row as it lies in the file, and one of the description itself. It says no format:
+that of a store, in `store.json`, is that of its experts.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from torch import Tensor
 from ..errors import StoreError
 from ..runtime import tensor_files
 
-STORAGES = ("float32", "float16", "bfloat16-delta")
 _BYTES = {"F32": (torch.float32, 4), "F16": (torch.float16, 2), "BF16": (torch.bfloat16, 2)}
+_WAY_OUT = "delete it to train this expert again, the others stay usable"
 
 
 def bytes_per_expert(storage: str, kept: int, parameter_count: int) -> int:
@@ -98,14 +99,9 @@ class ExpertFile:
         Raises:
             StoreError: missing, or damaged; the message names it.
         """
-        try:
-            header = tensor_files.read_tensor_header(path)
+        with tensor_files.read_tensor_header(path, "expert", way_out=_WAY_OUT) as header:
             described = tensor_files.unseal(header.described)
             rows = _rows(header, described, storage, kept, parameter_count)
-        except OSError as error:
-            raise StoreError(f"cannot read expert {path}: {error.strerror or error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise _damaged(path, str(error)) from error
         described.pop("rows")
         return cls(path, parameter_count, described, rows)
 
@@ -186,4 +182,4 @@ def _rows(
 
 
 def _damaged(path: Path, reason: str) -> StoreError:
-    return StoreError(f"{path} is damaged ({reason}); delete it to train this expert again, the others stay usable")
+    return StoreError(f"{path} is damaged ({reason}); {_WAY_OUT}")

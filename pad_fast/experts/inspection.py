@@ -1,4 +1,4 @@
-"""What is in a store, and whether it is still what was written."""
+"""Contents of a store, and checks that they are still what was written."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import StoreError
-from ..settings.snapshot_ranges import format_keep
-from .store import ExpertStore, scan
+from ..settings.snapshot_ranges import format_snapshots
+from .store import STORE, ExpertStore, scan
 
 _SHOWN_FIRST = ("model", "dataset", "normalization", "optimizer", "augmentation", "curriculum", "prune", "seed")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What :func:`examine` says about one expert: nothing when `problem` is None."""
+    """Result of :func:`examine` for one expert, which is sound when `problem` is None."""
 
     expert: int
     problem: str | None
@@ -38,7 +38,7 @@ def examine(folder: str | os.PathLike[str]) -> Iterator[Finding]:
         if not rows:
             yield Finding(number, None)
             continue
-        snapshots = format_keep(store.kept[row] for row in rows)
+        snapshots = format_snapshots(store.kept[row] for row in rows)
         yield Finding(
             number,
             f"{file.path} is damaged: the bytes of snapshot {snapshots} have changed; delete it to train this expert "
@@ -47,14 +47,14 @@ def examine(folder: str | os.PathLike[str]) -> Iterator[Finding]:
 
 
 def describe_store(folder: str | os.PathLike[str]) -> str:
-    """What is inside, as text of a few lines.
+    """Describe a store in a few lines of text.
 
     Raises:
         StoreError: nothing usable there.
     """
     folder = Path(folder)
     problems: dict[int, StoreError] = {}
-    if (folder / "store.json").exists():
+    if (folder / STORE).exists():
         store, problems = scan(folder)
     else:
         store = ExpertStore.open(folder)
@@ -63,7 +63,7 @@ def describe_store(folder: str | os.PathLike[str]) -> str:
     lines = [
         f"{folder}: {kind}",
         f"experts      {len(store)}, {size / 1e9:.3g} GB",
-        f"snapshots    {format_keep(store.kept)} of {store.epochs} epochs",
+        f"snapshots    {format_snapshots(store.kept)} of {store.epochs} epochs",
         f"parameters   {store.parameter_count:,}",
     ]
     known = [name for name in _SHOWN_FIRST if name in store.metadata]

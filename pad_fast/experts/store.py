@@ -24,12 +24,14 @@ from torch import Tensor
 
 from ..errors import ConfigError, StoreError
 from ..runtime import files, tensor_files
-from ..settings.snapshot_ranges import format_keep, parse_keep
+from ..settings.choices import STORAGES
+from ..settings.snapshot_ranges import format_snapshots, parse_snapshots
 from .claim import Claim
-from .expert_file import STORAGES, ExpertFile, bytes_per_expert, expert_pieces
+from .expert_file import ExpertFile, bytes_per_expert, expert_pieces
 from .replay import ReplayBuffers, replay_files, write_replay
 
 _EXPERT = re.compile(r"expert_(\d{5})\.safetensors")
+STORE = "store.json"
 FORMAT = "pad_fast experts 2"
 _RECORDED_ONLY = ("pad_fast",)  # the version that wrote a store; another one may continue it
 
@@ -115,11 +117,16 @@ class ExpertStore:
             raise ConfigError(f"expert storage is {storage!r}; use one of {', '.join(STORAGES)}")
         if not kept or kept[0] < 0 or kept[-1] > epochs:
             raise ConfigError(f"snapshots to keep are {list(kept)}; experts of {epochs} epochs have 0..{epochs}")
-        sizes = {"parameter_count": parameter_count, "epochs": epochs, "kept": format_keep(kept), "storage": storage}
+        sizes = {
+            "parameter_count": parameter_count,
+            "epochs": epochs,
+            "kept": format_snapshots(kept),
+            "storage": storage,
+        }
         described = tensor_files.unseal(tensor_files.seal({"format": FORMAT, **sizes, **metadata}))
-        if not (folder / "store.json").exists():
+        if not (folder / STORE).exists():
             files.require_writable(folder)
-            files.write_json(folder / "store.json", tensor_files.seal(described))
+            files.write_json(folder / STORE, tensor_files.seal(described))
         store, problems = scan(folder)
         store.require(described)
         damaged = {number: problem for number, problem in problems.items() if not isinstance(problem, Missing)}
@@ -142,11 +149,11 @@ class ExpertStore:
             StoreError: nothing usable there, or damaged or missing experts, which are named.
         """
         folder = Path(folder)
-        if not (folder / "store.json").exists():
+        if not (folder / STORE).exists():
             if replay_files(folder):
                 return cls.from_replay_buffers(folder)
             raise StoreError(
-                f"no expert store at {folder}: neither store.json nor replay_buffer_*.pt is there{_hint(folder)}"
+                f"no expert store at {folder}: neither {STORE} nor replay_buffer_*.pt is there{_hint(folder)}"
             )
         store, problems = scan(folder)
         if sound_only:
@@ -214,7 +221,7 @@ class ExpertStore:
         if self._replay is not None:
             return self._replay.shapes
         if "shapes" not in self.metadata:
-            raise StoreError(f"{self.folder / 'store.json'} does not say which shapes the parameters have")
+            raise StoreError(f"{self.folder / STORE} does not say which shapes the parameters have")
         return read_shapes(self.metadata["shapes"])
 
     @property
@@ -320,7 +327,7 @@ class ExpertStore:
         return out.copy_(base[1]) if row == 0 else file.read(row, out, base[1])
 
     def facts(self, expert: int) -> dict[str, Any]:
-        """What is remembered about an expert, e.g. its test accuracy; nothing for replay buffers."""
+        """Facts remembered about an expert, e.g. its test accuracy; none for replay buffers."""
         self._require_expert(expert)
         return {} if self._replay is not None else self._experts[expert].described
 
@@ -366,8 +373,8 @@ class ExpertStore:
             raise StoreError(f"epoch {epoch} does not exist; the experts in {self.folder} have epochs 0..{self.epochs}")
         if number not in self._rows:
             raise StoreError(
-                f"snapshot {number} was not kept: {self.folder} keeps {format_keep(self.kept)} of 0..{self.epochs}; "
-                "train experts that keep it (--keep), in another folder"
+                f"snapshot {number} was not kept: {self.folder} keeps {format_snapshots(self.kept)} of "
+                f"0..{self.epochs}; train experts that keep it (--keep), in another folder"
             )
         return self._rows[number]
 
@@ -397,22 +404,19 @@ def scan(folder: Path) -> tuple[ExpertStore, dict[int, StoreError]]:
     Raises:
         StoreError: `store.json` cannot be used.
     """
-    path = folder / "store.json"
+    path = folder / STORE
     sealed = files.read_json(path, "expert store")
-    if not isinstance(sealed, dict) or sealed.get("format") != FORMAT:
-        raise StoreError(f"{path} is not a pad_fast expert store ({FORMAT!r} expected)")
-    try:
+    with files.reading(path, "expert store", way_out="bring it back from a copy, the experts need not be"):
+        files.require_format(sealed, FORMAT, path, "expert store", way_out="use another folder for new experts")
         metadata = tensor_files.unseal(sealed)
         store = ExpertStore(
             folder,
             metadata,
             parameter_count=int(metadata["parameter_count"]),
             epochs=int(metadata["epochs"]),
-            kept=parse_keep(metadata["kept"], int(metadata["epochs"])),
+            kept=parse_snapshots(metadata["kept"], int(metadata["epochs"])),
             storage=str(metadata["storage"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); bring it back from a copy, the experts are not") from error
     problems: dict[int, StoreError] = {}
     found = {_number(each): each for each in folder.iterdir() if _EXPERT.fullmatch(each.name)}
     for number in range(max(found, default=-1) + 1):
@@ -440,7 +444,7 @@ def shapes_text(shapes: Iterable[Sequence[int]]) -> str:
 
 
 def read_shapes(text: str) -> tuple[torch.Size, ...]:
-    """What :func:`shapes_text` wrote."""
+    """Shapes from a line of :func:`shapes_text`."""
     return tuple(torch.Size(int(side) for side in shape.split("x")) for shape in text.split())
 
 

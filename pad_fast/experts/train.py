@@ -1,13 +1,11 @@
-"""Training experts and keeping a snapshot per epoch."""
+"""`train_experts()`: a store is filled with what is missing, by one process or by several."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,21 +13,19 @@ import torch
 from torch import Tensor
 
 from .._version import __version__
-from ..data import DSA, ImageDataset, Normalization, fit_normalization, load_dataset
-from ..errors import ConfigError
+from ..data import ImageDataset, Normalization, fit_normalization, load_dataset
 from ..models import FlatNetwork
 from ..models.spec import NetworkSpec
 from ..runtime import distributed
 from ..runtime.device import free_bytes, resolve_device
 from ..runtime.progress import Progress
-from ..runtime.rng import generator
 from ..scoring.difficulty import Difficulty
-from ..settings.snapshot_ranges import parse_keep
-from ..training.optimizers import Optimizer, make_optimizer
-from ..training.trainer import Draws, Trainer, in_groups, together
+from ..training.trainer import in_groups, together
 from .claim import Claim, remove_leftovers
-from .curriculum import Curriculum, prune
+from .curriculum import Curriculum
+from .recipe import ExpertRecipe, require_at_least
 from .store import ExpertStore, shapes_text
+from .training import ExpertTraining
 from .workers import in_processes, require_processes
 
 
@@ -80,7 +76,7 @@ def train_experts(
         optimizer: "gsam" (adaptive, `rho`, `alpha`) or "sgd"; constant `lr`, no momentum, no weight decay.
         dsa: augmentation strategy or "none"; `dsa_mode` "fast" or "reference".
         keep: snapshots to store, "all" or numbers and ranges such as "0:22,-1"; see
-            :func:`pad_fast.settings.snapshot_ranges.parse_keep`.
+            :func:`pad_fast.settings.snapshot_ranges.parse_snapshots`.
         storage: "float32", "float16" or "bfloat16-delta"; docs/experts.md says what the last two cost.
         test_every: test after every so many epochs, and once at the end, and remember it with the expert; 0 never.
         workers: experts trained at once on a CPU, each in a process of its own on one thread; 0 trains one after
@@ -97,27 +93,27 @@ def train_experts(
         StoreError: `out` holds experts made with other settings, or cannot be written.
         PadFastError: all workers ended early.
     """
-    for name, value, least in (
-        ("experts", experts, 1),
-        ("epochs", epochs, 1),
-        ("batch", batch, 1),
-        ("test_every", test_every, 0),
-        ("workers", workers, 0),
-    ):
-        if value < least:
-            raise ConfigError(f"{name} is {value}; it must be at least {least}")
-    kept = parse_keep(keep, epochs)
-    if not lr > 0:
-        raise ConfigError(f"expert learning rate is {lr}; it must be positive")
-    # Unknown names are errors before any work, and before a store describes itself by them.
-    make_optimizer(optimizer, lr)
-    augment = DSA(dsa, mode=dsa_mode)
+    recipe = ExpertRecipe(
+        model=model,
+        epochs=epochs,
+        curriculum=curriculum or Curriculum.none(),
+        prune_rule=prune_rule,
+        optimizer=optimizer,
+        lr=lr,
+        rho=rho,
+        alpha=alpha,
+        batch=batch,
+        dsa=dsa,
+        dsa_mode=dsa_mode,
+        keep=keep,
+        storage=storage,
+        test_every=test_every,
+        seed=seed,
+    )
+    require_at_least(1, experts=experts)
+    require_at_least(0, workers=workers)
     data = load_dataset(dataset, data_dir=data_dir)
-    curriculum = curriculum or Curriculum.none()
-    ordered = curriculum != Curriculum.none() or prune_rule != "none"
-    order = _order(data, difficulty, needed=ordered)
-    order = prune(order, prune_rule)
-    curriculum.require_images(epochs, [len(indices) for indices in order])
+    order = recipe.images(data, difficulty)
     progress = progress or Progress()
     where = resolve_device(device)
     if workers:
@@ -125,63 +121,76 @@ def train_experts(
     normalization = normalization or fit_normalization(data, "zca" if zca else "mean-std")
     spec = NetworkSpec(model, data.channels, data.classes, data.resolution)
     network = spec.build(seed, "probe")
+    described = _describe(recipe, data, normalization, order, network, threads="one" if workers else "all")
     store = ExpertStore.create(
         out,
         parameter_count=network.parameter_count,
         epochs=epochs,
-        kept=kept,
+        kept=recipe.kept,
         storage=storage,
-        metadata={
-            "model": model,
-            "shapes": shapes_text(network.shapes),
-            "dataset": data.name,
-            "fingerprint": data.fingerprint,
-            "normalization": normalization.kind,
-            "curriculum": vars(curriculum),
-            "prune": prune_rule,
-            "order": _digest(order) if ordered else "none",
-            "optimizer": {"name": optimizer, "lr": lr, "batch": batch, "rho": rho, "alpha": alpha},
-            "augmentation": {"strategy": dsa, "mode": dsa_mode},
-            "seed": seed,
-            "threads": "one" if workers else "all",
-            "pad_fast": __version__,
-        },
+        metadata=described,
     )
     missing = store.missing(experts)
-    if not missing:
-        remove_leftovers(store.folder)
-        return ExpertStore.open(out, enough=experts)
-    _warn_of_full_disk(store, len(missing), progress)
-    training = ExpertTraining(
-        spec=spec,
-        images=normalization.apply(data.train_images).to(where),
-        labels=data.train_labels.to(where),
-        order=[indices.to(where) for indices in order],
-        curriculum=curriculum,
-        epochs=epochs,
-        kept=kept,
-        batch=batch,
-        optimizer=lambda: make_optimizer(optimizer, lr, rho=rho, alpha=alpha),
-        augment=augment,
-        seed=seed,
-        device=where,
-        backend=backend,
-        test=(normalization.apply(data.test_images).to(where), data.test_labels.to(where)) if test_every else None,
-        test_every=test_every,
-        together=_together(
-            store, network, len(missing), min(batch, sum(map(len, order))), device=where, backend=backend
-        ),
-    )
+    if missing:
+        _warn_of_full_disk(store, len(missing), progress)
+        images = min(batch, sum(map(len, order)))
+        most = experts_together(store, network, len(missing), images, device=where, backend=backend)
+        training = ExpertTraining(
+            recipe=recipe,
+            spec=spec,
+            images=normalization.apply(data.train_images).to(where),
+            labels=data.train_labels.to(where),
+            order=[indices.to(where) for indices in order],
+            device=where,
+            backend=backend,
+            test=(normalization.apply(data.test_images).to(where), data.test_labels.to(where)) if test_every else None,
+            together=most,
+        )
+        _fill(store, training, missing, experts=experts, workers=workers, progress=progress)
+    remove_leftovers(store.folder)
+    return ExpertStore.open(out, enough=experts)
+
+
+def _describe(
+    recipe: ExpertRecipe,
+    data: ImageDataset,
+    normalization: Normalization,
+    order: Sequence[Tensor],
+    network: FlatNetwork,
+    *,
+    threads: str,
+) -> dict[str, Any]:
+    """The part of `store.json` that a store is recognised by when it is continued."""
+    return {
+        "model": recipe.model,
+        "shapes": shapes_text(network.shapes),
+        "dataset": data.name,
+        "fingerprint": data.fingerprint,
+        "normalization": normalization.kind,
+        **recipe.describe(order),
+        "threads": threads,
+        "pad_fast": __version__,
+    }
+
+
+def _fill(
+    store: ExpertStore,
+    training: ExpertTraining,
+    missing: Sequence[int],
+    *,
+    experts: int,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """Train what is missing of `experts`, and say how each of them came out."""
     fill = partial(train_missing, store, training, missing)
+    finished = in_processes(fill, min(workers, len(missing))) if workers else fill()
     detail = ""
-    finished = fill() if not workers else in_processes(fill, min(workers, len(missing)))
     done = experts - len(missing)
     tracked = progress.track(finished, "experts", total=experts, done=done, unit="expert", detail=lambda: detail)
     with closing(finished):
         for index in tracked:
             detail = _summary(store.stored_facts(index))
-    remove_leftovers(store.folder)
-    return ExpertStore.open(out, enough=experts)
 
 
 def train_missing(store: ExpertStore, training: ExpertTraining, missing: Sequence[int]) -> Generator[int]:
@@ -213,71 +222,10 @@ def train_missing(store: ExpertStore, training: ExpertTraining, missing: Sequenc
         wait = not claims
 
 
-@dataclass(frozen=True, eq=False)
-class ExpertTraining:
-    """Everything expert i depends on besides i; nothing in it changes from one expert to the next.
-
-    Attributes:
-        images: normalised `[N, C, H, W]`; labels: int64 `[N]`; both on `device`.
-        order: dataset indices per class, easy to hard, as far as they are shown at all; on `device`.
-        kept: the epochs whose snapshots are wanted.
-        optimizer: makes a fresh one.
-        test: images and labels to test on every `test_every` epochs, if any.
-        together: how many experts :meth:`train` should be given.
-    """
-
-    spec: NetworkSpec
-    images: Tensor
-    labels: Tensor
-    order: Sequence[Tensor]
-    curriculum: Curriculum
-    epochs: int
-    kept: Sequence[int]
-    batch: int
-    optimizer: Callable[[], Optimizer]
-    augment: DSA
-    seed: int
-    device: torch.device
-    backend: str
-    test: tuple[Tensor, Tensor] | None = None
-    test_every: int = 0
-    together: int = 1
-
-    def train(self, numbers: Sequence[int]) -> list[tuple[Tensor, dict[str, Any]]]:
-        """The experts of these numbers from their first weights on, whatever was trained before them.
-
-        Returns:
-            For each expert, snapshots `[len(kept), P]` on the CPU, and what to remember: the mean training `loss` of
-            the last epoch, and test `accuracy` in percent by epoch.
-        """
-        networks = [self.spec.build(self.seed, "expert", number) for number in numbers]
-        trainer = Trainer(networks, device=self.device, backend=self.backend)
-        streams = [generator(self.seed, "expert draws", number) for number in numbers]
-        draws, optimizer = Draws(trainer, streams, self.augment), self.optimizer()
-        snapshots = torch.empty(len(numbers), len(self.kept), trainer.theta.shape[-1])
-        places = {epoch: place for place, epoch in enumerate(self.kept)}
-        accuracies: dict[str, Tensor] = {}
-        losses = trainer.theta.new_full((len(numbers),), float("nan"))
-        for epoch in range(self.epochs + 1):
-            if epoch:
-                shown = self.curriculum.indices(epoch - 1, self.order)
-                batches = draws.batches(shown, self.batch)
-                losses = trainer.epoch(self.images, self.labels, batches, optimizer, draws.augment)
-                if self.test is not None and (epoch % self.test_every == 0 or epoch == self.epochs):
-                    accuracies[str(epoch)] = trainer.accuracy(*self.test)
-            if epoch in places:
-                snapshots[:, places[epoch]] = trainer.theta
-        facts: list[dict[str, Any]] = [{"loss": loss} for loss in losses.reshape(-1).tolist()]
-        for epoch_text, percent in accuracies.items():
-            for fact, value in zip(facts, percent.reshape(-1).tolist(), strict=True):
-                fact.setdefault("accuracy", {})[epoch_text] = round(value, 3)
-        return list(zip(snapshots, facts, strict=True))
-
-
-def _together(
+def experts_together(
     store: ExpertStore, network: FlatNetwork, missing: int, batch: int, *, device: torch.device, backend: str
 ) -> int:
-    """How many experts to train at once: what pays, less where their snapshots take too much memory."""
+    """Number of experts to train at once: what pays, less where their snapshots take too much memory."""
     most = together(network, batch, device=device, backend=backend)
     most = min(most, max(1, free_bytes(torch.device("cpu")) // 4 // store.bytes_per_expert)) if most > 1 else 1
     # Every process of the run gets its share of them, in groups of about the same size.
@@ -297,23 +245,3 @@ def _warn_of_full_disk(store: ExpertStore, experts: int, progress: Progress) -> 
 def _summary(facts: Mapping[str, Any]) -> str:
     accuracy = list(facts.get("accuracy", {}).values())
     return f"loss {facts.get('loss', float('nan')):.3f}" + (f", test {accuracy[-1]:.1f}%" if accuracy else "")
-
-
-def _digest(order: list[Tensor]) -> str:
-    """Identifies an order table, so that experts trained on another one are not taken for these."""
-    return hashlib.sha256(torch.cat(order).numpy().tobytes()).hexdigest()[:16]
-
-
-def _order(data: ImageDataset, difficulty: Difficulty | str | os.PathLike[str] | None, *, needed: bool) -> list[Tensor]:
-    if not needed:
-        # Even when an order is given: it must not change which batches such experts see.
-        return data.images_by_class()
-    if difficulty is None:
-        raise ConfigError(
-            "a curriculum or pruning needs to know which images are hard: pass difficulty=pad_fast.score(...), "
-            "or the path of an order table"
-        )
-    if not isinstance(difficulty, Difficulty):
-        difficulty = Difficulty.load(difficulty)
-    difficulty.require(data)
-    return difficulty.order

@@ -1,4 +1,7 @@
-"""Trajectory matching: masks, the normalised distance, and the gradient of an unrolled training run."""
+"""Trajectory matching: masks, the normalised distance, and the gradient of an unrolled training run.
+
+Imported by distillation and by users' own scripts; stands on engines and models.
+"""
 
 from .distance import normalized_distance
 from .layers import layer_distances, student_end

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor
 
-from .masks import keep_largest
+from ..models.selection import keep_largest
 
 
 def normalized_distance(
-    theta_end: Tensor, theta_start: Tensor, theta_target: Tensor, *, first_kept: int = 0, dropped: int = 0
-) -> Tensor:
+    theta_end: Float[Tensor, "... P"],
+    theta_start: Float[Tensor, "... P"],
+    theta_target: Float[Tensor, "... P"],
+    *,
+    first_kept: int = 0,
+    dropped: int = 0,
+) -> Float[Tensor, " ..."]:
     r"""`sum_m (theta_T - theta*)^2 / sum_m (theta_s - theta*)^2` over the unmasked entries `m` (MTT, eq. 2; PAD).
 
     Reads like the formula: the truth that every kernel is compared with. Differentiable in all three vectors.

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..engines import Engine, Task
@@ -55,11 +56,11 @@ def blocks_kept(network: FlatNetwork, mask: ParameterMask) -> tuple[int, ...] | 
 def match_distributions(
     engine: Engine,
     task: Task,
-    theta: Tensor,
-    real: Sequence[Tensor],
-    synthetic: Tensor,
+    theta: Float[Tensor, " P"],
+    real: Sequence[Float[Tensor, "_ C H W"]],
+    synthetic: Float[Tensor, "G B C H W"],
     blocks: Sequence[int] | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, "G B C H W"]]:
     """`L` and its gradient in the synthetic images, both without a graph.
 
     Args:

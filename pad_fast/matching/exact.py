@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..engines import Augment, Augmentation, Engine, Inputs, Passes, Task, Wants
@@ -57,13 +58,13 @@ class Unroll:
 
 def constant_memory_loss(
     unroll: Unroll,
-    theta_start: Tensor,
-    theta_target: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    lr: Tensor,
-    indices: Tensor,
-) -> Tensor:
+    theta_start: Float[Tensor, "K P"],
+    theta_target: Float[Tensor, "K P"],
+    images: Float[Tensor, "N ..."],
+    labels: Float[Tensor, "N classes"] | Int[Tensor, " N"],
+    lr: Float[Tensor, ""],
+    indices: Int[Tensor, " indices"],
+) -> Float[Tensor, " K"]:
     """Matching loss `[K]` for stacked trajectories `[K, P]`, differentiable once in every floating tensor given.
 
     Args:
@@ -82,7 +83,7 @@ class _ConstantMemory(torch.autograd.Function):
     """Hands the passes, which know nothing of autograd, to the engine and to autograd."""
 
     @staticmethod
-    def forward(ctx: Any, unroll: Unroll, *given: Tensor) -> Tensor:
+    def forward(ctx: Any, unroll: Unroll, *given: Tensor) -> Float[Tensor, " K"]:
         tensors = given[: len(given) - len(unroll.captured)]
         engine, (_, start, target, images, labels, lr, _, *_) = unroll.engine, ctx.needs_input_grad
         # TESLA defines no gradient for the start.
@@ -99,7 +100,7 @@ class _ConstantMemory(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Float[Tensor, " K"]) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # which it is here under create_graph=True, and only then
             raise InputError(
                 "this loss can be differentiated once, and create_graph=True asks for a gradient that can be "
@@ -130,7 +131,7 @@ def _key(unroll: Unroll, wants: Wants, own: Augmentation | None) -> Hashable | N
     )
 
 
-def _own_augmentation(unroll: Unroll, images: Tensor) -> Augmentation | None:
+def _own_augmentation(unroll: Unroll, images: Float[Tensor, "N ..."]) -> Augmentation | None:
     if unroll.augment is None:
         return None
     return unroll.engine.augmentation(unroll.task, unroll.augment, sizes=unroll.sizes, images=images)
@@ -145,7 +146,7 @@ class UnrollPasses(Passes):
         images: what batches are taken from; only shape and device are looked at.
     """
 
-    def __init__(self, unroll: Unroll, wants: Wants, images: Tensor) -> None:
+    def __init__(self, unroll: Unroll, wants: Wants, images: Float[Tensor, "N ..."]) -> None:
         self.unroll, self.wants = unroll, wants
         steps = len(unroll.sizes)
         student = unroll.engine.student(unroll.task)
@@ -160,7 +161,7 @@ class UnrollPasses(Passes):
         replayed = self.checked is not None or self.recorded is not None
         self.replay = Replay(unroll.task.network, images.device, steps) if replayed else None
 
-    def forward(self, inputs: Inputs) -> Tensor:
+    def forward(self, inputs: Inputs) -> Float[Tensor, " K"]:
         """Train the student, keeping the vectors it visits; `[K]`."""
         sizes = self.unroll.sizes
         if self.augment is not None:
@@ -185,7 +186,7 @@ class UnrollPasses(Passes):
             dropped=self.unroll.dropped,
         )
 
-    def reverse(self, inputs: Inputs, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def reverse(self, inputs: Inputs, grad_loss: Float[Tensor, " K"]) -> tuple[Tensor | None, ...]:
         """Pull back through the steps, last first."""
         unroll, wants, augment, lr = self.unroll, self.wants, self.augment, inputs.lr
         v, grad_start, grad_target = self._distance_gradients(inputs, grad_loss)  # v_T, and the direct terms
@@ -230,7 +231,9 @@ class UnrollPasses(Passes):
             *(grad.mul_(-lr) for grad in captured),
         )
 
-    def _distance_gradients(self, inputs: Inputs, grad_loss: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _distance_gradients(
+        self, inputs: Inputs, grad_loss: Float[Tensor, " K"]
+    ) -> tuple[Float[Tensor, "K P"], Float[Tensor, "K P"] | None, Float[Tensor, "K P"] | None]:
         """By where the student landed, and where wanted by start and target."""
         first_kept, dropped = self.unroll.first_kept, self.unroll.dropped
         vectors = (self.visited[-1], inputs.theta_start, inputs.theta_target)
@@ -248,7 +251,7 @@ class UnrollPasses(Passes):
         return v, start, target
 
 
-def _vectors(like: Tensor, count: int) -> list[Tensor]:
+def _vectors(like: Float[Tensor, "K P"], count: int) -> list[Float[Tensor, "K P"]]:
     """`count` tensors of `like`'s shape `[K, P]` in one allocation, each starting at a multiple of 16 elements.
 
     One allocation, because made one by one between short-lived tensors they leave holes that cost as much again; the

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..engines import Engine, Task
@@ -54,7 +55,9 @@ def channels_of(network: FlatNetwork, mask: ParameterMask) -> tuple[Channels, ..
     return tuple(found)
 
 
-def gradient_distance(real: Tensor, synthetic: Tensor, channels: Sequence[Channels]) -> Tensor:
+def gradient_distance(
+    real: Float[Tensor, "G P"], synthetic: Float[Tensor, "G P"], channels: Sequence[Channels]
+) -> Float[Tensor, " G"]:
     """Equation (1) without the sum over classes: the truth that the fused forms are compared with.
 
     Args:
@@ -75,8 +78,8 @@ def gradient_distance(real: Tensor, synthetic: Tensor, channels: Sequence[Channe
 
 
 def gradient_distance_and_direction(
-    real: Tensor, synthetic: Tensor, channels: Sequence[Channels]
-) -> tuple[Tensor, Tensor]:
+    real: Float[Tensor, "G P"], synthetic: Float[Tensor, "G P"], channels: Sequence[Channels]
+) -> tuple[Float[Tensor, " G"], Float[Tensor, "G P"]]:
     """Equations (1) and (2) in one go, in batched torch: :func:`gradient_distance` and its gradient in `synthetic`.
 
     Returns:
@@ -100,11 +103,11 @@ def gradient_distance_and_direction(
 def match_gradients(
     engine: Engine,
     task: Task,
-    theta: Tensor,
-    real: Sequence[Tensor],
-    synthetic: Tensor,
+    theta: Float[Tensor, " P"],
+    real: Sequence[Float[Tensor, "_ C H W"]],
+    synthetic: Float[Tensor, "G B C H W"],
     channels: Sequence[Channels],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, "G B C H W"]]:
     """`D` of all classes and its gradient in the synthetic images, both without a graph.
 
     Args:
@@ -127,7 +130,7 @@ def match_gradients(
     return distances.sum(), pull(v)
 
 
-def _view(flat: Tensor, piece: Channels) -> Tensor:
+def _view(flat: Float[Tensor, "G P"], piece: Channels) -> Float[Tensor, "G rows length"]:
     """`[G, rows, length]` of `[G, P]`."""
     stop = piece.offset + piece.rows * piece.length
     return flat[:, piece.offset : stop].unflatten(1, (piece.rows, piece.length))

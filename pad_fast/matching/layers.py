@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..engines import Augment, Task, select
@@ -15,7 +16,10 @@ from .replay import TURN
 
 
 def layer_distances(
-    network: FlatNetwork, theta_end: Tensor, theta_start: Tensor, theta_target: Tensor
+    network: FlatNetwork,
+    theta_end: Float[Tensor, " P"],
+    theta_start: Float[Tensor, " P"],
+    theta_target: Float[Tensor, " P"],
 ) -> dict[str, float]:
     r"""`sum (theta_T - theta*)^2 / sum (theta_s - theta*)^2` over the parameters of each layer.
 
@@ -43,16 +47,16 @@ def layer_distances(
 
 def student_end(
     network: FlatNetwork,
-    theta_start: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    lr: Tensor,
+    theta_start: Float[Tensor, " P"],
+    images: Float[Tensor, "N ..."],
+    labels: Float[Tensor, "N classes"] | Int[Tensor, " N"],
+    lr: Float[Tensor, ""],
     *,
-    batches: Sequence[Tensor],
+    batches: Sequence[Int[Tensor, " _"]],
     augment: Augment | None = None,
     backend: str = "auto",
     precision: str = "auto",
-) -> Tensor:
+) -> Float[Tensor, " P"]:
     """Where a student lands that :func:`pad_fast.trajectory_matching_loss` would train, `theta_T` `[P]`.
 
     Plain steps, of which nothing is kept. The network's buffers and torch's generators are left as they were, so a run

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
@@ -24,13 +25,13 @@ from .split_batches import SplitBatches, WholeBatches, require_divisible
 
 def trajectory_matching_loss(
     model: nn.Module | FlatNetwork,
-    theta_start: Tensor,
-    theta_target: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    lr: Tensor | float,
+    theta_start: Float[Tensor, "*K P"],
+    theta_target: Float[Tensor, "*K P"],
+    images: Float[Tensor, "N ..."],
+    labels: Float[Tensor, "N classes"] | Int[Tensor, " N"],
+    lr: Float[Tensor, ""] | Float[Tensor, " 1"] | float,
     *,
-    batches: Sequence[Tensor],
+    batches: Sequence[Int[Tensor, " _"]],
     mask: ParameterMask | None = None,
     augment: Augment | None = None,
     parameters: Sequence[Tensor] = (),
@@ -39,7 +40,7 @@ def trajectory_matching_loss(
     precision: str = "auto",
     cache: int | str = 0,
     group: Group = ALONE,
-) -> Tensor:
+) -> Float[Tensor, "*K"]:
     r"""How far a student trained on synthetic images lands from an expert, relative to where it started.
 
     The student starts at `theta_start` and takes `len(batches)` SGD steps

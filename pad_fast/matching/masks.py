@@ -5,13 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from ..errors import InputError, nearest
 from ..models.flat import FlatNetwork
-
-KINDS = ("none", "depth", "loss", "layers")
+from ..settings.choices import MASKS
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,8 @@ class ParameterMask:
     amount: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"unknown mask {self.kind!r}; use one of {', '.join(KINDS)}.{nearest(self.kind, KINDS)}")
+        if self.kind not in MASKS:
+            raise InputError(f"unknown mask {self.kind!r}; use one of {', '.join(MASKS)}.{nearest(self.kind, MASKS)}")
         if self.kind == "layers":
             if int(self.amount) != self.amount or self.amount < 0:
                 raise InputError(f"mask drops {self.amount} layers; it must be a whole number >= 0")
@@ -88,16 +84,3 @@ class ParameterMask:
     def dropped_entries(self, parameter_count: int) -> int:
         """How many entries the `loss` rule leaves out; 0 for the others."""
         return int(self.amount * parameter_count) if self.kind == "loss" else 0
-
-
-def keep_largest(squared_error: Tensor, dropped: int) -> Tensor:
-    """Boolean mask over the last axis that leaves out the `dropped` smallest entries, ties by position."""
-    if not dropped:
-        return torch.ones_like(squared_error, dtype=torch.bool)
-    # Selecting one value takes a tenth of the time of ordering all of them. NaN is the largest, as in a sort.
-    last = squared_error.kthvalue(dropped, dim=-1, keepdim=True).values
-    nan, last_is_nan = squared_error.isnan(), last.isnan()
-    below = (squared_error < last) | (last_is_nan & ~nan)
-    tied = (squared_error == last) | (last_is_nan & nan)
-    left = dropped - below.sum(-1, keepdim=True)
-    return ~(below | (tied & (tied.cumsum(-1) <= left)))

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..engines import Adjoint, Augment, Augmentation, Student, Wants
@@ -166,13 +167,13 @@ class RecordedAugmentation(Augmentation):
         self.again_sums = torch.zeros_like(self.sums)
         self.tolerances = torch.zeros_like(self.sums)
 
-    def forward(self, step: int, images: Tensor, batch: Tensor) -> Tensor:
+    def forward(self, step: int, images: Float[Tensor, "N ..."], batch: Int[Tensor, " B"]) -> Tensor:
         augmented = self.augment(images.index_select(0, batch), step)
         self.sums[step] = self.again_sums[step] = _weighted_sum(augmented)
         self.tolerances[step] = 1e-6 * (augmented.numel() + 1)
         return augmented
 
-    def again(self, step: int, images: Tensor, batch: Tensor, wants: Wants) -> Tensor:
+    def again(self, step: int, images: Float[Tensor, "N ..."], batch: Int[Tensor, " B"], wants: Wants) -> Tensor:
         with torch.set_grad_enabled(wants.images):
             images = images.index_select(0, batch).detach().requires_grad_(wants.images)
             # A copy, because an augmentation may write into what it is given, which a leaf would not stand.
@@ -188,7 +189,7 @@ class RecordedAugmentation(Augmentation):
         self.again_sums[step] = _weighted_sum(augmented)
         return augmented.detach()
 
-    def pull(self, step: int, grad: Tensor) -> Tensor:
+    def pull(self, step: int, grad: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         assert self.graph is not None  # again() ran
         (augmented, images), self.graph = self.graph, None
         # What lies behind a captured tensor serves every step.

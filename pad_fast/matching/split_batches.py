@@ -18,10 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
 from ..engines import Adjoint, Augment, Student, Wants
+from ..engines.base import Labels
 from ..errors import InputError
 from ..models.flat import FlatNetwork
 from ..runtime.distributed import Group
@@ -77,7 +79,7 @@ class SplitBatches:
         """Images here, per step."""
         return tuple(map(len, self.rows))
 
-    def indices(self, indices: Tensor, sizes: Sequence[int]) -> Tensor:
+    def indices(self, indices: Int[Tensor, " indices"], sizes: Sequence[int]) -> Int[Tensor, " here"]:
         """Of the whole batches behind each other, what is here."""
         batches = indices.split(list(sizes))
         return torch.cat([batch[own.start : own.stop] for batch, own in zip(batches, self.rows, strict=True)])
@@ -113,13 +115,21 @@ class _SplitStudent(Student):
         self.inner, self.split = student, split
         self.random = student.random
 
-    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def gradient(
+        self, step: int, theta: Float[Tensor, "K P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> Float[Tensor, "K P"]:
         gradient = self.inner.gradient(step, theta, images, labels).mul_(self.split.weights[step])
         self.split.group.sum_(gradient)
         return gradient
 
     def adjoint(
-        self, step: int, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor, wants: Wants
+        self,
+        step: int,
+        theta: Float[Tensor, "K P"],
+        direction: Float[Tensor, "K P"],
+        images: Float[Tensor, "B ..."],
+        labels: Labels,
+        wants: Wants,
     ) -> Adjoint:
         own = self.inner.adjoint(step, theta, direction, images, labels, wants)
         for tensor in (own.phi, own.theta, own.images, own.labels):

@@ -1,4 +1,7 @@
-"""The networks experts, students and evaluations use."""
+"""Networks of experts, students and evaluations, and their parameters as one flat vector.
+
+Imported by engines and everything above; stands on runtime alone.
+"""
 
 from __future__ import annotations
 

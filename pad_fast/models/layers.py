@@ -1,4 +1,4 @@
-"""Parts that every network here shares: the input check, the embed/classifier split, the normalisation layers."""
+"""Parts that all networks share: the input check, the embed/classifier split, the normalisation layers."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def _is_container(module: nn.Module) -> bool:
 
 
 def _describe(module: nn.Module, image_shape: tuple[int, ...]) -> ConvNetConfig | str:
-    """A configuration, if the modules suggest one: [conv, norm] per block and a classifier, in this order."""
+    """Modules read as [conv, norm] per block and a classifier, in the order of the flat vector."""
     channels, height, width = image_shape if len(image_shape) == 3 else (0, 0, 0)
     if height != width or not height:
         return f"images of shape {list(image_shape)} are not square"
@@ -94,7 +94,7 @@ def _describe(module: nn.Module, image_shape: tuple[int, ...]) -> ConvNetConfig 
 
 
 def _odd(conv: nn.Conv2d, inputs: int, padding: int) -> str | None:
-    """How a convolution differs from ours."""
+    """The difference of a convolution from ours."""
     expected = {
         "in_channels": inputs,
         "kernel_size": (3, 3),
@@ -111,7 +111,7 @@ def _odd(conv: nn.Conv2d, inputs: int, padding: int) -> str | None:
 
 
 def _odd_norm(norm: nn.GroupNorm | nn.InstanceNorm2d, width: int) -> str | None:
-    """How a normalisation differs from instance norm with scale and shift."""
+    """The difference of a normalisation from instance norm with scale and shift."""
     if isinstance(norm, nn.GroupNorm):
         instance = norm.num_groups == norm.num_channels == width
     else:

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..data import ImageDataset, Normalization, load_dataset
+from ..data.distilled import DistilledDataset
+from ..evaluation import EvaluationReport, evaluate
 from ..experts import ExpertStore, curriculum_of, train_experts
+from ..runs.folder import CACHE, EVALUATION_CACHE
 from ..runtime import distributed
 from ..runtime.progress import Progress
 from ..scoring.difficulty import Difficulty
 from ..scoring.score import score
 from ..settings.config import Config
-from ..settings.snapshot_ranges import format_keep
+from ..settings.snapshot_ranges import format_snapshots
+
+_EVALUATE = {
+    "eval_networks": "repeats",
+    "eval_epochs": "epochs",
+    "eval_full_epochs": "full_epochs",
+    "eval_batch": "batch",
+    "eval_momentum": "momentum",
+    "eval_weight_decay": "weight_decay",
+    "eval_baselines": "baselines",
+    "eval_robust": "robust",
+    "dsa_mode": "dsa_mode",
+    "seed": "seed",
+    "backend": "backend",
+}
+"""Setting -> argument of :func:`pad_fast.evaluate`."""
 
 
 def configured_data(
@@ -30,8 +50,13 @@ def configured_data(
 
 
 def normalization_caches(out: Path) -> list[Path]:
-    """Where a fitted ZCA is kept for what is written to `out`, and looked for: a run's folder serves those in it."""
-    return [out / "cache", out.parent / "cache"]
+    """Folders where a fitted ZCA is kept for what is written to `out`, and looked for: a run serves those in it."""
+    return [out / CACHE, out.parent / CACHE]
+
+
+def evaluation_cache(cache: Path) -> Path:
+    """The folder of the results of single networks, in the cache of a run."""
+    return cache / EVALUATION_CACHE
 
 
 def needs_order(config: Config) -> bool:
@@ -112,7 +137,7 @@ def train_as_configured(
         lr=config.lr_expert,
         dsa=config.dsa,
         dsa_mode=config.dsa_mode,
-        keep=format_keep(config.kept_snapshots),
+        keep=format_snapshots(config.kept_snapshots),
         storage=config.expert_storage,
         test_every=config.test_every,
         workers=config.workers,
@@ -122,3 +147,27 @@ def train_as_configured(
         backend=config.backend,
         progress=progress,
     )
+
+
+def evaluate_as_configured(
+    config: Config | Mapping[str, Any],
+    distilled: DistilledDataset | Mapping[str, DistilledDataset],
+    data: ImageDataset,
+    *,
+    models: Sequence[str],
+    cache: str | os.PathLike[str],
+    device: torch.device | str,
+    progress: Progress,
+    **changes: Any,
+) -> EvaluationReport:
+    """:func:`pad_fast.evaluate` with a config's settings.
+
+    Args:
+        config: a config, or those of its settings that were given; the function's own defaults serve for the others.
+        cache: folder of the results of single networks.
+        **changes: arguments of :func:`pad_fast.evaluate` that are not, or not as the settings have them, in a config.
+    """
+    settings = asdict(config) if isinstance(config, Config) else config
+    arguments = {argument: settings[name] for name, argument in _EVALUATE.items() if name in settings}
+    arguments |= changes
+    return evaluate(distilled, data, models=models, cache_dir=cache, device=str(device), progress=progress, **arguments)

@@ -1,4 +1,4 @@
-"""`distill()`: difficulty scores -> curriculum experts -> distillation -> evaluation, each stage cached in one folder.
+"""One run: difficulty scores -> curriculum experts -> distillation -> evaluation, each stage cached in one folder.
 
 RUN/
   config.yaml                    the settings, readable by --config
@@ -18,7 +18,6 @@ RUN/
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -29,46 +28,34 @@ from typing import Any
 
 import torch
 
-from ..data import DSA, ImageDataset, Normalization, fit_normalization
-from ..data.distilled import FILE, DistilledDataset, load
-from ..distillation.batch_matching import BatchLoop, RealImages, initial_images, loops_of, make_criterion, require_alone
-from ..distillation.initialization import InitialSet, Teachers, initial_set
-from ..distillation.iterations import Iterations
-from ..distillation.metrics import read_history
-from ..distillation.run import run
+from ..data import ImageDataset, Normalization, fit_normalization
+from ..data.distilled import DistilledDataset, load
 from ..distillation.state import State
-from ..distillation.trajectory_matching import Loop, require_possible
-from ..engines import Task, select
-from ..errors import ConfigError, DatasetError
-from ..evaluation import EvaluationReport, evaluate
-from ..experts import ExpertStore, curriculum_of, prune
-from ..models import FlatNetwork
-from ..models.spec import NetworkSpec
+from ..evaluation import EvaluationReport
+from ..experts import ExpertStore
 from ..reporting.present import present
-from ..runs.folder import LOCK
+from ..runs.folder import CACHE, CHECKPOINT, DISTILLED, EVALUATION, LAST, LOCK, PICTURE, write_validation
 from ..runs.preview import write_preview
 from ..runs.timing import StageLog
 from ..runs.trackers import Tracker, open_trackers
 from ..runtime import distributed, files, locks
-from ..runtime.device import cache_bytes
 from ..runtime.progress import Progress
 from ..runtime.rng import derive_seed
 from ..scoring.difficulty import Difficulty
 from ..settings.config import Config
-from ..settings.snapshot_ranges import format_keep
-from ..settings.yaml_files import to_yaml
+from .cached import distillation_key, experts_folder, given_experts, given_order, key_of, scores_path
+from .checks import claim, require_usable
 from .configured import (
     configured_data,
+    evaluate_as_configured,
+    evaluation_cache,
     keep_scores,
-    may_go_on,
     needs_order,
     normalization_caches,
-    order_of,
     score_as_configured,
     train_as_configured,
 )
-
-LAST = "last"
+from .distilling import Distillation, real_images
 
 
 class Pipeline:
@@ -92,7 +79,11 @@ class Pipeline:
         self._open: Sequence[Tracker] | None = None
         # Stages that several runs share, perhaps in several processes at a time.
         self.shared = cache is not None
-        self.cache = out / "cache" if cache is None else cache
+        self.cache = out / CACHE if cache is None else cache
+
+    def require_usable(self, data: ImageDataset) -> None:
+        """Prove that the settings fit each other, the data and the device: see :func:`.checks.require_usable`."""
+        require_usable(self.config, data, self.device)
 
     def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None, *, download: bool = False) -> DistilledDataset:
         """All stages; returns the evaluated result."""
@@ -104,7 +95,7 @@ class Pipeline:
                 self.require_usable(data)
                 distributed.group().require_shared(files.require_writable(self.out))
                 held.enter_context(self._writing())
-                self._claim(data)
+                claim(config, data, self.out, resume=self.resume, overwrite=self.overwrite)
                 kind = "zca" if config.zca else "mean-std"
                 normalization = fit_normalization(data, kind, caches=normalization_caches(self.out))
             return self._run(data, validation, normalization)
@@ -116,13 +107,12 @@ class Pipeline:
         difficulty: Difficulty | None = None
         if config.buffer_path is None:
             with self.stages.stage("scores"), self._alone("scores"):
-                difficulty = self._difficulty(data)
-                if difficulty is None and needs_order(config):
-                    difficulty = self._score(data, normalization)
+                if needs_order(config):
+                    difficulty = self._scores(data, normalization)
                 self._preview(data, normalization, difficulty)
         store: ExpertStore | None = None
         if config.buffer_path is not None:
-            store = self._given_experts(data)
+            store = given_experts(config, data)
             self._preview(data, normalization, None)
         elif config.uses_experts:
             with self.stages.stage("experts"), self._alone("experts"):
@@ -131,12 +121,12 @@ class Pipeline:
             distilled = self._distill(data, validation, normalization, store, difficulty)
         with self.stages.stage("evaluate"):
             report = self._evaluate(distilled, data, difficulty)
-        distilled = DistilledDataset(**{**vars(distilled), "evaluation": report.rows})
+        distilled = replace(distilled, evaluation=report.rows)
         self.stages.finish()
         if distributed.group().main:
             present(self.out)
         for tracker in self._trackers(config.iterations):
-            tracker.result(report.rows, self.out / "images.png", config.iterations)
+            tracker.result(report.rows, self.out / PICTURE, config.iterations)
         return distilled
 
     def _trackers(self, begun: int) -> Sequence[Tracker]:
@@ -168,147 +158,39 @@ class Pipeline:
             group.wait("rank 0 to have the cache to itself")
             yield
 
-    # -- checks before any work ------------------------------------------------------------------------------------
-
-    def require_usable(self, data: ImageDataset) -> None:
-        """Prove that the settings fit each other and the data.
-
-        Raises:
-            InputError: they do not. BackendError: the backend asked for cannot serve this.
-        """
-        config = self.config
-        by_class = data.images_by_class()
-        sizes = [len(indices) for indices in by_class]
-        if config.pix_init != "noise" and min(sizes) < config.ipc:
-            label = sizes.index(min(sizes))
-            raise DatasetError(
-                f"class {label} ({data.class_names[label]}) has {sizes[label]} training images, fewer than ipc "
-                f"{config.ipc}; lower ipc or use pix_init noise"
-            )
-        network = self._spec(data).build(config.seed, "probe")
-        DSA(config.dsa, mode=config.dsa_mode)
-        cache_bytes(config.cache, self.device)
-        if config.uses_experts:
-            require_possible(config, network)
-            select(config.backend, Task(network, self.device, torch.float32, config.gradient, config.precision))
-        else:
-            require_alone(config)
-            make_criterion(config, network, self.device)
-        if config.order_file is not None and needs_order(config):
-            self._difficulty(data)
-        if config.buffer_path is not None:
-            self._given_experts(data)
-            return
-        if config.uses_experts:
-            config.require_snapshots(config.train_epochs, "experts are trained for train_epochs")
-            self._require_kept()
-        pruned = [len(indices) for indices in prune(by_class, config.prune)]
-        curriculum_of(config).require_images(config.train_epochs, pruned)
-        if not config.uses_experts and config.pix_init != "noise" and min(pruned) < config.ipc:
-            raise DatasetError(
-                f"prune {config.prune!r} leaves {min(pruned)} images of a class, fewer than ipc {config.ipc}; "
-                "drop fewer, lower ipc or use pix_init noise"
-            )
-
-    def _require_kept(self) -> None:
-        """Before experts are trained whose snapshots would then be missing."""
-        config = self.config
-        lost = {*config.reached_snapshots, config.train_epochs} - set(config.kept_snapshots)
-        if lost:
-            raise ConfigError(
-                f"keep is {config.keep!r}, but these settings reach snapshots {format_keep(lost)} as well; use "
-                "keep plan, or all"
-            )
-
-    def _claim(self, data: ImageDataset) -> None:
-        """Write `config.yaml`, unless the folder belongs to a run with other settings."""
-        path = self.out / "run.json"
-        mine = {"dataset_fingerprint": data.fingerprint, **self.config.describe()}
-        # A run that ended before its first checkpoint has nothing to lose but its stages, which carry their own keys.
-        begun = path.exists() and any((self.out / name).exists() for name in ("checkpoint", FILE))
-        if begun and not self.overwrite:
-            theirs = files.read_json(path, "run description")
-            skip = set(self.config.describe("run", "evaluate"))
-            if self.resume and may_go_on(self.config):
-                skip.add("iterations")
-            different = [k for k in mine if k not in skip and mine[k] != theirs.get(k)]
-            if different:
-                key = different[0]
-                raise ConfigError(
-                    f"{self.out} holds a run with other settings ({key}: {theirs.get(key)!r}, now {mine[key]!r}"
-                    f"{f' and {len(different) - 1} more' if len(different) > 1 else ''}); "
-                    "choose another output folder, or pass overwrite=True (--overwrite) to replace its results"
-                )
-        if distributed.group().main:
-            files.write_json(path, mine)
-            files.write_text(self.out / "config.yaml", to_yaml(self.config))
-
     # -- stages ----------------------------------------------------------------------------------------------------
+
+    def _reuse(self, stage: str, path: Path) -> None:
+        """The stage under way takes its result from `path`."""
+        self.progress.say(f"{stage}: reusing {path} (same settings)")
+        self.stages.reused()
 
     def _preview(self, data: ImageDataset, normalization: Normalization, difficulty: Difficulty | None) -> None:
         if distributed.group().main:
             write_preview(self.out, data, normalization, difficulty)
 
-    def _spec(self, data: ImageDataset) -> NetworkSpec:
-        return NetworkSpec(self.config.model, data.channels, data.classes, data.resolution)
-
-    def _difficulty(self, data: ImageDataset) -> Difficulty | None:
-        """The scores that are there already: a file named by the user, or this run's cache."""
+    def _scores(self, data: ImageDataset, normalization: Normalization) -> Difficulty:
+        """From a file named by the user, the cache, or scratch: the networks that a killed run has left are used."""
         config = self.config
-        if not needs_order(config):
-            return None
         if config.order_file is not None:
-            difficulty = Difficulty.load(config.order_file)
-            difficulty.require(data)
-            return difficulty
-        path = _scores_path(self.cache, data.fingerprint, config)
+            return given_order(config, data)
+        path = scores_path(config, data, self.cache)
         if path.exists():
-            self.progress.say(f"scores: reusing {path} (same settings)")
-            self.stages.reused()
+            self._reuse("scores", path)
             return Difficulty.load(path)
-        return None
-
-    def _score(self, data: ImageDataset, normalization: Normalization) -> Difficulty:
-        """Scores from scratch, or from the networks that a killed run has left."""
-        path = _scores_path(self.cache, data.fingerprint, self.config)
         kept = path.with_suffix(".networks")
-        difficulty = score_as_configured(
-            self.config, data, normalization, self.device, self.progress, networks_dir=kept
-        )
+        difficulty = score_as_configured(config, data, normalization, self.device, self.progress, networks_dir=kept)
         return keep_scores(difficulty, path, kept)
 
     def _experts(self, data: ImageDataset, normalization: Normalization, difficulty: Difficulty | None) -> ExpertStore:
         config = self.config
-        described = config.describe("data", "scores", "experts")
-        described.pop("num_experts")  # more experts extend a store, fewer use the first of it
-        # A store that lacks snapshots must not be taken for another one.
-        described["keep"] = format_keep(config.kept_snapshots)
-        described["threads"] = "one" if config.workers else "all"
-        folder = self.cache / f"experts-{_key(data.fingerprint, described)}"
+        folder = experts_folder(config, data, self.cache)
         if ExpertStore.complete(folder, config.num_experts):
-            self.progress.say(f"experts: reusing {folder} (same settings)")
-            self.stages.reused()
+            self._reuse("experts", folder)
         # Before any of them begins: a store in the making has gaps, which are an error to whoever only reads it.
         distributed.group().wait("the other ranks to look for experts")
         store = train_as_configured(config, data, normalization, difficulty, folder, self.device, self.progress)
         return store.first(config.num_experts)
-
-    def _given_experts(self, data: ImageDataset) -> ExpertStore:
-        config = self.config
-        assert config.buffer_path is not None
-        store = ExpertStore.open(config.buffer_path)
-        network = self._spec(data).build(config.seed, "probe")
-        store.require(
-            {
-                "parameter_count": network.parameter_count,
-                "model": config.model,
-                "fingerprint": data.fingerprint,
-                "normalization": "zca" if config.zca else "mean-std",
-            }
-        )
-        config.require_snapshots(store.epochs, f"the experts in {store.folder} end at")
-        store.require_snapshots([*config.reached_snapshots, -1])
-        return store
 
     def _distill(
         self,
@@ -318,82 +200,22 @@ class Pipeline:
         store: ExpertStore | None,
         difficulty: Difficulty | None,
     ) -> DistilledDataset:
-        config = self.config
-        described = config.describe("data", "scores", "experts", "distill")
-        if may_go_on(config):
-            described.pop("iterations")
-        key = _key(data.fingerprint, described, torch.__version__)
-        done = self.out / FILE
-        checkpoint = self.out / "checkpoint"
-        if checkpoint.exists() and done.exists() and not self.overwrite:
-            state = State.load(checkpoint, key, self.device)
-            if state.iteration == config.iterations:
-                self.progress.say(f"distill: reusing {done} (same settings)")
-                self.stages.reused()
-                return load(done)
-        source: ExpertStore | RealImages
-        if store is None:
-            shown = prune(order_of(data, difficulty), config.prune)
-            source = RealImages(normalization.apply(data.train_images), shown, curriculum_of(config))
-        else:
-            source = store
-        student = self._spec(data).build(config.seed, "student")
-        history: list[dict[str, float]] = []
-        if self.resume and checkpoint.exists():
-            state = State.load(checkpoint, key, self.device)
-            if state.iteration > config.iterations:
-                raise ConfigError(
-                    f"{checkpoint} is already at iteration {state.iteration}, beyond iterations {config.iterations}; "
-                    "raise iterations, or start afresh in another folder"
-                )
-            history = read_history(self.out / "metrics.jsonl", state.iteration)
-            self.progress.say(f"distill: resuming after iteration {state.iteration}")
-            self.stages.resumed()
-        else:
-            if self.resume:
-                self.progress.say(f"distill: no checkpoint in {self.out} yet, starting at iteration 0")
-            initial = self._initial(data, normalization, source, student)
-            for note in initial.notes:
-                self.progress.say(f"init: {note}")
-            state = State.start(initial.images, initial.label_logits, initial.labels, config, self.device)
-        loop = self._loop(data, source, student)
-
-        def result() -> DistilledDataset:
-            images = state.images if state.average is None else state.average
-            return DistilledDataset(
-                images=images.cpu(),
-                label_logits=state.label_logits.cpu() if config.soft_labels else None,
-                labels=state.labels.cpu(),
-                lr=float(state.lr),
-                whitening=normalization,
-                config=config.describe(),
-                history=list(history),
-                class_names=data.class_names,
-            )
-
-        iterates = self.cache / f"iterates-{key}"
-
-        def keep(state: State) -> None:
-            if state.iteration % config.validation_every == 0 and distributed.group().main:
-                result().save(iterates / f"{state.iteration:08}")
-
-        trackers = self._trackers(state.iteration)
+        done = self.out / DISTILLED
+        if self._distilled(data):
+            self._reuse("distill", done)
+            return load(done)
+        source = store if store is not None else real_images(self.config, data, normalization, difficulty)
+        work = Distillation(self.config, data, normalization, source, self.out, self.device, self.progress)
+        state = self._start(work)
+        loop, trackers = work.iterations(), self._trackers(state.iteration)
+        iterates = self.cache / f"iterates-{work.key}"
 
         def observe(row: Mapping[str, float]) -> None:
             for tracker in trackers:
                 tracker.row(row)
 
-        run(
-            loop,
-            state,
-            folder=self.out,
-            key=key,
-            history=history,
-            progress=self.progress,
-            observe=observe,
-            checkpointed=None if validation is None else keep,
-        )
-        distilled = result()
+        checkpointed = None if validation is None else partial(work.keep, folder=iterates)
+        distilled = work.run(loop, state, observe=observe, checkpointed=checkpointed)
         group = distributed.group()
         if validation is not None:
             last = distilled
@@ -402,30 +224,24 @@ class Pipeline:
         group.on_main("the distilled set to be written", lambda: distilled.save(self.out))
         return distilled
 
-    def _initial(
-        self,
-        data: ImageDataset,
-        normalization: Normalization,
-        source: ExpertStore | RealImages,
-        student: FlatNetwork,
-    ) -> InitialSet:
-        config = self.config
-        if isinstance(source, RealImages):
-            return initial_images(config, source)
-        task = Task(student, self.device, torch.float32)
-        teachers = Teachers(source, select(config.backend, task), task)
-        images = normalization.apply(data.train_images)
-        return initial_set(config.pix_init, config.ipc, images, data, teachers, seed=config.seed)
+    def _distilled(self, data: ImageDataset) -> bool:
+        """Whether the result in the folder is that of these settings."""
+        checkpoint = self.out / CHECKPOINT
+        if self.overwrite or not (checkpoint.exists() and (self.out / DISTILLED).exists()):
+            return False
+        state = State.load(checkpoint, distillation_key(self.config, data), self.device)
+        return state.iteration == self.config.iterations
 
-    def _loop(self, data: ImageDataset, source: ExpertStore | RealImages, student: FlatNetwork) -> Iterations:
-        """The iterations of the method's criterion."""
-        config = self.config
-        if not isinstance(source, RealImages):
-            return Loop(student, source, config, self.device)
-        note = loops_of(config)[-1]
-        if note is not None:
-            self.progress.say(note)
-        return BatchLoop(student, self._spec(data), source, config, self.device)
+    def _start(self, work: Distillation) -> State:
+        """The state to go on from: the checkpoint's, or the first."""
+        if self.resume and work.checkpoint.exists():
+            state = work.resume()
+            self.progress.say(f"distill: resuming after iteration {state.iteration}")
+            self.stages.resumed()
+            return state
+        if self.resume:
+            self.progress.say(f"distill: no checkpoint in {self.out} yet, starting at iteration 0")
+        return work.begin()
 
     def _best(self, iterates: Path, last: DistilledDataset, validation: ImageDataset) -> DistilledDataset:
         """The iterate whose networks are best on the validation images, which nothing else has seen."""
@@ -436,78 +252,55 @@ class Pipeline:
             if int(folder.name) < config.iterations
         }
         candidates[config.iterations] = last
-        report = evaluate(
+        report = self._evaluated(
             {str(iteration): each for iteration, each in candidates.items()},
             validation,
-            models=(config.model,),
             repeats=config.validation_networks,
             baselines=False,
+            robust=False,
             # Other networks than those of the final table.
             seed=derive_seed(config.seed, "validation"),
-            **self._evaluation_settings(),
         )
-        best = max(candidates, key=lambda iteration: report.row(str(iteration)).mean)
+        accuracies = {iteration: report.row(str(iteration)) for iteration in candidates}
+        best = max(candidates, key=lambda iteration: accuracies[iteration].mean)
         self.progress.say(f"validation: the iterate after {best} of {config.iterations} iterations is best")
         if distributed.group().main:
-            accuracies = {row.name: row.accuracies for row in report.rows}
-            files.write_json(self.out / "validation.json", {"best": best, "accuracies": accuracies})
+            write_validation(self.out, {iteration: row.accuracies for iteration, row in accuracies.items()}, best)
         return candidates[best]
-
-    def _evaluation_settings(self) -> dict[str, Any]:
-        """What every evaluation of this run has in common."""
-        config = self.config
-        return {
-            "epochs": config.eval_epochs,
-            "full_epochs": config.eval_full_epochs,
-            "batch": config.eval_batch,
-            "momentum": config.eval_momentum,
-            "weight_decay": config.eval_weight_decay,
-            "dsa_mode": config.dsa_mode,
-            "cache_dir": self.cache / "evaluation",
-            "device": str(self.device),
-            "backend": config.backend,
-            "progress": self.progress,
-        }
 
     def _evaluate(
         self, distilled: DistilledDataset, data: ImageDataset, difficulty: Difficulty | None
     ) -> EvaluationReport:
         config = self.config
-        path = self.out / "evaluation.json"
-        sets = {config.method.upper(): distilled}
-        written = [self.out / FILE]
+        path = self.out / EVALUATION
+        name = config.method.upper()
+        sets = {name: distilled}
+        written = [self.out / DISTILLED]
         if config.validation_fraction:
-            name = config.method.upper()
             sets = {f"{name}, best": distilled, f"{name}, last": load(self.out / LAST)}
-            written.append(self.out / LAST / FILE)
+            written.append(self.out / LAST / DISTILLED)
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in written]
-        key = _key(data.fingerprint, config.describe("evaluate"), *digests)
+        key = key_of(data.fingerprint, config.describe("evaluate"), *digests)
         if path.exists():
             stored = EvaluationReport.read(path)
             if stored.key == key:
-                self.progress.say(f"evaluate: reusing {path} (same settings)")
-                self.stages.reused()
+                self._reuse("evaluate", path)
                 return stored
-        report = evaluate(
-            sets,
-            data,
-            models=(config.model,),
-            repeats=config.eval_networks,
-            baselines=config.eval_baselines,
-            robust=config.eval_robust,
-            difficulty=difficulty if difficulty is not None and difficulty.method == "el2n" else None,
-            seed=config.seed,
-            **self._evaluation_settings(),
-        )
+        usable = difficulty if difficulty is not None and difficulty.method == "el2n" else None
+        report = self._evaluated(sets, data, difficulty=usable)
         if distributed.group().main:
             replace(report, key=key).write(path)
         return report
 
-
-def _scores_path(cache: Path, fingerprint: str, config: Config) -> Path:
-    return cache / f"scores-{_key(fingerprint, config.describe('data', 'scores'))}.safetensors"
-
-
-def _key(*parts: Any) -> str:
-    """Short digest of everything a stage depends on."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    def _evaluated(self, sets: Mapping[str, DistilledDataset], data: ImageDataset, **changes: Any) -> EvaluationReport:
+        """The table of some sets, its networks kept in the cache."""
+        return evaluate_as_configured(
+            self.config,
+            sets,
+            data,
+            models=(self.config.model,),
+            cache=evaluation_cache(self.cache),
+            device=self.device,
+            progress=self.progress,
+            **changes,
+        )

@@ -22,17 +22,20 @@ from ..data import load_dataset
 from ..errors import ConfigError, nearest
 from ..evaluation import EvaluationReport
 from ..reporting.numbers import own_rows
-from ..reporting.sweep_page import _PRUNES, NONE, Setting, SweepResult, _words
-from ..runs.timing import FILE as TIMING
-from ..runs.timing import read_timing
+from ..reporting.sweep_page import NONE, Setting, SweepResult, words
+from ..runs.folder import CACHE, EVALUATION, RUNS, read_description
+from ..runs.timing import TIMING, read_timing
 from ..runtime import files
 from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
+from ..settings.choices import MASKS, PRUNES
 from ..settings.config import Config
-from ..settings.resolve import make_settings, override
+from ..settings.resolve import UNSET, Settings, Unset, make_settings, override
 from .pipeline import Pipeline
 
-_MASKS = ("depth", "layers", "loss")
+_MASKS = tuple(kind for kind in MASKS if kind != NONE[0])
+
+PAGE = "sweep.html"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Its folder."""
-        return f"prune-{'-'.join(_words(self.prune))}_mask-{'-'.join(_words(self.mask))}_seed-{self.seed}"
+        return f"prune-{'-'.join(words(self.prune))}_mask-{'-'.join(words(self.mask))}_seed-{self.seed}"
 
     def config(self, base: Config) -> Config:
         """`base` with this cell's settings."""
@@ -85,22 +88,22 @@ def parse_axis(texts: Iterable[str], kinds: Sequence[str], what: str) -> list[Se
             ) from None
     twice = [setting for setting in found if found.count(setting) > 1]
     if twice:
-        raise ConfigError(f"{what} {' '.join(_words(twice[0]))} is asked for twice; name every setting once")
+        raise ConfigError(f"{what} {' '.join(words(twice[0]))} is asked for twice; name every setting once")
     return found
 
 
 def sweep(
-    dataset: str = "digits",
+    dataset: str | Unset = UNSET,
     *,
     out: str | os.PathLike[str],
-    prune: Sequence[str] = ("none",),
-    mask: Sequence[str] = ("none",),
-    seeds: Sequence[int] = (0,),
-    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    prune: Sequence[str] | Unset = UNSET,
+    mask: Sequence[str] | Unset = UNSET,
+    seeds: Sequence[int] | Unset = UNSET,
+    config: Config | str | os.PathLike[str] | Mapping[str, Any] | None = None,
     preset: str | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None | Unset = UNSET,
     download: bool = False,
-    device: str = "auto",
+    device: str | Unset = UNSET,
     overwrite: bool = False,
     part: tuple[int, int] | None = None,
     progress: Progress | None = None,
@@ -115,9 +118,9 @@ def sweep(
         dataset: by name; see :func:`pad_fast.distill`, also for `config`, `preset`, `data_dir`, `download` and
             `device`.
         out: folder of the sweep.
-        prune: "none", "hardest:0,0.1,0.2", "easiest:0.1" and the like.
-        mask: "none", "depth:0,0.25,0.5", "layers:1,2", and for trajectory matching "loss:0.5".
-        seeds: error bars are over these and the `eval_networks` of each.
+        prune: "none", "hardest:0,0.1,0.2", "easiest:0.1" and the like. Not given: what `config` says, else none.
+        mask: "none", "depth:0,0.25,0.5", "layers:1,2", and for trajectory matching "loss:0.5". Likewise.
+        seeds: error bars are over these and the `eval_networks` of each. Not given: the seed of `config`, else 0.
         overwrite: replace runs in `out` that have other settings.
         part: (i, n): do every n-th part of the runs, beginning with the i-th; from RANK and WORLD_SIZE, as torchrun
             sets them, when None. Whoever finds all runs finished writes the result.
@@ -131,31 +134,33 @@ def sweep(
     """
     progress = progress or Progress()
     out = Path(out)
-    written = dict(config) if isinstance(config, Mapping) else {}
-    file = os.fspath(config) if isinstance(config, str | os.PathLike) else None
-    # Baselines are the same in every cell, and their cost many times a cell's.
-    arguments = {"eval_baselines": False, **written, **overrides}
-    if dataset != "digits":
-        arguments["dataset"] = dataset
-    settings = make_settings(preset_name=preset, file=file, overrides=arguments)
-    prunes, masks = parse_axis(prune, _PRUNES, "prune"), parse_axis(mask, _MASKS, "mask")
+    settings = make_settings(
+        preset_name=preset,
+        config=config,
+        overrides={"dataset": dataset, **overrides},
+        data_dir=data_dir,
+        device=device,
+        # Baselines are the same in every cell, and their cost many times a cell's.
+        defaults={"eval_baselines": False},
+    )
+    prunes, masks, seeds = _axes(settings, prune, mask, seeds)
     cells = [Cell(*each) for each in product(prunes, masks, dict.fromkeys(seeds))]
     configs = {cell: cell.config(settings.config) for cell in cells}
-    where = _own_gpu(resolve_device(device if device != "auto" else settings.device))
+    where = _own_gpu(resolve_device(settings.device))
     index, count = _part() if part is None else part
     if not 0 <= index < count:
         raise ConfigError(f"part is ({index}, {count}); the first number counts from 0 and is below the second")
     data = load_dataset(
         settings.config.dataset,
-        data_dir=data_dir or settings.data_dir,
+        data_dir=settings.data_dir,
         resolution=settings.config.resolution,
         download=download,
     )
     pipelines = {}
     for cell in cells:
-        folder = out / "runs" / cell.name
+        folder = out / RUNS / cell.name
         pipelines[cell] = Pipeline(
-            configs[cell], folder, where, progress, resume=True, overwrite=overwrite, cache=out / "cache"
+            configs[cell], folder, where, progress, resume=True, overwrite=overwrite, cache=out / CACHE
         )
         pipelines[cell].require_usable(data)  # every cell, before the first of them runs
     for cell in _share(cells, settings.config.uses_experts, index, count):
@@ -173,8 +178,33 @@ def sweep(
     shared = replace(settings.config, prune="none", mask="none", mask_ratio=0.0)
     files.write_json(out / "sweep.json", {"settings": asdict(shared), "seeds": list(seeds), "cells": rows})
     files.write_text(out / "sweep.md", result.table() + "\n")
-    files.write_text(out / "sweep.html", result.page())
+    files.write_text(out / PAGE, result.page())
     return result
+
+
+def _axes(
+    settings: Settings, prune: Sequence[str] | Unset, mask: Sequence[str] | Unset, seeds: Sequence[int] | Unset
+) -> tuple[list[Setting], list[Setting], list[int]]:
+    """The values along each axis: those given, else the one that the settings name, else none and seed 0."""
+    config, sources = settings.config, settings.sources
+    for argument, name, given in (
+        ("mask", "mask_ratio", mask),
+        ("mask", "mask", mask),
+        ("prune", "prune", prune),
+        ("seeds", "seed", seeds),
+    ):
+        if given is not UNSET and sources.get(name) == "override":
+            raise ConfigError(f"{name} is given beside {argument}, which holds the values that the sweep takes")
+    if prune is UNSET:
+        prune = [config.prune] if "prune" in sources else ["none"]
+    if mask is UNSET:
+        named = "mask" in sources or "mask_ratio" in sources
+        masks = [(config.mask, config.mask_ratio) if named and config.mask != "none" else NONE]
+    else:
+        masks = parse_axis(mask, _MASKS, "mask")
+    if seeds is UNSET:
+        seeds = [config.seed] if "seed" in sources else [0]
+    return parse_axis(prune, PRUNES, "prune"), masks, list(seeds)
 
 
 def _share(cells: Sequence[Cell], uses_experts: bool, index: int, count: int) -> list[Cell]:
@@ -191,13 +221,13 @@ def _collect(
     """Accuracies of the distilled sets, or None while a run is missing or was made with other settings."""
     found: dict[tuple[Setting, Setting], tuple[float, ...]] = {}
     for cell in cells:
-        folder = out / "runs" / cell.name
+        folder = out / RUNS / cell.name
         if not (folder / TIMING).exists() or not read_timing(folder).finished:
             return None
-        described = files.read_json(folder / "run.json", "run description")
+        described = read_description(folder)
         if any(described.get(name) != value for name, value in configs[cell].describe().items()):
             return None
-        mine = own_rows(EvaluationReport.read(folder / "evaluation.json").rows, described)[0]
+        mine = own_rows(EvaluationReport.read(folder / EVALUATION).rows, described)[0]
         key = (cell.prune, cell.mask)
         found[key] = (*found.get(key, ()), *mine.accuracies)
     return found

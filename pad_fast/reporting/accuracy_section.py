@@ -5,60 +5,49 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from ..evaluation import AccuracyRow, RobustScore
-from .html.page import empty, hint, section, table, text
+from .html.charts import accuracy_bar
+from .html.page import empty, hint, section, table
+from .html.render import part
 
 
-def accuracy_section(rows: Sequence[AccuracyRow], heading: str = "Test accuracy") -> str:
+def accuracy_section(rows: Sequence[AccuracyRow], heading: str = "Test accuracy") -> Markup:
     """The table of accuracies with a bar and an error bar each."""
     if not rows:
         return section(heading, empty("Not evaluated yet."), name="accuracy")
-    cells = "".join(_accuracy_row(row) for row in rows)
-    body = (
-        '<div class="scroll"><table class="accuracy"><thead><tr><th scope="col">Trained on</th>'
-        '<th scope="col">Network</th><th scope="col" class="number">Accuracy, %</th>'
-        '<th scope="col" class="wide"><span class="hidden">0 to 100 %</span></th>'
-        '<th scope="col" class="number">Networks</th>'
-        f"</tr></thead><tbody>{cells}</tbody></table></div>"
-    )
+    shown = [
+        {
+            "name": row.name,
+            "model": row.model,
+            "accuracy": accuracy_cell(row),
+            "bar": accuracy_bar(row.mean, row.std if row.networks > 1 else None),
+            "networks": row.networks,
+        }
+        for row in rows
+    ]
+    words = ""
     if any(row.networks > 1 for row in rows):
-        body += hint("± is the standard deviation over the networks trained; each was tested once, after training.")
-    return section(heading, body, name="accuracy")
+        words = "± is the standard deviation over the networks trained; each was tested once, after training."
+    return section(heading, part("accuracies", shown) + hint(words), name="accuracy")
 
 
-def _accuracy_row(row: AccuracyRow) -> str:
-    known = math.isfinite(row.mean)
-    spread = row.std if known and row.networks > 1 and math.isfinite(row.std) else None
-    bar = ""
-    if known:
-        length = min(max(row.mean, 0.0), 100.0)
-        bar = f'<rect class="bar" x="0" y="3" width="{length:.2f}" height="10"/>'
-        if spread:
-            left, right = max(0.0, length - spread), min(100.0, length + spread)
-            bar += f'<path class="whisker" d="M{left:.2f} 8H{right:.2f}"/>'
-    return (
-        f'<tr><th scope="row">{text(row.name)}</th><td>{text(row.model)}</td>'
-        f'<td class="number">{accuracy_cell(row)}</td>'
-        '<td class="wide"><svg viewBox="0 0 100 16" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="track" x="0" y="3" width="100" height="10"/>{bar}</svg></td>'
-        f'<td class="number">{row.networks}</td></tr>'
-    )
-
-
-def accuracy_cell(row: AccuracyRow | None) -> str:
-    """Mean and standard deviation as HTML."""
+def accuracy_cell(row: AccuracyRow | None) -> Markup | str:
+    """Mean and standard deviation."""
     if row is None:
         return ""
     if not math.isfinite(row.mean):
         return "n/a"
-    deviation = f' <span class="std">± {row.std:.1f}</span>' if row.networks > 1 and math.isfinite(row.std) else ""
-    return f"<strong>{row.mean:.1f}</strong>{deviation}"
+    known = row.networks > 1 and math.isfinite(row.std)
+    return part("accuracy", f"{row.mean:.1f}", f"{row.std:.1f}" if known else "")
 
 
-def _cross_architecture(rows: Sequence[AccuracyRow]) -> str:
+def cross_architecture(rows: Sequence[AccuracyRow]) -> Markup:
+    """The table of networks by what they were trained on; how to fill it while there is one network."""
     models, sets = list(dict.fromkeys(row.model for row in rows)), list(dict.fromkeys(row.name for row in rows))
     if not rows:
-        return ""
+        return Markup()
     if len(models) < 2:
         return section(
             "Other networks",
@@ -69,20 +58,18 @@ def _cross_architecture(rows: Sequence[AccuracyRow]) -> str:
             name="networks",
         )
     found = {(row.name, row.model): row for row in reversed(rows)}
-    cells = [[text(model), *(accuracy_cell(found.get((name, model))) or "–" for name in sets)] for model in models]
+    cells = [[model, *(accuracy_cell(found.get((name, model))) or "–" for name in sets)] for model in models]
     body = table(["Network", *sets], cells, numbers=range(1, len(sets) + 1))
     return section(
         "Across networks", body + hint("Test accuracy in % by network and by what it was trained on."), name="networks"
     )
 
 
-def _robust(scores: Sequence[RobustScore]) -> str:
+def robust_section(scores: Sequence[RobustScore]) -> Markup:
+    """The table of LRS and ARS; nothing without them."""
     if not scores:
-        return ""
-    rows = [
-        [text(score.name), text(score.trained_on), text(score.model), f"{score.mean:.3f} ± {score.std:.3f}"]
-        for score in scores
-    ]
+        return Markup()
+    rows = [[score.name, score.trained_on, score.model, f"{score.mean:.3f} ± {score.std:.3f}"] for score in scores]
     words = "Of DD-Ranking, computed from our networks: label-robust (LRS) and augmentation-robust (ARS), at most 1."
     body = table(["Score", "Trained on", "Network", "Value"], rows, numbers=(3,))
     return section("Robust scores", body + hint(words), name="robust")

@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from markupsafe import Markup
+
 from ..errors import ConfigError
 from ..evaluation import AccuracyRow
-from ..runs.folder import RunFolder, is_run, read_run, runs_in
+from ..runs.folder import PAGE, RunFolder, is_run, read_run, runs_in
 from ..runtime import files
 from .accuracy_section import accuracy_cell, accuracy_section
 from .contact_sheet import single_png
 from .html.charts import Line, line_chart, moving_median, smoothing_window
 from .html.gallery import Picture, PictureRow, side_by_side
-from .html.page import hint, page, section, shown, table, text
+from .html.page import hint, page, section, shown, table
+from .html.render import part
 from .numbers import column, duration, late_median, loss_label, own_rows
-from .present import PAGE, class_names, drawable
+from .present import class_names, drawable
 from .report import STAGES
 
 _SERIES = 8  # as many colours as can be told apart
@@ -72,8 +75,8 @@ class Comparison:
         if self.different:
             listed = ", ".join(self.different[:6])
             words += f" that differ in {listed}" + (" and more" if len(self.different) > 6 else "")
-        notes = "".join(f"<li>{text(f'{run.path}: {note}')}</li>" for run in self.runs for note in run.notes)
-        summary = f"<p>{text(words)}</p>" + (f'<ul class="notes">{notes}</ul>' if notes else "")
+        notes = [f"{run.path}: {note}" for run in self.runs for note in run.notes]
+        summary = part("paragraph", words) + (part("notes", notes) if notes else "")
         sections = [
             self._accuracies(),
             self._against_setting(),
@@ -85,27 +88,27 @@ class Comparison:
         ]
         return page("Comparison of runs", summary, sections)
 
-    def _accuracies(self) -> str:
+    def _accuracies(self) -> Markup:
         own = [
             replace(row, name=label + row.name[len(str(run.settings["method"])) :])
             for label, run in zip(self.labels, self.runs, strict=True)
             for row in _own_rows(run)
         ]
-        html = accuracy_section(own)
+        found = accuracy_section(own)
         baselines = self._sets()[1:]
         if baselines and own:
             rows = [
-                [text(label), *(accuracy_cell(self._row(run, name)) or "–" for name in baselines)]
+                [label, *(accuracy_cell(self._row(run, name)) or "–" for name in baselines)]
                 for label, run in zip(self.labels, self.runs, strict=True)
             ]
             body = table(["Run", *baselines], rows, numbers=range(1, len(baselines) + 1))
-            html += section("The same networks trained on other sets", body, name="baselines")
-        return html
+            found += section("The same networks trained on other sets", body, name="baselines")
+        return found
 
-    def _against_setting(self) -> str:
+    def _against_setting(self) -> Markup:
         """Accuracy against the one setting that differs, where that is a number."""
         if len(self.different) != 1:
-            return ""
+            return Markup()
         (key,) = self.different
         points = [
             (float(run.settings[key]), row)
@@ -114,7 +117,7 @@ class Comparison:
             if isinstance(run.settings.get(key), int | float) and math.isfinite(row.mean)
         ]
         if len(points) < 2:
-            return ""
+            return Markup()
         points.sort(key=lambda point: point[0])
         xs = [x for x, _ in points]
         chart = line_chart(
@@ -126,7 +129,7 @@ class Comparison:
         )
         return section(f"Accuracy against {key}", chart, name="against")
 
-    def _curves(self, key: str, heading: str, label: str, name: str) -> str:
+    def _curves(self, key: str, heading: str, label: str, name: str) -> Markup:
         lines = []
         for number, (run_label, run) in enumerate(zip(self.labels[:_SERIES], self.runs, strict=False)):
             xs, ys = column(run.history, key)
@@ -134,19 +137,19 @@ class Comparison:
                 ys = moving_median(ys, smoothing_window(len(ys)))
             lines.append(Line(xs, ys, run_label, f"series c{number}"))
         if not any(line.x for line in lines):
-            return ""
+            return Markup()
         chart = line_chart(lines, x_label="iteration", y_label=label, description=f"{heading} of each run")
         words = "Moving medians." if key == "loss" else ""
         if len(self.runs) > _SERIES:
             words += f" The first {_SERIES} of {len(self.runs)} runs."
         return section(heading, chart + hint(words.strip()), name=name)
 
-    def _images(self) -> str:
+    def _images(self) -> Markup:
         """The first image of each class of every run, side by side (PAD, figure 4)."""
         pairs = zip(self.labels, self.runs, strict=True)
         have = [(label, run.distilled) for label, run in pairs if run.distilled is not None]
         if not have:
-            return ""
+            return Markup()
         names = class_names(have[0][1])
         kept = [(label, distilled) for label, distilled in have if class_names(distilled) == names][:_COLUMNS]
         rows = []
@@ -165,23 +168,23 @@ class Comparison:
         body = side_by_side([label for label, _ in kept], rows)
         return section("Images side by side", body + hint(words), name="images")
 
-    def _settings(self) -> str:
+    def _settings(self) -> Markup:
         body = hint("None: the settings are the same.")
         if self.different:
-            rows = [[text(key), *(text(shown(run.settings.get(key))) for run in self.runs)] for key in self.different]
+            rows = [[key, *(shown(run.settings.get(key)) for run in self.runs)] for key in self.different]
             body = table(["Setting", *(run.name for run in self.runs)], rows)
         return section("Settings that differ", body, name="settings")
 
-    def _times(self) -> str:
+    def _times(self) -> Markup:
         stages = [stage for stage in STAGES if any(stage in run.stages for run in self.runs)]
         if not stages:
-            return ""
+            return Markup()
         rows = []
         for label, run in zip(self.labels, self.runs, strict=True):
             costs = [run.stages.get(stage) for stage in stages]
             cells = ["–" if cost is None or cost.seconds is None else duration(cost.seconds) for cost in costs]
             peaks = [cost.peak_mib for cost in costs if cost is not None and cost.peak_mib is not None]
-            rows.append([text(label), *cells, _time(run), f"{max(peaks):,.0f}" if peaks else "–"])
+            rows.append([label, *cells, _time(run), f"{max(peaks):,.0f}" if peaks else "–"])
         header = ["Run", *(STAGES[stage] for stage in stages), "all", "peak memory, MiB"]
         return section("Time and memory", table(header, rows, numbers=range(1, len(header))), name="cost")
 

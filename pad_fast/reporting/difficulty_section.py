@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from ..experts import Curriculum, prune
 from .html.charts import Band, Group, band_chart, stacked_histogram
 from .html.gallery import PictureRow, gallery
 from .html.page import hint, section
+from .html.render import part
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class DifficultyView:
     pictures: Sequence[PictureRow] = ()
 
 
-def difficulty_section(view: DifficultyView | None) -> str:
-    """The section as HTML; nothing without scores."""
+def difficulty_section(view: DifficultyView | None) -> Markup:
+    """The section; nothing without scores."""
     if view is None or not any(view.scores.values()):
-        return ""
+        return Markup()
     label = "rank in its class" if view.method == "order" else f"difficulty score ({view.method})"
     body = stacked_histogram(
         stage_groups(view),
@@ -49,7 +51,7 @@ def difficulty_section(view: DifficultyView | None) -> str:
     body += hint(_ranking(view.scores))
     band = _curriculum_band(view)
     if band is not None:
-        body += "<h3>What experts see</h3>" + band_chart(
+        body += part("subheading", "What experts see") + band_chart(
             band,
             x_label="epoch of the expert",
             y_label="% of each class, easiest at the bottom",
@@ -57,7 +59,7 @@ def difficulty_section(view: DifficultyView | None) -> str:
             y_span=(0.0, 100.0),
         )
     if view.pictures:
-        body += "<h3>Easiest and hardest of each class</h3>" + gallery(view.pictures)
+        body += part("subheading", "Easiest and hardest of each class") + gallery(view.pictures)
     return section("Difficulty and curriculum", body, name="difficulty")
 
 

@@ -19,7 +19,7 @@ def own_rows(rows: Sequence[AccuracyRow], settings: Mapping[str, object]) -> lis
 
 def loss_label(settings: Mapping[str, object]) -> str:
     """What the matching loss of a run's method measures."""
-    return _LOSSES.get(str(settings.get("method")), "distance to the expert, relative to the start")
+    return LOSSES.get(str(settings.get("method")), "distance to the expert, relative to the start")
 
 
 def duration(seconds: float) -> str:
@@ -45,16 +45,19 @@ def late_median(values: Sequence[float]) -> float:
 def column(history: History, key: str) -> tuple[list[float], list[float]]:
     """Iterations and values of the rows that have a finite one."""
     found = [
-        (_iteration(row, n), float(row[key])) for n, row in enumerate(history) if math.isfinite(row.get(key, math.nan))
+        (iteration_of(row, n), float(row[key]))
+        for n, row in enumerate(history)
+        if math.isfinite(row.get(key, math.nan))
     ]
     return [x for x, _ in found], [y for _, y in found]
 
 
-def _iteration(row: Mapping[str, float], position: int) -> float:
+def iteration_of(row: Mapping[str, float], position: int) -> float:
+    """The iteration a row says it is of, else its position."""
     return float(row.get("iteration", position))
 
 
-_LOSSES = {
+LOSSES = {
     "dc": "distance between the gradients of real and synthetic images",
     "dsa": "distance between the gradients of real and synthetic images",
     "dm": "distance between the mean features of real and synthetic images",

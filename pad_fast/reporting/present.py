@@ -14,9 +14,23 @@ from ..data.arrays import to_bytes
 from ..data.distilled import DistilledDataset
 from ..errors import DistillationStopped, PadFastError
 from ..experts import Curriculum, curriculum_of
-from ..runs.folder import RunFolder, is_run, is_running, read_run, runs_in
+from ..runs.folder import (
+    CHECKPOINT,
+    DESCRIPTION,
+    DISTILLED,
+    EVALUATION,
+    METRICS,
+    PAGE,
+    PICTURE,
+    TIMING,
+    VALIDATION,
+    RunFolder,
+    is_run,
+    is_running,
+    read_run,
+    runs_in,
+)
 from ..runs.preview import Preview, ends
-from ..runs.timing import FILE as TIMING
 from ..runtime import files
 from ..runtime.environment import flat
 from ..settings.config import Config
@@ -25,7 +39,6 @@ from .difficulty_section import DifficultyView
 from .html.gallery import Picture, PictureRow
 from .report import ReportData, Status, render_report
 
-PAGE = "report.html"
 REFRESH = 5
 """Seconds after which a page that is being watched loads itself again."""
 
@@ -33,15 +46,7 @@ _PICTURES = 400  # at most on one page
 _CLASSES = 100
 _COLUMNS = 10
 _LABELS = 5  # of a soft label
-_FILES = (
-    "run.json",
-    "metrics.jsonl",
-    "checkpoint",
-    "distilled.safetensors",
-    "validation.json",
-    "evaluation.json",
-    TIMING,
-)
+_FILES = (DESCRIPTION, METRICS, CHECKPOINT, DISTILLED, VALIDATION, EVALUATION, TIMING)
 
 
 def present(folder: Path) -> Path:
@@ -195,7 +200,7 @@ def _present(run: RunFolder, *, refresh: int | None) -> Path:
     if distilled is not None:
         pixels = distilled.images if distilled.whitening is None else distilled.pixels()
         drawn = image_grid(pixels, distilled.labels, class_names(distilled), stretch=distilled.whitening is None)
-        files.write_bytes(run.path / "images.png", png_bytes(drawn))
+        files.write_bytes(run.path / PICTURE, png_bytes(drawn))
     return files.write_text(run.path / PAGE, render_report(report_data(run), refresh=refresh))
 
 

@@ -11,16 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from markupsafe import Markup
+
 from ..distillation.metrics import LAYER_LOSS
 from ..evaluation import AccuracyRow, RobustScore
 from ..evaluation.sets import FULL, RANDOM
 from ..runs.timing import StageCost
-from .accuracy_section import _cross_architecture, _robust, accuracy_section
+from .accuracy_section import accuracy_section, cross_architecture, robust_section
 from .difficulty_section import DifficultyView, difficulty_section
 from .html.charts import Line, line_chart, moving_median, smoothing_window
 from .html.gallery import PictureRow, gallery
-from .html.page import details, empty, hint, page, section, shown, table, text
-from .numbers import _LOSSES, History, _iteration, column, duration, late_median, loss_label, own_rows
+from .html.page import details, empty, hint, page, section, shown, table
+from .html.render import part
+from .numbers import LOSSES, History, column, duration, iteration_of, late_median, loss_label, own_rows
 
 STAGES = {
     "data": "data and normalisation",
@@ -105,11 +108,11 @@ def render_report(data: ReportData, *, refresh: int | None = None) -> str:
     return page(data.title, _summary(data), _sections(data), refresh=refresh)
 
 
-def _sections(data: ReportData) -> list[str]:
+def _sections(data: ReportData) -> list[Markup]:
     return [
         accuracy_section([row for row in data.accuracy if row.model == data.accuracy[0].model]),
-        _cross_architecture(data.accuracy),
-        _robust(data.robust),
+        cross_architecture(data.accuracy),
+        robust_section(data.robust),
         _images(data),
         _loss(data.history, data.settings),
         _accuracy_over_time(data),
@@ -122,30 +125,26 @@ def _sections(data: ReportData) -> list[str]:
     ]
 
 
-def _summary(data: ReportData) -> str:
+def _summary(data: ReportData) -> Markup:
     """Under the title: the few settings that say what was run, how far it is, and the numbers that matter."""
     parts = [f"{key} {shown(data.settings[key])}" for key in _SUMMARY if data.settings.get(key) is not None]
-    html = f"<p>{text(' · '.join(parts))}</p>" if parts else ""
+    found = part("paragraph", " · ".join(parts)) if parts else Markup()
     if data.status is not None:
-        html += _status(data.status)
+        found += _status(data.status)
     if data.notes:
-        html += '<ul class="notes">' + "".join(f"<li>{text(note)}</li>" for note in data.notes) + "</ul>"
-    return html + _tiles(data)
+        found += part("notes", data.notes)
+    return found + _tiles(data)
 
 
-def _status(status: Status) -> str:
+def _status(status: Status) -> Markup:
     words = "Stopped before its end" if status.stopped else "Not finished"
     words += f": {STAGES.get(status.stage, status.stage)}"
     if not status.done or status.total is None:
-        return f'<p class="state"><span>{text(words)}</span></p>'
-    words += f", iteration {status.done:,} of {status.total:,}"
-    return (
-        f'<p class="state"><span>{text(words)}</span>'
-        f'<progress max="{status.total}" value="{status.done}" aria-label="iterations done"></progress></p>'
-    )
+        return part("state", words, 0, 0)
+    return part("state", f"{words}, iteration {status.done:,} of {status.total:,}", status.done, status.total)
 
 
-def _tiles(data: ReportData) -> str:
+def _tiles(data: ReportData) -> Markup:
     tiles: list[tuple[str, str, str]] = []
     rows = {(row.name, row.model): row for row in reversed(data.accuracy) if math.isfinite(row.mean)}
     own = next((row for row in own_rows(data.accuracy, data.settings) if math.isfinite(row.mean)), None)
@@ -167,14 +166,10 @@ def _tiles(data: ReportData) -> str:
     times = [cost.seconds for cost in data.stages.values() if cost.seconds is not None]
     if times:
         tiles.append(("time, all stages", duration(sum(times)), ""))
-    cells = "".join(
-        f"<div><dt>{text(name)}</dt><dd>{text(value)}{f' <small>{text(more)}</small>' if more else ''}</dd></div>"
-        for name, value, more in tiles
-    )
-    return f'<dl class="tiles">{cells}</dl>' if tiles else ""
+    return part("tiles", tiles) if tiles else Markup()
 
 
-def _images(data: ReportData) -> str:
+def _images(data: ReportData) -> Markup:
     body = gallery(data.images)
     if not body:
         return section("Synthetic images", empty("None yet: the first checkpoint brings them."), name="images")
@@ -182,13 +177,13 @@ def _images(data: ReportData) -> str:
     return section("Synthetic images", body + hint(f"{says} {data.image_note}".strip()), name="images")
 
 
-def _loss(history: History, settings: Mapping[str, object]) -> str:
+def _loss(history: History, settings: Mapping[str, object]) -> Markup:
     xs, ys = column(history, "loss")
     lines = [Line(xs, ys, "each iteration", "raw" if len(ys) > 4 else "main")]
     if len(ys) > 4:
         window = smoothing_window(len(ys))
         lines.append(Line(xs, moving_median(ys, window), f"median of {window} iterations"))
-    skipped = [_iteration(row, number) for number, row in enumerate(history) if row.get("skipped", 0)]
+    skipped = [iteration_of(row, number) for number, row in enumerate(history) if row.get("skipped", 0)]
     threshold = settings.get("threshold")
     chart = line_chart(
         lines,
@@ -209,7 +204,7 @@ def _loss(history: History, settings: Mapping[str, object]) -> str:
     return section("Matching loss", chart + hint(words), name="loss")
 
 
-def _accuracy_over_time(data: ReportData) -> str:
+def _accuracy_over_time(data: ReportData) -> Markup:
     points = [(i, [a for a in accuracies if math.isfinite(a)]) for i, accuracies in data.accuracy_history]
     rows = [AccuracyRow("validation", "", tuple(accuracies)) for _, accuracies in points if accuracies]
     if not rows:
@@ -238,10 +233,10 @@ def _accuracy_over_time(data: ReportData) -> str:
     return section("Accuracy over the iterations", chart + hint(words), name="accuracy-over-time")
 
 
-def _learning_rate(history: History) -> str:
+def _learning_rate(history: History) -> Markup:
     xs, ys = column(history, "lr")
     if history and not ys:
-        return ""
+        return Markup()
     chart = line_chart(
         [Line(xs, ys, "learning rate")],
         x_label="iteration",
@@ -252,12 +247,12 @@ def _learning_rate(history: History) -> str:
     return section("Student's learning rate", chart + hint(words), name="learning-rate")
 
 
-def _layers(history: History, settings: Mapping[str, object]) -> str:
+def _layers(history: History, settings: Mapping[str, object]) -> Markup:
     heading, name = "Matching loss by layer", "layers"
     names = list(dict.fromkeys(key for row in history for key in row if key.startswith(LAYER_LOSS)))
     if not names:
-        if settings.get("method") in _LOSSES:
-            return ""
+        if settings.get("method") in LOSSES:
+            return Markup()
         words = (
             "Nothing recorded."
             if settings.get("layer_loss_every") or not history
@@ -290,18 +285,18 @@ def _layers(history: History, settings: Mapping[str, object]) -> str:
     return section(heading, chart + hint(words), name=name)
 
 
-def _cost(stages: Mapping[str, StageCost], environment: Mapping[str, str]) -> str:
+def _cost(stages: Mapping[str, StageCost], environment: Mapping[str, str]) -> Markup:
     if not stages:
         return section("Time and memory", empty("Not recorded."), name="cost")
     gpu = any(cost.peak_gpu_mib is not None for cost in stages.values())
     rows = []
     for stage, cost in stages.items():
         remark = "from the cache" if cost.reused else "continued; of the last part" if cost.resumed else ""
-        row = [text(STAGES.get(stage, stage)), "running" if cost.seconds is None else duration(cost.seconds)]
+        row = [STAGES.get(stage, stage), "running" if cost.seconds is None else duration(cost.seconds)]
         row.append("" if cost.peak_mib is None else f"{cost.peak_mib:,.0f}")
         if gpu:
             row.append("" if cost.peak_gpu_mib is None else f"{cost.peak_gpu_mib:,.0f}")
-        rows.append([*row, text(remark)])
+        rows.append([*row, remark])
     times = [cost.seconds for cost in stages.values() if cost.seconds is not None]
     if times:
         rows.append(["all", duration(sum(times)), *[""] * (2 + gpu)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from ..runtime.environment import environment
 from ..scoring.difficulty import Difficulty
 from .contact_sheet import image_grid, png_bytes
 from .html.charts import histogram
-from .html.page import details, page, section, sheet
+from .html.page import details, hint, page, section, sheet
+from .html.render import part
 
 _CLASSES = 100  # at most these get a histogram of their own
 
@@ -122,23 +122,24 @@ def render(difficulty: Difficulty, data: ImageDataset, described: dict[str, Any]
         difficulty.scores.tolist(), x_label=label, y_label="training images", description="Difficulty of all images"
     )
     charts = [
-        f"<div><h3>{escape(name)}</h3>"
-        + histogram(
-            difficulty.scores[indices].tolist(),
-            x_label="",
-            y_label="",
-            description=f"Difficulty of the images of {name}",
-            span=span,
+        (
+            name,
+            histogram(
+                difficulty.scores[indices].tolist(),
+                x_label="",
+                y_label="",
+                description=f"Difficulty of the images of {name}",
+                span=span,
+            ),
         )
-        + "</div>"
         for name, indices in zip(data.class_names[:_CLASSES], difficulty.order[:_CLASSES], strict=True)
     ]
     left = len(data.class_names) - len(charts)
-    hint = f'<p class="hint">{left} more classes are in the .json file.</p>' if left else ""
-    summary = f"<p>{escape(f'{len(difficulty.scores):,} images · {len(difficulty.order)} classes')}</p>"
+    more = hint(f"{left} more classes are in the .json file." if left else "")
+    summary = part("paragraph", f"{len(difficulty.scores):,} images · {len(difficulty.order)} classes")
     sections = [
         section("All images", everything),
-        section("Each class, on the same scale", f'<div class="multiples">{"".join(charts)}</div>{hint}'),
+        section("Each class, on the same scale", part("multiples", charts) + more),
         sheet("Easiest and hardest", png, "The easiest and then the hardest images, one row per class"),
         details("Settings", difficulty.settings),
         details("Versions", described["versions"]),

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from markupsafe import Markup
+
 from ..evaluation.table import mean_std
+from ..settings.choices import PRUNES
 from .html.charts import Line, line_chart
 from .html.page import hint, page, section, table
 
@@ -14,7 +17,6 @@ NONE = ("none", 0.0)
 Setting = tuple[str, float]
 """A kind and its ratio, such as ("hardest", 0.2) or ("depth", 0.25); ("none", 0.0)."""
 
-_PRUNES = ("hardest", "easiest")
 _COLOURS = 8
 
 
@@ -35,12 +37,12 @@ class SweepResult:
     def table(self) -> str:
         """Rows are what was pruned, columns what was masked: mean and standard deviation over seeds and networks."""
         prunes, masks = self.axes()
-        lines = ["| pruned \\ masked | " + " | ".join(" ".join(_words(mask)) for mask in masks) + " |"]
+        lines = ["| pruned \\ masked | " + " | ".join(" ".join(words(mask)) for mask in masks) + " |"]
         lines.append("|---" * (len(masks) + 1) + "|")
         for prune in prunes:
             cells = [mean_std(self.accuracies[prune, mask]) for mask in masks]
             texts = [f"{mean:.1f} ± {spread:.1f}" for mean, spread in cells]
-            lines.append(f"| {' '.join(_words(prune))} | " + " | ".join(texts) + " |")
+            lines.append(f"| {' '.join(words(prune))} | " + " | ".join(texts) + " |")
         return "\n".join(lines)
 
     def axes(self) -> tuple[list[Setting], list[Setting]]:
@@ -52,7 +54,7 @@ class SweepResult:
         prunes, masks = self.axes()
         sections = []
         for heading, x_label, kinds, flip in (
-            ("What pruning does (FIEx)", "fraction of every class left out", _PRUNES, False),
+            ("What pruning does (FIEx)", "fraction of every class left out", PRUNES, False),
             ("What masking does (FIEm)", "fraction of the depth left out", ("depth", "loss"), True),
             ("What masking layers does (FIEm)", "layers left out", ("layers",), True),
         ):
@@ -70,7 +72,7 @@ class SweepResult:
         header, _, *rows = [line.strip("| ").split(" | ") for line in self.table().splitlines()]
         note = hint(f"Mean ± standard deviation over {' or '.join(map(str, networks))} networks.")
         sections.append(section("Every cell", table(header, rows) + note))
-        return page(f"{self.method.upper()} on {self.dataset}, {self.ipc} per class", "", sections)
+        return page(f"{self.method.upper()} on {self.dataset}, {self.ipc} per class", Markup(), sections)
 
     def _lines(self, kinds: Sequence[str], flip: bool) -> list[Line]:
         """A curve over the ratios of each of these kinds, for every setting on the other axis."""
@@ -83,11 +85,12 @@ class SweepResult:
                 points.insert(0, (0.0, NONE))
             values = [self.accuracies[(other, at) if flip else (at, other)] for _, at in points]
             found = [mean_std(each) for each in values]
-            label = f"{kind}, {'pruned' if flip else 'masked'}: {' '.join(_words(other))}"
+            label = f"{kind}, {'pruned' if flip else 'masked'}: {' '.join(words(other))}"
             style = f"series c{len(lines) % _COLOURS}"
             lines.append(Line([x for x, _ in points], [m for m, _ in found], label, style, [s for _, s in found]))
         return lines
 
 
-def _words(setting: Setting) -> tuple[str, ...]:
+def words(setting: Setting) -> tuple[str, ...]:
+    """A setting as a table says it: ("hardest", "0.2"), or ("none",)."""
     return (setting[0],) if setting == NONE else (setting[0], f"{setting[1]:g}")

@@ -1,4 +1,8 @@
-"""A run's folder as it is at this moment: finished, in progress, killed, or copied without some of its files."""
+"""A run's folder: the names of its files, and reading it as it is at this moment.
+
+A run may be finished, in progress, killed, or copied without some of its files. Whoever writes or reads a file of a run
+takes its name from here; those that a lower layer writes are named there.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +13,69 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..data.distilled import FILE, DistilledDataset, load
-from ..distillation.metrics import read_metrics
+from ..data.distilled import DISTILLED, DistilledDataset, load
+from ..distillation.metrics import METRICS, read_metrics
+from ..distillation.state import CHECKPOINT, read_checkpoint
 from ..errors import StoreError
 from ..evaluation import AccuracyRow, EvaluationReport, RobustScore
 from ..evaluation.table import numbers
-from ..runtime import files, locks, tensor_files
-from .preview import Preview, read_preview
-from .timing import FILE as TIMING
-from .timing import StageCost, read_timing
+from ..runtime import files, locks
+from .preview import PREVIEW, Preview, read_preview
+from .timing import TIMING, StageCost, read_timing
 
+__all__ = [
+    "CACHE",
+    "CHECKPOINT",
+    "CONFIG",
+    "DESCRIPTION",
+    "DISTILLED",
+    "EVALUATION",
+    "EVALUATION_CACHE",
+    "LAST",
+    "LOCK",
+    "METRICS",
+    "PAGE",
+    "PICTURE",
+    "PREVIEW",
+    "RUNS",
+    "TIMING",
+    "VALIDATION",
+    "RunFolder",
+    "is_run",
+    "is_running",
+    "read_description",
+    "read_run",
+    "runs_in",
+    "write_validation",
+]
+
+CONFIG = "config.yaml"
 DESCRIPTION = "run.json"
-METRICS = "metrics.jsonl"
+EVALUATION = "evaluation.json"
+VALIDATION = "validation.json"
+PICTURE = "images.png"
+PAGE = "report.html"
 LOCK = "run.lock"
+
+LAST = "last"
+"""Folder of the last iterate, where validation chose another one."""
+
+CACHE = "cache"
+"""Folder of what may be deleted and is computed again: scores, experts, a fitted ZCA, iterates, evaluation results."""
+
+EVALUATION_CACHE = "evaluation"
+"""Folder in the cache, with a file per evaluated network."""
+
+RUNS = "runs"
+"""Folder of a sweep's runs."""
+
+
+_OTHER_EVALUATIONS = "evaluation-*.json"
 
 
 @dataclass(frozen=True, eq=False)
 class RunFolder:
-    """What a run has written so far.
+    """Everything a run has written so far.
 
     Attributes:
         path: the folder.
@@ -72,7 +121,7 @@ class RunFolder:
 
 def is_run(folder: Path) -> bool:
     """Whether a run has begun in `folder`."""
-    return (folder / DESCRIPTION).is_file() or (folder / FILE).is_file()
+    return (folder / DESCRIPTION).is_file() or (folder / DISTILLED).is_file()
 
 
 def is_running(folder: Path) -> bool | None:
@@ -81,8 +130,8 @@ def is_running(folder: Path) -> bool | None:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The folders of runs right below `folder`, or below its `runs` (a sweep's), by name."""
-    for place in (folder, folder / "runs"):
+    """The folders of runs right below `folder`, or below its :data:`RUNS` (a sweep's), by name."""
+    for place in (folder, folder / RUNS):
         try:
             found = sorted(path for path in place.iterdir() if path.is_dir() and is_run(path))
         except OSError:
@@ -90,6 +139,24 @@ def runs_in(folder: Path) -> list[Path]:
         if found:
             return found
     return []
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The settings of the run in a folder, and the fingerprint of its data set.
+
+    Raises:
+        StoreError: missing, or damaged.
+    """
+    described = files.read_json(folder / DESCRIPTION, "run description")
+    if not isinstance(described, dict):
+        raise StoreError(f"{folder / DESCRIPTION} does not describe a run; it is truncated or not ours")
+    return described
+
+
+def write_validation(folder: Path, accuracies: Mapping[int, tuple[float, ...]], best: int) -> None:
+    """Write the accuracies of the iterates that were tried, by iteration, and which of them was chosen."""
+    named = {str(iteration): values for iteration, values in accuracies.items()}
+    files.write_json(folder / VALIDATION, {"best": best, "accuracies": named})
 
 
 def read_run(folder: Path) -> RunFolder:
@@ -108,34 +175,34 @@ def read_run(folder: Path) -> RunFolder:
     notes: list[str] = []
     stages: Mapping[str, StageCost] = {}
     environment: Mapping[str, Any] = {}
-    finished = (folder / FILE).is_file() and (folder / "evaluation.json").is_file()
+    finished = (folder / DISTILLED).is_file() and (folder / EVALUATION).is_file()
     if (folder / TIMING).is_file():
         try:
             timing = read_timing(folder)
             stages, environment, finished = timing.stages, timing.environment, timing.finished
         except StoreError as error:
             notes.append(str(error).replace(f"{folder}{os.sep}", ""))
-    preview = _optional(folder / "preview.safetensors", lambda: read_preview(folder), notes)
+    preview = _optional(folder / PREVIEW, lambda: read_preview(folder), notes)
     history = read_metrics(folder / METRICS, notes)
     # A run that replaces another finds its results in the folder; until its own stages are over they are not its.
     distilled = None
     if _over("distill", stages, finished):
-        distilled = _optional(folder / FILE, lambda: load(folder), notes)
+        distilled = _optional(folder / DISTILLED, lambda: load(folder), notes)
         if distilled is not None and not history:
             history = tuple(distilled.history)
     described = _settings(folder, distilled)
     if distilled is None:
-        path = folder / "checkpoint"
+        path = folder / CHECKPOINT
         distilled = _optional(path, lambda: _so_far(path, described, preview, len(history)), notes)
     accuracy: tuple[AccuracyRow, ...] = ()
     robust: tuple[RobustScore, ...] = ()
     tried: Mapping[int, tuple[float, ...]] = {}
     chosen = None
     if _over("distill", stages, finished):
-        path = folder / "validation.json"
+        path = folder / VALIDATION
         tried, chosen = _optional(path, partial(_validation, path), notes) or ({}, None)
     if _over("evaluate", stages, finished):
-        for path in [folder / "evaluation.json", *sorted(folder.glob("evaluation-*.json"))]:
+        for path in [folder / EVALUATION, *sorted(folder.glob(_OTHER_EVALUATIONS))]:
             report = _optional(path, partial(EvaluationReport.read, path), notes) or EvaluationReport(())
             accuracy, robust = accuracy + report.rows, robust + report.scores
     return RunFolder(
@@ -166,9 +233,7 @@ def _over(stage: str, stages: Mapping[str, StageCost], finished: bool) -> bool:
 
 def _settings(folder: Path, distilled: DistilledDataset | None) -> Mapping[str, Any]:
     if (folder / DESCRIPTION).is_file():
-        described = files.read_json(folder / DESCRIPTION, "run description")
-        if not isinstance(described, dict):
-            raise StoreError(f"{folder / DESCRIPTION} does not describe a run; it is truncated or not ours")
+        described = read_description(folder)
         described.pop("dataset_fingerprint", None)
         return described
     return {} if distilled is None else distilled.config
@@ -176,8 +241,7 @@ def _settings(folder: Path, distilled: DistilledDataset | None) -> Mapping[str, 
 
 def _so_far(path: Path, settings: Mapping[str, Any], preview: Preview | None, rows: int) -> DistilledDataset | None:
     """The images of a checkpoint, unless it is that of a run which this one replaces."""
-    try:
-        tensors, described = tensor_files.unpack_tensors(path.read_bytes())
+    with read_checkpoint(path) as (tensors, described):
         if int(described["iteration"]) > rows:
             return None
         soft = settings.get("soft_labels", True) and "label_logits" in tensors
@@ -190,23 +254,17 @@ def _so_far(path: Path, settings: Mapping[str, Any], preview: Preview | None, ro
             config=settings,
             class_names=() if preview is None else preview.class_names,
         )
-    except StoreError:
-        raise
-    except Exception as error:
-        raise StoreError(f"{path} is not a checkpoint of pad_fast, or is truncated ({error})") from error
 
 
 def _validation(path: Path) -> tuple[dict[int, tuple[float, ...]], int]:
     stored = files.read_json(path, "validation")
-    try:
+    with files.reading(path, "validation"):
         tried = {int(iteration): numbers(values) for iteration, values in stored["accuracies"].items()}
         return tried, int(stored["best"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"{path} does not hold accuracies of iterates ({error})") from error
 
 
 def _optional(path: Path, read: Any, notes: list[str]) -> Any:
-    """What `read` returns; None where the file is missing, and a note where it is damaged."""
+    """The value of `read`; None where the file is missing, and a note where it is damaged."""
     if not path.is_file():
         return None
     try:

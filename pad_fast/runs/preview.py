@@ -1,4 +1,4 @@
-"""What a report shows of the real data, kept in the run's folder: a report needs no data set."""
+"""The part of the real data that a report shows, kept in the run's folder: a report needs no data set."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..data import ImageDataset, MeanStd, Normalization, normalization_from_state
 from ..data.arrays import to_bytes
-from ..errors import StoreError
 from ..runtime import files, tensor_files
 from ..scoring.difficulty import Difficulty
 
-FILE = "preview.safetensors"
+PREVIEW = "preview.safetensors"
 SHOWN = 5  # images from either end of a class
 
 _FORMAT = "pad_fast preview 1"
@@ -64,23 +62,20 @@ def write_preview(
         chosen = [ends(indices) for indices in order[:_CLASSES]]
         tensors["images"] = _small(data.train_images[torch.cat(chosen)])
         tensors["image_counts"] = torch.tensor([len(indices) for indices in chosen])
-    path, packed = folder / FILE, tensor_files.pack_tensors(tensors, described)
+    path, packed = folder / PREVIEW, tensor_files.pack_tensors(tensors, described)
     if path.is_file() and path.read_bytes() == packed:
         return path  # a run that is repeated touches nothing
     return files.write_bytes(path, packed)
 
 
 def read_preview(folder: Path) -> Preview:
-    """What :func:`write_preview` wrote.
+    """Read the file of :func:`write_preview`.
 
     Raises:
-        StoreError: missing, truncated or foreign.
+        StoreError: missing, truncated, foreign or of another format.
     """
-    path = folder / FILE
-    try:
-        tensors, described = tensor_files.unpack_tensors(path.read_bytes())
-        if described["format"] != _FORMAT:
-            raise StoreError(f"{path} has format {described['format']!r}; this version reads {_FORMAT!r}")
+    way_out = "repeat the run, which writes it again"
+    with tensor_files.read_tensors(folder / PREVIEW, "preview", _FORMAT, way_out=way_out) as (tensors, described):
         state = {k.removeprefix("normalization."): v for k, v in tensors.items() if k.startswith("normalization.")}
         pieces = {
             name: tensors[name].split(tensors[counts].tolist()) if name in tensors else ()
@@ -93,12 +88,6 @@ def read_preview(folder: Path) -> Preview:
             scores=tuple(pieces["scores"]),
             images=tuple(pieces["images"]),
         )
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, StoreError):
-            raise
-        raise StoreError(f"{path} is not a preview of pad_fast, or is truncated ({error})") from error
 
 
 def ends(indices: Tensor, shown: int = SHOWN) -> Tensor:

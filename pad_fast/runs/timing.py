@@ -1,4 +1,4 @@
-"""What the stages of a run cost: time and peak memory, in `timing.json` from the first stage on."""
+"""Costs of the stages of a run: time and peak memory, in `timing.json` from the first stage on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import StoreError
 from ..runtime import distributed, files
 from ..runtime.environment import environment
 
-FILE = "timing.json"
+TIMING = "timing.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class StageLog:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self.path, self.device = folder / FILE, device
+        self.path, self.device = folder / TIMING, device
         self.stages: dict[str, StageCost] = {}
         self._earlier: Mapping[str, StageCost] = {}
         self._marks: dict[str, bool] = {}
@@ -120,17 +120,15 @@ class StageLog:
 
 
 def read_timing(folder: Path) -> Timing:
-    """What `folder/timing.json` says.
+    """Read `folder/timing.json`.
 
     Raises:
         StoreError: missing, truncated or foreign.
     """
-    stored = files.read_json(folder / FILE, "stage costs")
-    try:
+    stored = files.read_json(folder / TIMING, "stage costs")
+    with files.reading(folder / TIMING, "stage costs"):
         stages = {str(name): StageCost(**cost) for name, cost in stored["stages"].items()}
         return Timing(dict(stored["environment"]), stages, bool(stored["finished"]))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise StoreError(f"{folder / FILE} does not hold the costs of stages ({error})") from error
 
 
 def _earlier(path: Path) -> Mapping[str, StageCost]:

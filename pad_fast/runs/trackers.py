@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import ConfigError, nearest
 from ..evaluation import AccuracyRow
 from ..runtime import files
+from .folder import METRICS, PAGE
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 NAMES = tuple(_PACKAGES)
@@ -47,7 +48,7 @@ def require_trackers(names: Sequence[str]) -> None:
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             raise ConfigError(
                 f"log {name!r} needs the package {_PACKAGES[name]}, which is not installed: "
-                f"pip install {_PACKAGES[name]}, or leave log out (metrics.jsonl and report.html are written anyway)"
+                f"pip install {_PACKAGES[name]}, or leave log out ({METRICS} and {PAGE} are written anyway)"
             )
 
 

@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""Devices that tensors live on, and their memory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def cache_bytes(cache: int | str, device: torch.device) -> int:
-    """How many bytes of activations a run may keep between its passes.
+    """Bytes of activations that a run may keep between its passes.
 
     Args:
         cache: a number of bytes (an int, or digits in a string); 0 recomputes everything; "auto" takes half of what is

@@ -35,10 +35,10 @@ from . import files
 Item = TypeVar("Item")
 
 ANSWER_SECONDS = 600
-"""How long a rank waits for the others inside a computation; `PAD_FAST_ANSWER_SECONDS` overrides it."""
+"""Seconds a rank waits for the others inside a computation; `PAD_FAST_ANSWER_SECONDS` overrides it."""
 
 WORK_SECONDS = 24 * 3600
-"""How long it waits for others that train networks of their own; `PAD_FAST_WORK_SECONDS` overrides it.
+"""Seconds it waits for others that train networks of their own; `PAD_FAST_WORK_SECONDS` overrides it.
 
 A process that dies is noticed at once either way. This is for one that hangs, or whose machine is gone.
 """
@@ -75,7 +75,7 @@ class Group:
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def turns(self, items: Sequence[Item]) -> Sequence[Item]:
-        """What this rank gets when `items` are dealt out one by one."""
+        """The share of this rank when `items` are dealt out one by one."""
         return items[self.rank :: self.size]
 
     def sum_(self, *tensors: Tensor | None) -> None:
@@ -169,7 +169,7 @@ class Group:
 
     @contextmanager
     def _speaking(self, doing: str) -> Iterator[None]:
-        """What goes wrong between processes, as an error that says what to do."""
+        """Turn a fault between processes into an error that says what to do."""
         try:
             yield
         except torch.OutOfMemoryError:

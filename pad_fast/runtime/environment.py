@@ -1,4 +1,4 @@
-"""What this installation consists of and runs on: the content of `pad-fast env` and of bug reports."""
+"""Description of this installation and its machine: the content of `pad-fast env` and of bug reports."""
 
 from __future__ import annotations
 

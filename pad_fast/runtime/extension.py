@@ -21,7 +21,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 def _explain(error: ImportError, record: dict[str, Any] | None) -> str:
-    """Why the extension cannot be imported, as far as the record of its build tells."""
+    """The reason that the extension cannot be imported, as far as the record of its build tells."""
     if record is None:
         return "pad_fast was never built here (no _build.json beside it); run: pip install -e ."
     if not record["extension"]:
@@ -30,7 +30,7 @@ def _explain(error: ImportError, record: dict[str, Any] | None) -> str:
 
 
 def build_record() -> dict[str, Any] | None:
-    """What the installation noted about building the extension, None where nothing was installed.
+    """Record of building the extension, None where nothing was installed.
 
     Keys: `extension` (built or not), `reason` (why not), `python`, `compiler`, `cuda` (nvcc's version or
     None) and `cuda_reason`.
@@ -50,7 +50,7 @@ def available() -> bool:
 
 
 def unavailable_reason() -> str:
-    """Why the extension is not loaded; empty when it is."""
+    """The reason that the extension is not loaded; empty when it is."""
     return _reason
 
 

@@ -9,12 +9,14 @@ import pickle
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import StoreError
+from ..errors import PadFastError, StoreError
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -60,6 +62,42 @@ def write_torch(path: str | os.PathLike[str], value: Any) -> Path:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return write_bytes(path, buffer.getvalue())
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], what: str, *, way_out: str = "") -> Iterator[None]:
+    """Turn what goes wrong while a file of ours is read and taken apart into one error that names it.
+
+    Args:
+        what: the file's role, such as "checkpoint".
+        way_out: of somebody whose file is damaged.
+
+    Raises:
+        StoreError: the file is missing or unreadable, or does not hold what the code inside looks for.
+    """
+    try:
+        yield
+    except PadFastError:
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot read {what} {path}: {error.strerror or error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise StoreError(f"{path} is damaged or no {what} of pad_fast ({reason}){way_out and '; '}{way_out}") from error
+
+
+def require_format(
+    described: Mapping[str, Any], expected: str, path: str | os.PathLike[str], what: str, *, way_out: str
+) -> None:
+    """Compare the format that a file says it has with the one this version reads.
+
+    Raises:
+        StoreError: another one, or none; with both, and the way out.
+    """
+    found = described.get("format")
+    if found != expected:
+        has = "says no format" if found is None else f"has format {found!r}"
+        raise StoreError(f"{path} {has}; this version reads {expected!r} ({what}); {way_out}")
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> Any:

@@ -1,4 +1,7 @@
-"""Tensors with a JSON description in one file, in the layout of safetensors, sealed with a checksum where it counts."""
+"""Tensors with a JSON description in one file, in the layout of safetensors, sealed with a checksum where it counts.
+
+The description of every such file says its format, and :func:`read_tensors`, which reads them all, compares it.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,15 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import files
 
 _TENSOR_TYPES = {
     torch.float64: "F64",
@@ -57,9 +64,31 @@ def pack_tensors(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) ->
     return b"".join(tensor_pieces(tensors, described))
 
 
+@contextmanager
+def read_tensors(
+    path: str | os.PathLike[str], what: str, format: str, *, way_out: str, unmarked: bool = False
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+    """Read a file of ours; the code inside takes its tensors and its description apart.
+
+    Args:
+        what: the file's role, such as "checkpoint".
+        format: the description has to say.
+        way_out: of somebody whose file is damaged, or of another format.
+        unmarked: take a description without a format as well, where earlier versions wrote none.
+
+    Raises:
+        StoreError: missing, damaged, foreign, of another format, or without what the code inside looks for.
+    """
+    with files.reading(path, what, way_out=way_out):
+        tensors, described = unpack_tensors(Path(path).read_bytes())
+        if not (unmarked and "format" not in described):
+            files.require_format(described, format, path, what, way_out=way_out)
+        yield tensors, described
+
+
 @dataclass(frozen=True)
 class TensorHeader:
-    """What a safetensors file says about itself.
+    """The beginning of a safetensors file.
 
     Attributes:
         described: its description, see :func:`tensor_pieces`.
@@ -70,13 +99,20 @@ class TensorHeader:
     tensors: dict[str, tuple[str, list[int], int, int]]
 
 
-def read_tensor_header(path: str | os.PathLike[str]) -> TensorHeader:
+@contextmanager
+def read_tensor_header(path: str | os.PathLike[str], what: str, *, way_out: str) -> Iterator[TensorHeader]:
     """Read the first bytes of a file of ours and check that the file is as long as they say.
 
+    For files too large to be read at once; their format is for the code inside to compare, if they say one.
+
     Raises:
-        OSError, KeyError, TypeError, ValueError: missing, truncated or foreign; the caller knows what it was meant
-            to be.
+        StoreError: see :func:`read_tensors`.
     """
+    with files.reading(path, what, way_out=way_out):
+        yield _header(path)
+
+
+def _header(path: str | os.PathLike[str]) -> TensorHeader:
     with open(path, "rb") as file:
         length = os.fstat(file.fileno()).st_size
         size = int.from_bytes(file.read(8), "little")
@@ -123,11 +159,17 @@ def unpack_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the description of :func:`pack_tensors`.
 
     Raises:
-        SafetensorError, KeyError, TypeError, ValueError: truncated or foreign bytes; the caller knows what they were
-            meant to be.
+        KeyError, TypeError, ValueError: truncated or foreign bytes; the caller knows what they were meant to be.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    tensors = load(data)
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise ValueError(error) from error
     size = int.from_bytes(data[:8], "little")
-    return tensors, json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["pad_fast"])
+    described = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["pad_fast"])
+    if not isinstance(described, dict):
+        raise TypeError("no description")
+    return tensors, described

@@ -1,4 +1,4 @@
-"""How difficult every training image is: EL2N, GraNd and forgetting, and the easy-to-hard order they give.
+"""Difficulty of training images: EL2N, GraNd and forgetting, and the easy-to-hard order they give.
 
 Imported by experts (the curriculum), evaluation (the easiest images as a baseline) and the pipeline.
 """

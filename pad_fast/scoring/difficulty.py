@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..data import ImageDataset
 from ..errors import StoreError
 from ..runtime import files, tensor_files
 
+_FORMAT = "pad_fast difficulty 1"
+
 
 @dataclass(frozen=True, eq=False)
 class Difficulty:
-    """How hard each training image is.
+    """Difficulty of each training image.
 
     Attributes:
         scores: `[N]`, higher = harder; where only an order is known (the reference's files), the rank within the
@@ -64,7 +65,7 @@ class Difficulty:
             if (values := getattr(self, name)) is not None:
                 tensors[name] = values
         described = {
-            "format": "pad_fast difficulty 1",
+            "format": _FORMAT,
             "method": self.method,
             "fingerprint": self.fingerprint,
             "settings": self.settings,
@@ -76,19 +77,16 @@ class Difficulty:
         """Read a file of ours, or the reference's `.pt` index table `[classes, n_c]`.
 
         Raises:
-            StoreError: missing, truncated or foreign file, or a table that is not an order of a data set.
+            StoreError: missing, truncated or foreign file, one of another format, or a table that is not an order of a
+                data set.
         """
         path = Path(path)
         if path.suffix == ".pt":
             return cls._from_table(files.read_torch(path, "order table"), path)
-        try:
-            tensors, described = tensor_files.unpack_tensors(path.read_bytes())
+        way_out = "delete it and compute the scores again"
+        with tensor_files.read_tensors(path, "difficulty scores", _FORMAT, way_out=way_out) as (tensors, described):
             order = list(tensors["order"].split(tensors["class_sizes"].tolist()))
             scores, method, fingerprint = tensors["scores"], described["method"], described["fingerprint"]
-        except OSError as error:
-            raise StoreError(f"cannot read difficulty scores {path}: {error.strerror or error}") from error
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise StoreError(f"{path} does not hold difficulty scores of pad_fast ({error})") from error
         _require_permutation(order, path)
         more = {name: tensors.get(name) for name in ("variance", "forgetting")}
         return cls(scores, order, method, fingerprint, **more, settings=described.get("settings", {}))

@@ -1,4 +1,4 @@
-"""EL2N and last-layer GraNd, the order they give, and their mean over networks."""
+"""EL2N and last-layer GraNd of given logits, and the order that scores give."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def el2n(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([0.7071])
     """
     _check_scored(logits, labels)
-    if _native_serves(logits):
+    if native.serves(logits):
         return native.el2n(logits.contiguous(), labels.contiguous())
     return el2n_naive(logits.double(), labels.long()).to(native.score_dtype(logits.dtype))
 
@@ -72,7 +72,7 @@ def grand(logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
             f"features are {features.dtype} {list(features.shape)} beside logits {logits.dtype} "
             f"{list(logits.shape)}; expected one row per image and the same dtype"
         )
-    if _native_serves(logits, features):
+    if native.serves(logits, features):
         return native.grand(logits.contiguous(), features.contiguous(), labels.contiguous())
     return grand_naive(logits.double(), features.double(), labels.long()).to(native.score_dtype(logits.dtype))
 
@@ -93,49 +93,6 @@ def class_order(scores: Tensor, labels: Tensor, classes: int) -> list[Tensor]:
         return native.class_order(scores, labels, classes)
     members = [(labels == label).nonzero().flatten() for label in range(classes)]
     return [indices[scores[indices].argsort(stable=True)] for indices in members]
-
-
-class RunningScores:
-    """Mean and variance of every image's score over networks, without ever holding more than the two.
-
-    Networks are added in any number of batches of images; each image sees its networks in the same order.
-
-    Attributes:
-        mean: float64 `[N]`, of the networks added so far.
-    """
-
-    def __init__(self, count: int, device: torch.device) -> None:
-        self.mean = torch.zeros(count, dtype=torch.float64, device=device)
-        self._deviations = torch.zeros_like(self.mean)
-
-    def add(self, network: int, rows: slice, logits: Tensor, labels: Tensor, features: Tensor | None = None) -> None:
-        """Add the scores of images `rows` under network number `network` (from 0): EL2N, or GraNd with `features`."""
-        mean, deviations = self.mean[rows], self._deviations[rows]
-        if _native_serves(logits, *([] if features is None else [features])):
-            whole = None if features is None else features.contiguous()
-            native.accumulate(mean, deviations, network, logits.contiguous(), labels.contiguous(), features=whole)
-            return
-        # The formulas: el2n() and grand() would wait for the device to see whether the labels are classes.
-        scores = (
-            el2n_naive(logits.double(), labels)
-            if features is None
-            else grand_naive(logits.double(), features.double(), labels)
-        )
-        before = mean if network else scores
-        delta = scores - before
-        mean.copy_(before + delta / (network + 1))
-        deviations.mul_(bool(network)).add_(delta * (scores - mean))
-
-    def variance(self, networks: int) -> Tensor:
-        """Unbiased variance over the `networks` added, float64 `[N]`; 0 for a single one."""
-        return self._deviations / max(networks - 1, 1)
-
-
-def _native_serves(*tensors: Tensor) -> bool:
-    if not extension.available() or any(t.requires_grad or t.dtype not in native.FLOATS for t in tensors):
-        return False
-    kinds = {tensor.device.type for tensor in tensors}
-    return kinds == {"cpu"} or (kinds == {"cuda"} and bool(extension.build_info()["cuda"]))
 
 
 def _check_scored(logits: Tensor, labels: Tensor) -> None:

@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 from ..errors import BackendError, InputError
-from ..runtime.extension import build_record, loaded
+from ..runtime.extension import available, build_info, build_record, loaded
 
 FLOATS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 LABELS = {torch.int32: "i32", torch.int64: "i64"}
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the extension is there and computes scores of these tensors; gradients it does not."""
+    if not available() or any(tensor.requires_grad or tensor.dtype not in FLOATS for tensor in tensors):
+        return False
+    kinds = {tensor.device.type for tensor in tensors}
+    return kinds == {"cpu"} or (kinds == {"cuda"} and bool(build_info()["cuda"]))
 
 
 def el2n(logits: Tensor, labels: Tensor, *, threads: int | None = None) -> Tensor:

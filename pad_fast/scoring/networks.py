@@ -5,32 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..data import DSA, Normalization
 from ..errors import InputError, StoreError
-from ..models.flat import embed
 from ..models.spec import NetworkSpec
-from ..runtime import files, tensor_files
+from ..runtime import distributed, files, tensor_files
+from ..runtime.distributed import ALONE
+from ..runtime.progress import Progress
 from ..runtime.rng import generator
 from ..training.optimizers import SGD
-from ..training.trainer import Draws, Trainer, together
+from ..training.trainer import Trainer, TrainingStreams, in_groups, together
+from .forgetting import Forgetting
 
 _FORMAT = "pad_fast score network 1"
-_CHUNK = 512  # images in a forward pass
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How every score network is trained; network i depends on (recipe, seed, i) only.
+class ScoreRecipe:
+    """Settings of every score network; network i depends on (recipe, seed, i) only.
 
     Attributes:
         spec: the network.
@@ -56,7 +54,7 @@ class Recipe:
         return Trainer(networks, device=self.device, backend=self.backend)
 
     def together(self, batch: int) -> int:
-        """How many networks are best taken together on batches of `batch` images."""
+        """Number of networks that are best taken together on batches of `batch` images."""
         return together(self.spec.build(self.seed, "probe"), batch, device=self.device, backend=self.backend)
 
     def key(self, fingerprint: str, normalization: Normalization) -> str:
@@ -94,16 +92,12 @@ class ScoreNetwork:
         """Read a file of :meth:`save`.
 
         Raises:
-            StoreError: truncated or foreign, or of other settings.
+            StoreError: truncated or foreign, of another format, or of other settings.
         """
-        try:
-            tensors, described = tensor_files.unpack_tensors(path.read_bytes())
+        way_out = "delete it to train this network again"
+        with tensor_files.read_tensors(path, "score network", _FORMAT, way_out=way_out) as (tensors, described):
             written = described["key"]
             theta, forgetting = tensors.pop("theta"), tensors.pop("forgetting")
-        except OSError as error:
-            raise StoreError(f"cannot read score network {path}: {error.strerror or error}") from error
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{path} is not a score network of pad_fast ({error}); delete it") from error
         if written != key:
             raise StoreError(
                 f"{path} was trained with other settings or on other data; choose another folder, or delete this one"
@@ -111,56 +105,68 @@ class ScoreNetwork:
         return cls(theta, {name.removeprefix("buffer."): t for name, t in tensors.items()}, forgetting)
 
 
-def train(recipe: Recipe, numbers: Sequence[int], images: Tensor, labels: Tensor) -> list[ScoreNetwork]:
+def train_score_networks(
+    recipe: ScoreRecipe, numbers: Sequence[int], images: Tensor, labels: Tensor
+) -> list[ScoreNetwork]:
     """Train the networks of these numbers on normalised `images` `[N, C, H, W]`, recording what they forget."""
     trainer = recipe.trainer(numbers)
-    streams = [generator(recipe.seed, "score draws", number) for number in numbers]
-    draws = Draws(trainer, streams, DSA(recipe.dsa))
+    generators = [generator(recipe.seed, "score draws", number) for number in numbers]
+    streams = TrainingStreams(trainer, generators, DSA(recipe.dsa))
     optimizer = SGD(recipe.lr, momentum=recipe.momentum)
     forgetting = Forgetting(labels, recipe.epochs, networks=len(numbers) if trainer.stacked else None)
     everything = torch.arange(len(labels), device=images.device)
     for _ in range(recipe.epochs):
-        batches = draws.batches(everything, recipe.batch)
-        trainer.epoch(images, labels, batches, optimizer, draws.augment, forgetting.observe)
+        batches = streams.batches(everything, recipe.batch)
+        trainer.epoch(images, labels, batches, optimizer, streams.augment, forgetting.observe)
     buffers = {name: buffer.cpu().clone() for name, buffer in trainer.network.module.named_buffers()}
     trained = (tensor.cpu().view(len(numbers), -1) for tensor in (trainer.theta, forgetting.counts()))
     return [ScoreNetwork(theta, buffers, counts) for theta, counts in zip(*trained, strict=True)]
 
 
-class Forgetting:
-    """Forgetting events (Toneva et al. 2019, arXiv 1812.05159), counted while training at no cost.
-
-    An image is looked at whenever it is in a batch, once an epoch: an event is an image that was classified right the
-    time before and is wrong now, with the logits of the training step itself.
+def trained_networks(
+    recipe: ScoreRecipe,
+    networks: int,
+    prepared: Callable[[], tuple[Tensor, Tensor]],
+    folder: NetworkFolder,
+    progress: Progress,
+) -> list[ScoreNetwork]:
+    """The first `networks` networks: those in the folder, and the others trained now, by all ranks together.
 
     Args:
-        labels: int64 `[N]`.
-        epochs: what an image that is never right counts.
-        networks: K, where several are trained together; whatever has a shape below then has K in front of it.
+        prepared: gives normalised images and labels, on the device.
     """
+    found = [folder.get(index) for index in range(networks)]
+    done = sum(network is not None for network in found)
+    if done:
+        progress.say(f"scores: {done} of {networks} networks are trained already")
+    if done == networks:
+        return [network for network in found if network is not None]
+    images, labels = prepared()
+    missing = [index for index, network in enumerate(found) if network is None]
+    # Without a folder, ranks could not hand networks to each other, and each of them trains all.
+    group = ALONE if folder.path is None else distributed.group()
+    group.wait("the other ranks to look for score networks")
+    own = group.turns(missing)
+    most = recipe.together(min(recipe.batch, len(labels)))
 
-    def __init__(self, labels: Tensor, epochs: int, *, networks: int | None = None) -> None:
-        self.labels, self.epochs = labels, epochs
-        shape = (len(labels),) if networks is None else (networks, len(labels))
-        self.events = torch.zeros(shape, device=labels.device)
-        self.right = torch.zeros(shape, dtype=torch.bool, device=labels.device)
-        self.ever = self.right.clone()
+    def trained() -> Iterator[tuple[int, ScoreNetwork]]:
+        for numbers in in_groups(own, most):
+            yield from zip(numbers, train_score_networks(recipe, numbers, images, labels), strict=True)
 
-    def observe(self, batch: Tensor, logits: Tensor) -> None:
-        """Record the `logits` `[B, classes]` of the images with indices `batch` `[B]`, each there once."""
-        right = logits.argmax(-1) == self.labels[batch]
-        forgotten = self.right.gather(-1, batch) & ~right
-        self.events.scatter_(-1, batch, self.events.gather(-1, batch) + forgotten)
-        self.ever.scatter_(-1, batch, self.ever.gather(-1, batch) | right)
-        self.right.scatter_(-1, batch, right)
-
-    def counts(self) -> Tensor:
-        """Events of each image, `epochs` for one that was never right: float32 `[N]`."""
-        return torch.where(self.ever, self.events, float(self.epochs))
+    for index, network in progress.track(
+        trained(), "scores: training", total=done + len(own), done=done, unit="network"
+    ):
+        if not bool(network.theta.isfinite().all()):
+            raise InputError(f"score network {index} diverged with learning rate {recipe.lr:g}; lower it")
+        folder.put(index, network)
+        found[index] = network
+    group.wait("the score networks of other ranks")
+    found = [folder.get(index) if network is None else network for index, network in enumerate(found)]
+    return [network for network in found if network is not None]
 
 
-class Folder:
-    """Where finished networks are kept; None keeps them in memory only."""
+class NetworkFolder:
+    """Folder of finished networks; None keeps them in memory only."""
 
     def __init__(self, path: str | os.PathLike[str] | None, key: str) -> None:
         self.path = None if path is None else files.require_writable(path)
@@ -181,43 +187,7 @@ class Folder:
         return None if self.path is None else self.path / f"network-{index:04}.safetensors"
 
 
-class Scorer:
-    """Trained networks in eval mode: logits, and features where they are asked for, of any images."""
-
-    def __init__(self, recipe: Recipe, networks: Sequence[ScoreNetwork], *, wants_features: bool) -> None:
-        self.trainers = []
-        most = 1 if wants_features else recipe.together(_CHUNK)
-        for first in range(0, len(networks), most):
-            group = networks[first : first + most]
-            trainer = recipe.trainer(range(first, first + len(group)))
-            buffers: dict[str, Any] = dict(trainer.network.module.named_buffers())
-            for name, value in group[0].buffers.items():  # networks that have some are alone in their group
-                buffers[name].copy_(value)
-            trainer.theta = torch.stack([network.theta for network in group]).view_as(trainer.theta).to(recipe.device)
-            trainer.network.module.eval()
-            if wants_features:
-                trainer.network.load(trainer.theta)
-            self.trainers.append(trainer)
-        self.wants_features = wants_features
-
-    def running(self) -> AbstractContextManager[None]:
-        """Held around many calls."""
-        return nullcontext() if self.wants_features else self.trainers[0].engine.running()
-
-    def __call__(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """For each network, logits `[B, classes]` of normalised images, and features `[B, F]` or None."""
-        for trainer in self.trainers:
-            if not self.wants_features:
-                logits = trainer.forward(images)
-                yield from ((own, None) for own in (logits if trainer.stacked else [logits]))
-                continue
-            module = trainer.network.module
-            with torch.no_grad():
-                features = embed(module, images)
-                yield module.get_submodule("classifier")(features), features
-
-
-def require_features(recipe: Recipe) -> None:
+def require_features(recipe: ScoreRecipe) -> None:
     """Say before any training that a network cannot give the features GraNd needs.
 
     Raises:
@@ -228,8 +198,3 @@ def require_features(recipe: Recipe) -> None:
         raise InputError(
             f"GraNd needs the penultimate features, but {recipe.spec.model} has no embed() and classifier; use el2n"
         )
-
-
-def chunks(count: int) -> list[slice]:
-    """The images of one forward pass after the other."""
-    return [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]

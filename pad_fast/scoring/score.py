@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -13,17 +12,13 @@ from torch import Tensor
 from ..data import DSA, Normalization, fit_normalization, load_dataset
 from ..errors import ConfigError, InputError, nearest
 from ..models.spec import NetworkSpec
-from ..runtime import distributed
 from ..runtime.device import resolve_device
-from ..runtime.distributed import ALONE
 from ..runtime.progress import Progress
-from ..training.trainer import in_groups
-from . import networks as score_networks
+from ..settings.choices import SCORE_METHODS
 from .difficulty import Difficulty
-from .formulas import RunningScores, class_order
-from .networks import Recipe, ScoreNetwork
-
-METHODS = ("el2n", "grand", "forgetting")
+from .formulas import class_order
+from .networks import NetworkFolder, ScoreRecipe, require_features, trained_networks
+from .one_pass import score_in_one_pass
 
 
 def score(
@@ -77,39 +72,30 @@ def score(
         >>> len(difficulty.scores), len(difficulty.order)
         (1437, 10)
     """
-    if method not in METHODS:
-        raise ConfigError(
-            f"unknown score method {method!r}; use one of {', '.join(METHODS)}.{nearest(method, METHODS)}"
-        )
-    for name, value in (("networks", networks), ("epochs", epochs), ("batch", batch)):
-        if value < 1:
-            raise ConfigError(f"score {name} is {value}; it must be at least 1")
-    if not lr > 0:
-        raise ConfigError(f"score learning rate is {lr}; it must be positive")
-    if dsa != "none":
-        DSA(dsa)
+    _require_usable(method, lr, dsa, networks=networks, epochs=epochs, batch=batch)
     progress = progress or Progress()
     data = load_dataset(dataset, data_dir=data_dir)
     where = resolve_device(device)
     normalization = normalization or fit_normalization(data, "zca" if zca else "mean-std")
     spec = NetworkSpec(model, data.channels, data.classes, data.resolution)
-    recipe = Recipe(spec, epochs, batch, lr, momentum, dsa, seed, where, backend)
+    recipe = ScoreRecipe(
+        spec, epochs=epochs, batch=batch, lr=lr, momentum=momentum, dsa=dsa, seed=seed, device=where, backend=backend
+    )
     if method == "grand":
-        score_networks.require_features(recipe)
-    key = recipe.key(data.fingerprint, normalization)
+        require_features(recipe)
 
     @cache
     def prepared() -> tuple[Tensor, Tensor]:
         return normalization.apply(data.train_images).to(where), data.train_labels.to(where)
 
-    trained = _trained(recipe, networks, prepared, score_networks.Folder(networks_dir, key), progress)
-
+    folder = NetworkFolder(networks_dir, recipe.key(data.fingerprint, normalization))
+    trained = trained_networks(recipe, networks, prepared, folder, progress)
     events = torch.stack([network.forgetting for network in trained]).double()  # [networks, N]
     forgetting = events.mean(0)
     if method == "forgetting":
         mean, variance = forgetting, events.var(0, correction=min(1, networks - 1))
     else:
-        running = _one_pass(recipe, trained, *prepared(), method, progress)
+        running = score_in_one_pass(recipe, trained, *prepared(), method, progress)
         mean, variance = running.mean.cpu(), running.variance(networks).cpu()
     scores = mean.float()
     if not bool(scores.isfinite().all()):
@@ -136,62 +122,15 @@ def score(
     )
 
 
-def _trained(
-    recipe: Recipe,
-    networks: int,
-    prepared: Callable[[], tuple[Tensor, Tensor]],
-    folder: score_networks.Folder,
-    progress: Progress,
-) -> list[ScoreNetwork]:
-    """The first `networks` networks: those in the folder, and the others trained now, by all ranks together.
-
-    Args:
-        prepared: gives normalised images and labels, on the device.
-    """
-    found = [folder.get(index) for index in range(networks)]
-    done = sum(network is not None for network in found)
-    if done:
-        progress.say(f"scores: {done} of {networks} networks are trained already")
-    if done == networks:
-        return [network for network in found if network is not None]
-    images, labels = prepared()
-    missing = [index for index, network in enumerate(found) if network is None]
-    # Without a folder, ranks could not hand networks to each other, and each of them trains all.
-    group = ALONE if folder.path is None else distributed.group()
-    group.wait("the other ranks to look for score networks")
-    own = group.turns(missing)
-    most = recipe.together(min(recipe.batch, len(labels)))
-
-    def trained() -> Iterator[tuple[int, ScoreNetwork]]:
-        for numbers in in_groups(own, most):
-            yield from zip(numbers, score_networks.train(recipe, numbers, images, labels), strict=True)
-
-    for index, network in progress.track(
-        trained(), "scores: training", total=done + len(own), done=done, unit="network"
-    ):
-        if not bool(network.theta.isfinite().all()):
-            raise InputError(f"score network {index} diverged with learning rate {recipe.lr:g}; lower it")
-        folder.put(index, network)
-        found[index] = network
-    group.wait("the score networks of other ranks")
-    found = [folder.get(index) if network is None else network for index, network in enumerate(found)]
-    return [network for network in found if network is not None]
-
-
-def _one_pass(
-    recipe: Recipe,
-    networks: list[ScoreNetwork],
-    images: Tensor,
-    labels: Tensor,
-    method: str,
-    progress: Progress,
-) -> RunningScores:
-    """All networks' scores from one pass over the images; only a chunk's logits exist at a time."""
-    scorer = score_networks.Scorer(recipe, networks, wants_features=method == "grand")
-    running = RunningScores(len(labels), recipe.device)
-    pieces = score_networks.chunks(len(labels))
-    with scorer.running():
-        for rows in progress.track(pieces, "scores: one pass", total=len(pieces), unit="batch"):
-            for index, (logits, features) in enumerate(scorer(images[rows])):
-                running.add(index, rows, logits, labels[rows], features)
-    return running
+def _require_usable(method: str, lr: float, dsa: str, **counts: int) -> None:
+    if method not in SCORE_METHODS:
+        raise ConfigError(
+            f"unknown score method {method!r}; use one of {', '.join(SCORE_METHODS)}.{nearest(method, SCORE_METHODS)}"
+        )
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"score {name} is {value}; it must be at least 1")
+    if not lr > 0:
+        raise ConfigError(f"score learning rate is {lr}; it must be positive")
+    if dsa != "none":
+        DSA(dsa)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ConfigError, nearest
+from .yaml_files import plain_name
 
 # What gradient and distribution matching have in common. The ratio is the one of PAD's tables, for a mask without one.
 _BATCH: dict[str, Any] = {
@@ -187,3 +188,20 @@ def preset(name: str) -> dict[str, Any]:
         model = {"tinyimagenet": "ConvNetD4"}.get(dataset, "ConvNetD3")
         return {"dataset": dataset, "ipc": int(text), "model": model, **_TABLE[dataset][int(text)]}
     raise ConfigError(f"unknown preset {name!r}; there are {', '.join(preset_names())}.{nearest(name, preset_names())}")
+
+
+def defaults_for(dataset: str, ipc: int) -> dict[str, Any]:
+    """The preset of a data set for the nearest IPC below; for data sets without presets, nothing."""
+    key = plain_name(dataset)
+    key = {"tiny": "tinyimagenet"}.get(key, key)
+    cells = {**_TABLE, "digits": _DIGITS_IPC}.get(key)
+    if cells is None:
+        return {}
+    nearest_ipc = max((known for known in cells if known <= ipc), default=min(cells))
+    return preset(f"{key}-ipc{nearest_ipc}")
+
+
+def method_settings(method: str, dataset: str, ipc: int) -> dict[str, Any]:
+    """The settings that a method changes, in general and on this data set."""
+    cells = _DIGITS_BATCH.get(method, {}) if plain_name(dataset) == "digits" else {}
+    return _METHOD_SETTINGS[method] | (cells[max(known for known in cells if known <= ipc)] if cells else {})

@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from enum import Enum
+from typing import Any, Final, Literal
 
-from ..errors import ConfigError, nearest
-from .config import METHODS, Config
-from .presets import _DIGITS_BATCH, _DIGITS_IPC, _METHOD_SETTINGS, _TABLE, preset
-from .yaml_files import REFERENCE_DEFAULTS, is_reference, load_yaml, plain_name, translate
+from ..errors import ConfigError
+from .config import Config
+from .fields import require_allowed
+from .presets import defaults_for, method_settings, preset
+from .yaml_files import REFERENCE_DEFAULTS, is_reference, load_yaml, translate
+
+PathLike = str | os.PathLike[str]
+Source = Literal["config", "override"]
+
+
+class Unset(Enum):
+    """The type of :data:`UNSET`, for annotations: `seed: int | Unset = UNSET`."""
+
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+UNSET: Final = Unset.UNSET
+"""An argument that was not given: the file decides, then the preset, then the default of :class:`Config`.
+
+An argument that has its default cannot stand for that: whoever writes `seed=0` means 0, whatever the file says.
+"""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A config, and the two settings that say where a run happens rather than what it computes."""
+    """A config, and the two settings that say where a run happens rather than what it computes.
+
+    Attributes:
+        sources: who decided a setting, the file (or mapping) or an override; a setting that neither of them names has
+            the value of the preset, the data set, the method or the default.
+    """
 
     config: Config
-    data_dir: str | None = None
-    device: str = "auto"
+    data_dir: PathLike | None
+    device: str
+    sources: Mapping[str, Source]
 
 
 def override(config: Config, values: Mapping[str, Any]) -> Config:
@@ -32,25 +60,37 @@ def make_settings(
     ipc: int = 1,
     method: str = "pad",
     preset_name: str | None = None,
-    file: str | None = None,
+    config: Config | PathLike | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    data_dir: PathLike | None | Unset = UNSET,
+    device: str | Unset = UNSET,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Put a config together: defaults, then data set or preset, then method, then the file, then overrides.
 
     Without a preset, a data set with settings for this IPC uses them; otherwise those of the nearest smaller IPC.
     What a file of the reference leaves out about sequential generation keeps the reference's defaults.
 
+    Args:
+        dataset, ipc, method: where neither the file nor the overrides name one.
+        preset_name: published settings, see :func:`~.presets.preset_names`.
+        config: a YAML file, a mapping that means what a file with the same words means, or a ready config.
+        overrides: settings that beat all others; those that are :data:`UNSET` were not given.
+        data_dir, device: likewise.
+        defaults: what the caller puts in place of defaults and presets.
+
     Raises:
         ConfigError: an unknown name or key, or a value that cannot be used.
     """
-    written = load_yaml(file) if file else {}
+    written, source = _read(config)
     silent = REFERENCE_DEFAULTS if is_reference(written) else {}
-    written = translate(written, source=str(file))
-    last = translate(overrides or {}, source="override")
+    written = translate(written, source=source)
+    last = translate(
+        {name: value for name, value in (overrides or {}).items() if value is not UNSET}, source="override"
+    )
     chosen = {**written, **last}
     method = str(chosen.get("method", method))
-    if method not in METHODS:
-        raise ConfigError(f"method is {method!r}; use one of {', '.join(METHODS)}.{nearest(method, METHODS)}")
+    require_allowed(Config.__dataclass_fields__["method"], method)
     if preset_name is not None:
         base = preset(preset_name)
     else:
@@ -58,23 +98,26 @@ def make_settings(
         ipc = chosen.get("ipc", ipc)
         if isinstance(ipc, bool) or not isinstance(ipc, int) or ipc < 1:
             raise ConfigError(f"ipc is {ipc!r}; it must be a whole number >= 1")
-        base = {**_defaults_for(dataset, ipc), "dataset": dataset, "ipc": ipc}
-    own = _METHOD_SETTINGS[method] | _digits_batch(method, str(base.get("dataset")), int(base["ipc"]))
-    values = {**base, **silent, **own, "method": method, **chosen}
-    data_dir, device = values.pop("data_dir", None), values.pop("device", "auto")
-    return Settings(override(Config(), values), data_dir, device)
+        base = {**defaults_for(dataset, ipc), "dataset": dataset, "ipc": ipc}
+    own = method_settings(method, str(base["dataset"]), int(base["ipc"]))
+    values = {**base, **silent, **own, "method": method, **(defaults or {}), **chosen}
+    found_dir, found_device = values.pop("data_dir", None), values.pop("device", "auto")
+    return Settings(
+        config=override(Config(), values),
+        data_dir=found_dir if data_dir is UNSET else data_dir,
+        device=found_device if device is UNSET else device,
+        sources={**dict.fromkeys(written, "config"), **dict.fromkeys(last, "override")},
+    )
 
 
-def _digits_batch(method: str, dataset: str, ipc: int) -> dict[str, Any]:
-    cells = _DIGITS_BATCH.get(method, {}) if plain_name(dataset) == "digits" else {}
-    return cells[max(known for known in cells if known <= ipc)] if cells else {}
-
-
-def _defaults_for(dataset: str, ipc: int) -> dict[str, Any]:
-    key = plain_name(dataset)
-    key = {"tiny": "tinyimagenet"}.get(key, key)
-    cells = {**_TABLE, "digits": _DIGITS_IPC}.get(key)
-    if cells is None:
-        return {}
-    nearest_ipc = max((known for known in cells if known <= ipc), default=min(cells))
-    return preset(f"{key}-ipc{nearest_ipc}")
+def _read(config: Config | PathLike | Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
+    """Settings as they are written, and what errors call the place."""
+    if config is None:
+        return {}, "config"
+    if isinstance(config, Config):
+        return config.describe(), "config"
+    if isinstance(config, Mapping):
+        return dict(config), "config"
+    if isinstance(config, str | os.PathLike):
+        return load_yaml(config), os.fspath(config)
+    raise ConfigError(f"config is {config!r}; give a YAML file, a mapping or a Config")

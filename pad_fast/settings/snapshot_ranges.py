@@ -1,4 +1,4 @@
-"""Which snapshots of an expert are kept."""
+"""Snapshots of an expert as numbers and ranges: the text of the setting `keep`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import ConfigError
 _PART = re.compile(r"(-?\d+)|(-?\d*):(-?\d*)")
 
 
-def parse_keep(text: str, epochs: int) -> tuple[int, ...]:
+def parse_snapshots(text: str, epochs: int) -> tuple[int, ...]:
     """Snapshot numbers, ascending, of "all" or of numbers and ranges joined by commas.
 
     Ranges are half open and negative numbers count from the end, as in Python: with 100 epochs, "0:22,-1" is the
@@ -20,7 +20,7 @@ def parse_keep(text: str, epochs: int) -> tuple[int, ...]:
         ConfigError: malformed, or a snapshot that experts of `epochs` epochs do not have.
 
     Example:
-        >>> parse_keep("0:3,-1", 100)
+        >>> parse_snapshots("0:3,-1", 100)
         (0, 1, 2, 100)
     """
     if text == "all":
@@ -43,11 +43,11 @@ def parse_keep(text: str, epochs: int) -> tuple[int, ...]:
     return tuple(sorted(kept))
 
 
-def format_keep(kept: Iterable[int]) -> str:
-    """The shortest text that :func:`parse_keep` reads as these numbers.
+def format_snapshots(kept: Iterable[int]) -> str:
+    """The shortest text that :func:`parse_snapshots` reads as these numbers.
 
     Example:
-        >>> format_keep([0, 1, 2, 3, 7, 100])
+        >>> format_snapshots([0, 1, 2, 3, 7, 100])
         '0:4,7,100'
     """
     runs: list[list[int]] = []

@@ -35,7 +35,7 @@ REFERENCE_DEFAULTS: dict[str, Any] = {
     "current_max_start_epoch": 20,
     "expansion_end_epoch": 3000,
 }
-"""What a reference file means by leaving these out; our presets, which know the published cell, may differ."""
+"""Values that a reference file leaves these at; our presets, which know the published cell, may differ."""
 
 # The reference resizes ImageNet subsets only, whatever `res` says in the files of these.
 _FIXED_SIZE = ("cifar10", "cifar100", "tiny", "tinyimagenet", "mnist", "fashionmnist", "svhn", "digits")

@@ -6,23 +6,25 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from ..engines.updates import Updates
 from ..errors import ConfigError, nearest
+from ..models.updates import Updates, Vectors
+from ..settings.choices import OPTIMIZERS
 
 LossAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 """`theta [P] -> (loss [], gradient [P])` on one fixed, already augmented batch; or `[K, P] -> ([K], [K, P])`."""
 
 _TORCH = Updates()
 
-OPTIMIZERS = ("gsam", "sgd")
-
 
 class Optimizer(Protocol):
     """One training step on a flat vector, or on several networks' stacked vectors, each for itself."""
 
-    def step(self, theta: Tensor, loss_and_grad: LossAndGrad, by: Updates = _TORCH) -> tuple[Tensor, Tensor]:
+    def step(
+        self, theta: Vectors, loss_and_grad: LossAndGrad, by: Updates = _TORCH
+    ) -> tuple[Vectors, Float[Tensor, "*K"]]:
         """New parameters like `theta` (the old tensor is not written to) and the loss at the old ones.
 
         Args:
@@ -37,7 +39,9 @@ class SGD:
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self._buffer: Tensor | None = None
 
-    def step(self, theta: Tensor, loss_and_grad: LossAndGrad, by: Updates = _TORCH) -> tuple[Tensor, Tensor]:
+    def step(
+        self, theta: Vectors, loss_and_grad: LossAndGrad, by: Updates = _TORCH
+    ) -> tuple[Vectors, Float[Tensor, "*K"]]:
         loss, gradient = loss_and_grad(theta)
         if self._buffer is None:
             self._buffer = torch.zeros_like(theta)
@@ -56,7 +60,9 @@ class GSAM:
     def __init__(self, lr: float, *, rho: float = 0.01, alpha: float = 0.3) -> None:
         self.lr, self.rho, self.alpha = lr, rho, alpha
 
-    def step(self, theta: Tensor, loss_and_grad: LossAndGrad, by: Updates = _TORCH) -> tuple[Tensor, Tensor]:
+    def step(
+        self, theta: Vectors, loss_and_grad: LossAndGrad, by: Updates = _TORCH
+    ) -> tuple[Vectors, Float[Tensor, "*K"]]:
         loss, g1 = loss_and_grad(theta)
         _, g2 = loss_and_grad(by.gsam_ascent(theta, g1, rho=self.rho))
         return by.gsam_step(theta, g1, g2, theta.new_full((), self.lr), alpha=self.alpha), loss

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data import DSA
@@ -55,13 +56,13 @@ class Trainer:
 
     def epoch(
         self,
-        images: Tensor,
-        labels: Tensor,
+        images: Float[Tensor, "N C H W"],
+        labels: Float[Tensor, "N classes"] | Int[Tensor, " N"],
         batches: Iterable[Tensor],
         optimizer: Optimizer,
         augment: BatchAugment | None = None,
         observe: Observe | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*K"]:
         """One pass over `batches` of indices `[B]`; returns the mean training loss `[]`, on the device.
 
         `observe(batch, logits)` is called with the indices `[B]` and the logits `[B, classes]` of every step's forward
@@ -72,13 +73,13 @@ class Trainer:
 
     def _epoch(
         self,
-        images: Tensor,
-        labels: Tensor,
+        images: Float[Tensor, "N C H W"],
+        labels: Float[Tensor, "N classes"] | Int[Tensor, " N"],
         batches: Iterable[Tensor],
         optimizer: Optimizer,
         augment: BatchAugment | None,
         observe: Observe | None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*K"]:
         if not self.network.module.training:  # setting it takes as long as a small network's whole update
             self.network.module.train()
         losses = []
@@ -102,70 +103,76 @@ class Trainer:
                 observe(batch, seen[0])  # an optimiser's second evaluation is at other parameters
         return torch.stack(losses).mean(0)
 
-    def logits(self, images: Tensor, *, chunk: int = 512) -> Tensor:
+    def logits(self, images: Float[Tensor, "N C H W"], *, chunk: int = 512) -> Float[Tensor, "*K N classes"]:
         """Logits `[N, classes]` of `images` `[N, C, H, W]` in eval mode, `chunk` images at a time."""
         self.network.module.eval()
         return torch.cat([self.forward(piece) for piece in images.split(chunk)], -2)
 
-    def accuracy(self, images: Tensor, labels: Tensor, *, chunk: int = 512) -> Tensor:
+    def accuracy(
+        self, images: Float[Tensor, "N C H W"], labels: Int[Tensor, " N"], *, chunk: int = 512
+    ) -> Float[Tensor, "*K"]:
         """Percentage of `images` whose largest logit is the right one: float64 `[]`, on the device."""
         self.network.module.eval()
         pieces = zip(images.split(chunk), labels.split(chunk), strict=True)
         right = [(self.forward(piece).argmax(-1) == classes).sum(-1) for piece, classes in pieces]
         return torch.stack(right).sum(0).double() / len(labels) * 100
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "*K B classes"]:
         """Logits `[B, classes]` of a few images `[B, C, H, W]`, in the mode that the module is in."""
         if not self.stacked:
             return self.engine.forward(self.task, self.theta, images)
         return self.engine.stacked_forward(self.task, self.theta, images.expand(len(self.theta), *images.shape))
 
 
-class Draws:
-    """What networks draw while they are trained: the order of their images, and their augmentation.
+class TrainingStreams:
+    """Random streams of networks in training: the order of their images, and their augmentation.
 
     Each network has a stream of its own, drawn on the CPU: it sees the same whatever device it is trained on, and
     whatever other networks together with it.
 
     Args:
         trainer: of the networks.
-        streams: one for each of them.
+        generators: one for each of them.
         dsa: how batches are augmented.
 
     Attributes:
         augment: for :meth:`Trainer.epoch`; None where there is nothing to do.
     """
 
-    def __init__(self, trainer: Trainer, streams: Sequence[torch.Generator], dsa: DSA) -> None:
-        self.streams, self.stacked = streams, trainer.stacked
+    def __init__(self, trainer: Trainer, generators: Sequence[torch.Generator], dsa: DSA) -> None:
+        self.generators, self.stacked = generators, trainer.stacked
         self.augment: BatchAugment | None = None
         if dsa.operations:
-            one = partial(dsa, generator=streams[0])
+            one = partial(dsa, generator=generators[0])
             self.augment = partial(self._augment_each, dsa, trainer.engine) if self.stacked else one
 
-    def batches(self, indices: Tensor, size: int) -> tuple[Tensor, ...]:
+    def batches(self, indices: Int[Tensor, "*K N"], size: int) -> tuple[Tensor, ...]:
         """`indices` `[N]` in another order for each network, cut into batches `[size]`; the last one may be short.
 
         Networks that have images of their own take their indices in a row each, `[K, N]`.
         """
         if not self.stacked:
-            return shuffled_batches(indices, size, self.streams[0])
-        order = torch.stack([torch.randperm(indices.shape[-1], generator=stream) for stream in self.streams])
+            return shuffled_batches(indices, size, self.generators[0])
+        order = torch.stack([torch.randperm(indices.shape[-1], generator=each) for each in self.generators])
         return indices.expand(order.shape).gather(1, sent(order, indices.device)).split(size, 1)
 
     def _augment_each(self, dsa: DSA, engine: Engine, images: Tensor) -> Tensor:
         shape = images.shape[2:]
-        return engine.augment_each(images, [dsa.draw(images.shape[1], shape, generator=each) for each in self.streams])
+        return engine.augment_each(
+            images, [dsa.draw(images.shape[1], shape, generator=each) for each in self.generators]
+        )
 
 
-def shuffled_batches(indices: Tensor, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+def shuffled_batches(
+    indices: Int[Tensor, " N"], batch_size: int, generator: torch.Generator
+) -> tuple[Int[Tensor, " _"], ...]:
     """`indices` in random order, cut into batches; the last one may be short. The draw is made on the CPU."""
     order = torch.randperm(len(indices), generator=generator)
     return indices[sent(order, indices.device)].split(batch_size)
 
 
 def together(network: FlatNetwork, batch: int, *, device: torch.device, backend: str) -> int:
-    """How many networks like this one are best trained together on batches of `batch` images; 1 where none are."""
+    """Number of networks like this one that are best trained together on batches of `batch` images; at least 1."""
     task = Task(network, device, torch.float32)
     return select(backend, task).together(task, batch)
 

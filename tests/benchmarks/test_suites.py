@@ -232,7 +232,7 @@ def test_criteria_get_equal_time_and_the_settings_of_another_seed(tmp_path, monk
 
     rows = run("--parts", "search")
     tried = {
-        method: len({row["changes"] for row in rows if row["method"] == method}) for method in criteria_suite.METHODS
+        method: len({row["changes"] for row in rows if row["method"] == method}) for method in criteria_suite.COMPARED
     }
     assert tried == {"random": 1, "dm": 3, "dc": 3, "dsa": 3, "pad": 3}
     assert {seed for _, seed, *_ in fake.used} == {0}
@@ -253,7 +253,7 @@ def test_criteria_get_equal_time_and_the_settings_of_another_seed(tmp_path, monk
         "1 | 5 | PAD | 3 | 2 | 2.5 ± 0.6 (2.5, 2.5)",
         "1 | 5 | PAD, experts given | not counted | 5 | 5.5 ± 0.6 (5.5, 5.5)",
     ]
-    assert len([line for line in table("search", rows) if "**" in line]) == len(criteria_suite.METHODS)
+    assert len([line for line in table("search", rows) if "**" in line]) == len(criteria_suite.COMPARED)
     fake.used.clear()
 
     filters = ("--filtered", "dc", "--mask", "depth:0.25", "--prune", "hardest:0.1", "--seconds", "4")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pad_fast.data.augment import DSA, MODES, OPERATIONS, DSADraw, _columns, _cutout_lines, _grid
+from pad_fast.data.augment import DSA, MODES, OPERATIONS, DSADraw, _cutout_lines, _grid, value_ranges
 from pad_fast.errors import ConfigError, InputError
 
 Golden = Callable[[str], dict[str, np.ndarray]]
@@ -328,7 +328,7 @@ def test_batch_of_one_and_tiny_images(mode: str, operation: str) -> None:
 
 
 def test_caches_filled_in_inference_mode_serve_training() -> None:
-    for cache in (_columns, _cutout_lines, _grid):
+    for cache in (value_ranges, _cutout_lines, _grid):
         cache.cache_clear()
     images = some_images(2, 3, 8, 8)
     with torch.inference_mode():

@@ -156,7 +156,11 @@ def test_damaged_and_foreign_files(tmp_path, damage):
             "rate": save(tensors, {"pad_fast": described}),
         }[damage]
     )
-    named = "format 'pad_fast distilled 9'" if damage == "format" else r"distilled\.safetensors is not a distilled set"
+    named = (
+        "format 'pad_fast distilled 9'"
+        if damage == "format"
+        else r"distilled\.safetensors is damaged or no distilled set of"
+    )
     with pytest.raises(StoreError, match=named):
         load(tmp_path)
 

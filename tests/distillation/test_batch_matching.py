@@ -21,13 +21,13 @@ from torch.nn import functional
 import pad_fast
 from pad_fast import DSA, Config, Curriculum, DistilledDataset
 from pad_fast.data import fit_normalization
-from pad_fast.distillation.batch_matching import BatchLoop, RealImages, initial_images, loops_of, require_alone
+from pad_fast.distillation.batch_matching import BatchLoop, RealPool, initial_images, loops_of, require_alone
 from pad_fast.distillation.state import State
 from pad_fast.errors import ConfigError, DatasetError, DistillationStopped, InputError
 from pad_fast.experts import prune
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.runtime.rng import derive_seed, generator
-from pad_fast.settings.config import BATCH_METHODS
+from pad_fast.settings.choices import BATCH_METHODS
 from pad_fast.settings.resolve import make_settings
 from pad_fast.training.trainer import shuffled_batches
 
@@ -77,7 +77,7 @@ class Small:
         self.order = data.images_by_class()
         self.spec = NetworkSpec(config.model, 1, data.classes, 8)
         shown = prune(self.order, config.prune)
-        real = RealImages(self.images, shown, curriculum or Curriculum.none())
+        real = RealPool(self.images, shown, curriculum or Curriculum.none())
         initial = initial_images(config, real)
         self.state = State.start(initial.images, initial.label_logits, initial.labels, config, CPU)
         self.loop = BatchLoop(self.spec.build(config.seed, "student"), self.spec, real, config, CPU)
@@ -87,7 +87,7 @@ class Small:
 
 
 def plain_iteration(small: Small, config: Config, iteration: int, momentum: Tensor) -> tuple[Tensor, float]:
-    """What an iteration of DC or DSA does, on a module, with autograd through everything."""
+    """An iteration of DC or DSA on a module, with autograd through everything."""
     loop, images = small.loop, small.state.images.clone()
     module = small.spec.build(config.seed, "network", iteration).module
     dsa = config.dsa if config.match_dsa else "none"
@@ -164,7 +164,7 @@ def test_first_images_are_not_taken_from_what_was_pruned() -> None:
     config = config_of("dm", ipc=4)
     small = Small(config)
     shown = [indices[:5] for indices in small.order]
-    real = RealImages(small.images, shown, Curriculum.none())
+    real = RealPool(small.images, shown, Curriculum.none())
     chosen = initial_images(config, real)
     for label, indices in enumerate(shown):
         mine = chosen.images[chosen.labels == label].flatten(1)
@@ -251,7 +251,7 @@ def test_from_end_to_end(tmp_path: Path, method: str) -> None:
     assert [path.name for path in out.glob("cache/*")] == ["evaluation"]  # nothing was scored, no expert trained
     stored = torch.load(out / "labels_best.pt", weights_only=True)
     assert torch.equal(stored, result.labels)
-    config = make_settings(file=str(out / "config.yaml")).config
+    config = make_settings(config=str(out / "config.yaml")).config
     assert config == Config(**result.config)
 
 

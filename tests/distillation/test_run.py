@@ -16,9 +16,9 @@ from pad_fast import ConvNet, ExpertStore, trajectory_matching_loss
 from pad_fast.data import DSA
 from pad_fast.distillation import trajectory_matching
 from pad_fast.distillation.iterations import make_mask
-from pad_fast.distillation.metrics import MetricsLog, read_history
+from pad_fast.distillation.metrics import MetricsLog, read_history, read_metrics
 from pad_fast.distillation.run import PATIENCE, run
-from pad_fast.distillation.schedule import draw
+from pad_fast.distillation.schedule import draw_iteration
 from pad_fast.distillation.state import State
 from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.errors import DistillationStopped, InputError, StoreError
@@ -100,7 +100,7 @@ def plain_loop(network: FlatNetwork, store: ExpertStore, config: Config) -> tupl
     first = int(config.mask_ratio * network.parameter_count)
     losses = []
     for iteration in range(config.iterations):
-        drawn = draw(config, iteration, len(store), len(images))
+        drawn = draw_iteration(config, iteration, len(store), len(images))
         dsa = DSA(config.dsa).seeded(derive_seed(config.seed, "student dsa", iteration, 0))
         (expert,), (first_epoch,) = drawn.experts, drawn.start_epochs
         begin = store.snapshot(expert, first_epoch)
@@ -154,7 +154,7 @@ def test_trajectories_are_averaged_on_the_same_batches(network, store, mask):
     config = small_config(iterations=1, trajectories=3, lr_img=1e4, lr_lr=0.0, mask=mask)
     together = start(config)
     row = Loop(network, store, config, CPU).iterate(together)
-    drawn = draw(config, 0, 2, 9)
+    drawn = draw_iteration(config, 0, 2, 9)
     assert set(drawn.experts) == {0, 1} and len(set(drawn.start_epochs)) > 1
     # One at a time, as separate losses.
     grads, losses = [], []
@@ -271,7 +271,7 @@ def test_checkpoint_round_trip_and_continuation(network, store, tmp_path):
     "changes", [{}, {"threshold": 1.01, "ema_decay": 0.7}, {"soft_labels": False, "trajectories": 2}], ids=repr
 )
 def test_losses_that_are_looked_at_late_change_nothing(network, store, tmp_path, changes):
-    """What a GPU does: the next iterations are begun before the loss of one is known."""
+    """As on a GPU: the next iterations are begun before the loss of one is known."""
     config = small_config(iterations=11, checkpoint_every=7, **changes)
     for late in (0, 3):
         folder = tmp_path / str(late)
@@ -319,12 +319,12 @@ def test_foreign_and_truncated_checkpoints(network, store, tmp_path):
         State.load(path, "two", CPU)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(StoreError, match="truncated"):
+    with pytest.raises(StoreError, match="damaged or no checkpoint of pad_fast .*delete it"):
         State.load(path, "one", CPU)
     path.write_bytes(b"not a checkpoint at all")
-    with pytest.raises(StoreError, match="truncated"):
+    with pytest.raises(StoreError, match="damaged or no checkpoint of pad_fast .*delete it"):
         State.load(path, "one", CPU)
-    with pytest.raises(StoreError, match="cannot read"):
+    with pytest.raises(StoreError, match="cannot read checkpoint"):
         State.load(tmp_path / "nothing", "one", CPU)
 
 
@@ -334,6 +334,23 @@ def test_a_log_cut_off_in_the_middle_of_a_line(tmp_path):
     assert read_history(path, 2) == [{"iteration": 0}, {"iteration": 1}]
     with pytest.raises(StoreError, match="has 2 rows"):
         read_history(path, 3)
+
+
+def test_one_reader_serves_a_report_and_a_run_that_goes_on(tmp_path):
+    path, notes = tmp_path / "metrics.jsonl", []
+    path.write_text('{"iteration": 0, "loss": NaN}\n{"iteration": 1, "loss": null}\n{"iteration": 2}\n{"iter')
+    rows = read_metrics(path, notes)
+    assert [row["iteration"] for row in rows] == [0, 1, 2] and not notes, "a row being written is no damage"
+    assert all(math.isnan(row["loss"]) for row in rows[:2])
+    assert '"iteration": 2}' in json.dumps(read_history(path, 3)), "a log that goes on keeps its numbers as they are"
+    for damage in ("[1]", "words", '{"iteration": "x"}', '{"iteration": [1]}'):
+        path.write_text('{"iteration": 0}\n' + damage + '\n{"iteration": 2}\n')
+        notes.clear()
+        assert read_metrics(path, notes) == ({"iteration": 0},)
+        assert notes == ["metrics.jsonl: line 2 is damaged; it and what follows are not shown"]
+        with pytest.raises(StoreError, match=r"has 1 rows, but the checkpoint was taken after 2"):
+            read_history(path, 2)
+    assert read_metrics(tmp_path / "nothing", notes) == ()
 
 
 def test_metrics_rows(network, store, tmp_path):

@@ -15,7 +15,7 @@ import torch
 
 from pad_fast import Curriculum, Difficulty, ExpertStore, train_experts
 from pad_fast.errors import ConfigError, PadFastError, StoreError
-from pad_fast.experts import examine
+from pad_fast.experts import examine, recipe
 from pad_fast.experts import train as train_module
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.runtime import files
@@ -58,7 +58,7 @@ def test_snapshots_do_not_alias_live_weights(tmp_path, monkeypatch):
             loss, gradient = loss_and_grad(theta)
             return theta.sub_(0.05 * gradient), loss
 
-    monkeypatch.setattr(train_module, "make_optimizer", lambda *_, **__: InPlace())
+    monkeypatch.setattr(recipe, "make_optimizer", lambda *_, **__: InPlace())
     in_place = train_experts(small_data(), out=tmp_path / "a", experts=1, **SETTINGS)
     monkeypatch.undo()
     fresh = train_experts(small_data(), out=tmp_path / "b", experts=1, optimizer="sgd", **SETTINGS)
@@ -507,6 +507,7 @@ def test_killed_at_random_moments(tmp_path, workers):
         have = now
     assert kills >= 3, "the runs ended before they could be killed"
     time.sleep(1.0 if workers else 0)
+    out.mkdir(exist_ok=True)  # on a busy machine every run may have been killed before it made the folder
     (out / ".expert_00000.safetensors.part").touch()  # as a kill between two system calls leaves it
     train_experts(small_data(), out=out, workers=workers, **settings)
     left = {name: value for name, value in contents(out).items() if not name.startswith(".store.json.")}

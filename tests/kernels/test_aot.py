@@ -48,10 +48,11 @@ def rows() -> list[aot.Row]:
 def kernels_launched() -> set[tuple[str, str]]:
     """(module, name) of every function under `triton.jit` in kernels/ that no other one calls."""
     functions, used = {}, set()
-    for path in (ROOT / "kernels").glob("*.py"):
+    for path in (ROOT / "kernels").rglob("*.py"):
+        place = path.relative_to(ROOT / "kernels").with_suffix("").parts[0]
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(item) for item in node.decorator_list):
-                functions[path.stem, node.name] = node
+                functions[place, node.name] = node
     for (_, name), function in functions.items():
         for node in ast.walk(function):
             called = node.id if isinstance(node, ast.Name) else getattr(node, "attr", name)

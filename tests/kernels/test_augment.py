@@ -13,7 +13,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to run")
 
-from pad_fast.data.augment import DSA, MODES, OPERATIONS, DSADraw, _columns
+from pad_fast.data.augment import DSA, MODES, OPERATIONS, DSADraw, value_ranges
 from pad_fast.errors import ConfigError, InputError
 from pad_fast.kernels import augment as kernels
 from pad_fast.kernels.launch import counting, dry_run
@@ -312,7 +312,7 @@ def test_numbers_are_distributed_as_those_of_dsa(kernel_device: torch.device, op
     count, shape = 4000, (3, 17, 32)
     found = draw(3, kernel_device, steps=1, batch=count, shape=shape, strategy=operation)[0, 0].cpu().double()
     reference = drawn(operation, count, shape, mode=mode, seed=8).values.double()
-    low, span, whole = _columns(operation, 17, 32, torch.device("cpu"))
+    low, span, whole = value_ranges(operation, 17, 32, torch.device("cpu"))
     assert not found[:, 1 + len(low) :].any()
     for column in range(len(low)):
         values = found[:, 1 + column]

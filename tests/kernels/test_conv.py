@@ -19,8 +19,8 @@ pytest.importorskip("triton", reason="Triton is not installed, so there are no k
 
 from pad_fast.errors import InputError
 from pad_fast.kernels import conv
+from pad_fast.kernels.conv import Layer, Weights, launches, operations, tiles
 from pad_fast.kernels.launch import counting, dry_run
-from pad_fast.kernels.layer import Layer, Weights
 
 from ..support.comparison import describe_difference, relative_error
 
@@ -145,7 +145,7 @@ def test_kernel_equals_its_twin(op, shape, numbers, kernel_device):
 @pytest.fixture
 def fresh_plans() -> Iterator[None]:
     """Plans made inside a test stay there."""
-    plans = (conv.plan_convolution, conv.plan_dual, conv.plan_weight_gradient)
+    plans = (launches.plan_convolution, launches.plan_dual, launches.plan_weight_gradient)
     for plan in plans:
         plan.cache_clear()
     yield
@@ -158,11 +158,11 @@ def fresh_plans() -> Iterator[None]:
 def test_every_tile_gives_the_same(dual, numbers, kernel_device, monkeypatch, fresh_plans):
     problem, tolerance = problem_of((1, 3, 9, 7, 20, 33), numbers, kernel_device)
     kind = "float64" if numbers[0] == torch.float64 else numbers[1]
-    tiles = (conv._DUAL_TILES if dual else conv._TILES)[kind]
-    assert len(tiles) > 1
-    for tile in tiles:
-        monkeypatch.setattr(conv, "convolution_tile", lambda *_, tile=tile, **__: (tile, 1))
-        for plan in (conv.plan_convolution, conv.plan_dual):
+    candidates = (tiles._DUAL_TILES if dual else tiles._TILES)[kind]
+    assert len(candidates) > 1
+    for tile in candidates:
+        monkeypatch.setattr(launches, "convolution_tile", lambda *_, tile=tile, **__: (tile, 1))
+        for plan in (launches.plan_convolution, launches.plan_dual):
             plan.cache_clear()
         assert_twins(problem, "data_grad_dual" if dual else "data_grad", tolerance)
 
@@ -172,8 +172,8 @@ def test_every_tile_gives_the_same(dual, numbers, kernel_device, monkeypatch, fr
 @pytest.mark.parametrize("op", OPERATIONS[:4])
 def test_taps_split_over_programs(op, numbers, splits, kernel_device, monkeypatch, fresh_plans):
     problem, tolerance = problem_of((2, 2, 5, 4, 20, 17), numbers, kernel_device)
-    whole = conv.convolution_tile
-    monkeypatch.setattr(conv, "convolution_tile", lambda *args, **options: (whole(*args, **options)[0], splits))
+    whole = tiles.convolution_tile
+    monkeypatch.setattr(launches, "convolution_tile", lambda *args, **options: (whole(*args, **options)[0], splits))
     with counting() as count:
         assert_twins(problem, op, tolerance)
     assert any(name == "split_sum_kernel" for name, _ in count.launches) == (splits > 1)
@@ -183,15 +183,15 @@ def test_taps_split_over_programs(op, numbers, splits, kernel_device, monkeypatc
 @pytest.mark.parametrize("span", [1, 3])
 def test_weight_gradients_split_over_positions(span, numbers, kernel_device, monkeypatch, fresh_plans):
     problem, tolerance = problem_of((1, 5, 7, 6, 17, 4), numbers, kernel_device)
-    whole = conv.gradient_tile
+    whole = tiles.gradient_tile
 
-    def split(layer: Layer, **_: Any) -> tuple[conv.Tile, int]:
+    def split(layer: Layer, **_: Any) -> tuple[tiles.Tile, int]:
         tile = whole(layer)[0]
         return tile, tile.positions * span
 
-    monkeypatch.setattr(conv, "gradient_tile", split)
+    monkeypatch.setattr(launches, "gradient_tile", split)
     layer = Layer(1, 5, 7, 6, 17, 4, problem.precision, problem.dtype, kernel_device)
-    assert conv.plan_weight_gradient(layer)[1] >= 2
+    assert launches.plan_weight_gradient(layer)[1] >= 2
     for op in ("weight_grad", "weight_grad_dual"):
         assert_twins(problem, op, tolerance)
 
@@ -199,11 +199,11 @@ def test_weight_gradients_split_over_positions(span, numbers, kernel_device, mon
 @pytest.mark.parametrize("numbers", PRECISIONS[:3], ids=["float64", "ieee", "tf32"])
 def test_every_tile_of_weight_gradients_gives_the_same(numbers, kernel_device, monkeypatch, fresh_plans):
     problem, tolerance = problem_of((1, 3, 5, 7, 20, 33), numbers, kernel_device)
-    tiles = conv._GRADIENT_TILES["float64" if numbers[0] == torch.float64 else numbers[1]]
-    assert len(tiles) > 1
-    for tile in tiles:
-        monkeypatch.setattr(conv, "gradient_tile", lambda *_, tile=tile, **__: (tile, 2 * tile.positions))
-        conv.plan_weight_gradient.cache_clear()
+    candidates = tiles._GRADIENT_TILES["float64" if numbers[0] == torch.float64 else numbers[1]]
+    assert len(candidates) > 1
+    for tile in candidates:
+        monkeypatch.setattr(launches, "gradient_tile", lambda *_, tile=tile, **__: (tile, 2 * tile.positions))
+        launches.plan_weight_gradient.cache_clear()
         assert_twins(problem, "weight_grad_dual", tolerance)
 
 
@@ -348,7 +348,7 @@ from pad_fast.kernels.aot import compile_production
 
 found = {}
 for item in conv.production():
-    gradient = item.kernel is conv.weight_gradient_kernel and item.constexprs["H"] == 16
+    gradient = item.kernel.__name__ == "weight_gradient_kernel" and item.constexprs["H"] == 16
     if item.precision == "tf32" and (gradient or item.name.startswith("32 px, block 2, batch 100")):
         ptx = compile_production(item, 90).asm["ptx"]
         copies = re.findall(r"cp\\.async\\.c[ag]\\S*\\s+\\[[^;]*?\\],\\s*\\[[^;]*?\\],\\s*(0x\\w+|\\d+)", ptx)
@@ -381,20 +381,20 @@ def test_matrix_units_and_wide_copies():
 )
 def test_programs_fill_the_machine(batch, size, least):
     layer = Layer(1, batch, size, size, 128, 128)
-    for plan, _ in (conv.plan_convolution(layer), conv.plan_dual(layer), conv.plan_weight_gradient(layer)):
+    for plan, _ in (launches.plan_convolution(layer), launches.plan_dual(layer), launches.plan_weight_gradient(layer)):
         assert math.prod(plan.grid) >= least
 
 
 def test_small_layers_get_small_blocks():
-    tile, _ = conv.convolution_tile(Layer(1, 100, 8, 8, 3, 20))
+    tile, _ = tiles.convolution_tile(Layer(1, 100, 8, 8, 3, 20))
     assert (tile.outputs, tile.inputs) == (32, 16)
-    tile, span = conv.gradient_tile(Layer(1, 100, 8, 8, 3, 20))
+    tile, span = tiles.gradient_tile(Layer(1, 100, 8, 8, 3, 20))
     assert (tile.outputs, tile.inputs) == (32, 16) and span % tile.positions == 0
 
 
 def test_costs_are_counted_without_running(monkeypatch, fresh_plans):
-    whole = conv.convolution_tile
-    monkeypatch.setattr(conv, "convolution_tile", lambda *args, **options: (whole(*args, **options)[0], 1))
+    whole = tiles.convolution_tile
+    monkeypatch.setattr(launches, "convolution_tile", lambda *args, **options: (whole(*args, **options)[0], 1))
     problem = Problem((1, 3, 8, 8, 16, 32), torch.device("cpu"), torch.float32, "tf32")
     one = 2 * 9 * 16 * 32 * 3 * 64
     maps, filters = 3 * 64 * 4, 9 * 16 * 32 * 4
@@ -415,7 +415,7 @@ def test_costs_are_counted_without_running(monkeypatch, fresh_plans):
     costs = [cost for _, cost in count.launches]
     assert costs[0].flops == 3 * one and costs[0].bytes == maps * (2 * 16 + 2 * 32) + 2 * filters
     assert costs[1].flops == 2 * one and costs[1].bytes == maps * (2 * 16 + 32) + 2 * filters
-    splits = conv.plan_weight_gradient(Layer(1, 3, 8, 8, 16, 32))[1]
+    splits = launches.plan_weight_gradient(Layer(1, 3, 8, 8, 16, 32))[1]
     assert costs[2].flops == one and costs[2].bytes == maps * (16 + 32) + splits * filters
     assert costs[3].bytes == (splits + 1) * filters and costs[5].bytes == (splits + 2) * filters
 
@@ -454,4 +454,4 @@ def test_refusals(call, message):
 
 def test_too_many_positions():
     with pytest.raises(InputError, match="split the batch"):
-        conv._checked(Layer(1, 2**21, 32, 32, 3, 3))
+        operations._checked(Layer(1, 2**21, 32, 32, 3, 3))

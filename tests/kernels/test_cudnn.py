@@ -11,8 +11,8 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to run")
 
 from pad_fast.errors import InputError
-from pad_fast.kernels import conv, routes
-from pad_fast.kernels.layer import Layer
+from pad_fast.kernels.conv import Layer, launches
+from pad_fast.kernels.conv import cudnn as routes
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def not_forced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def choose(op: str, layer: Layer) -> str:
-    return routes.choose(op, layer, conv._KERNELS[op])
+    return routes.choose(op, layer, launches.KERNELS[op])
 
 
 LAYER = Layer(1, 2, 4, 4, 3, 5)
@@ -98,7 +98,7 @@ def test_measuring(op, monkeypatch):
     monkeypatch.setattr(routes, "_choices", {})
     layer = Layer(2, 10, 8, 8, 128, 128, device=torch.device("cuda"))
     state = torch.cuda.get_rng_state()
-    route = routes.choose(op, layer, conv._KERNELS[op])
+    route = routes.choose(op, layer, launches.KERNELS[op])
     (choice,) = routes.choices().values()
     assert choice.route == route and choice.difference < 5e-3
     assert 0 < choice.triton_ms < 10 and 0 < choice.cudnn_ms < 10
@@ -106,4 +106,4 @@ def test_measuring(op, monkeypatch):
 
 
 def test_both_routes_have_every_operation():
-    assert set(routes.CUDNN) == set(conv._KERNELS)
+    assert set(routes.CUDNN) == set(launches.KERNELS)

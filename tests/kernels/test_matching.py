@@ -11,10 +11,10 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to run")
 
 from pad_fast.errors import InputError
-from pad_fast.kernels import matching, rows
+from pad_fast.kernels import matching, row_tiles
 from pad_fast.kernels.launch import counting
 from pad_fast.matching import normalized_distance
-from pad_fast.matching.masks import keep_largest
+from pad_fast.models.selection import keep_largest
 
 from ..support.comparison import describe_difference, relative_error
 from ..support.small import drawn
@@ -131,10 +131,10 @@ def test_the_largest_positions_count_too() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 def test_rows_of_several_blocks_per_tile(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rows.tiles.__globals__, "MAX_TILES", 2)
+    monkeypatch.setitem(row_tiles.tiles.__globals__, "MAX_TILES", 2)
     end, start, target = vectors((2, 9001), dtype)
     grad = torch.tensor([0.7, 1.9], dtype=dtype)
-    assert rows.tiles(9001, dtype, summed=True).per > 1
+    assert row_tiles.tiles(9001, dtype, summed=True).per > 1
     for kwargs in ({"first_kept": 4000}, {"dropped": 4500}):
         mine = matching.distance_gradients(end, start, target, grad, **kwargs)
         for actual, expected in zip(

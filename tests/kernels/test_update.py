@@ -11,7 +11,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed, so there are no kernels to run")
 
 from pad_fast.errors import InputError
-from pad_fast.kernels import rows, update
+from pad_fast.kernels import row_tiles, update
 from pad_fast.kernels.launch import counting, dry_run
 from pad_fast.training.optimizers import GSAM, SGD
 
@@ -76,9 +76,9 @@ class TestAgainstTwins:
 
 
 def test_long_rows_are_summed_in_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rows.tiles.__globals__, "MAX_TILES", 2)
+    monkeypatch.setitem(row_tiles.tiles.__globals__, "MAX_TILES", 2)
     theta, g1, g2 = vectors((2, 9001), torch.float64, 3)
-    assert rows.tiles(9001, torch.float64, summed=True).per > 1
+    assert row_tiles.tiles(9001, torch.float64, summed=True).per > 1
     assert_close(update.gsam_ascent(theta, g1, rho=0.3), update.naive_gsam_ascent(theta, g1, rho=0.3))
     lr = torch.tensor(0.07, dtype=torch.float64)
     assert_close(update.gsam_step(theta, g1, g2, lr, alpha=0.4), update.naive_gsam_step(theta, g1, g2, lr, alpha=0.4))
@@ -87,7 +87,7 @@ def test_long_rows_are_summed_in_several_blocks(monkeypatch: pytest.MonkeyPatch)
 def test_more_partial_sums_than_are_added_at_a_time() -> None:
     partial = torch.stack(vectors((1100,), torch.float64, 2))
     out = poisoned(partial[:, 0])
-    rows.finish(out, partial, 3).run()
+    row_tiles.finish(out, partial, 3).run()
     assert_close(out, partial.sum(1) / 3)
 
 

@@ -337,6 +337,7 @@ def test_without_recording_it_fails_clearly(guard):
         trajectory_matching_loss(net_of(), **given)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     ("augment", "message"),
     [

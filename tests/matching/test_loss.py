@@ -13,8 +13,8 @@ from pad_fast import DSA, ConvNet, ParameterMask, trajectory_matching_loss
 from pad_fast.engines import backends, record_backends
 from pad_fast.errors import BackendError, InputError
 from pad_fast.matching import normalized_distance
-from pad_fast.matching.masks import keep_largest
 from pad_fast.models import FlatNetwork
+from pad_fast.models.selection import keep_largest
 
 from ..support.comparison import describe_difference, relative_error
 from ..support.native import require_native
@@ -400,6 +400,7 @@ BAD: list[tuple[str, Change, str]] = [
 ]
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(("name", "change", "message"), BAD, ids=[name for name, _, _ in BAD])
 def test_bad_input_is_named(name, change, message):
     problem = make_problem()

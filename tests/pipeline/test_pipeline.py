@@ -402,7 +402,7 @@ def test_a_damaged_run_is_named(tmp_path):
         distill(out)
     expert.unlink()
     (out / "checkpoint").write_bytes(b"something else")
-    with pytest.raises(StoreError, match="not a pad_fast checkpoint"):
+    with pytest.raises(StoreError, match="damaged or no checkpoint of pad_fast"):
         distill(out, resume=True)
 
 

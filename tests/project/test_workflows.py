@@ -19,9 +19,13 @@ def read(name: str) -> dict[str, Any]:
 
 def test_hooks_are_the_linters_of_make_lint_in_pinned_versions() -> None:
     (repository,) = read(".pre-commit-config.yaml")["repos"]
-    tools = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in repository["hooks"]}
-    lint = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nlint:")[2].partition("\n\n")[0]
+    commands = [hook["entry"] for hook in repository["hooks"]]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    lint, types = (makefile.partition(f"\n{target}:")[2].partition("\n\n")[0] for target in ("lint", "types"))
+    assert "make types" in commands and " types" in lint.splitlines()[0] and "$(BIN)/mypy" in types
+    tools = {command.split()[0].removeprefix(".venv/bin/") for command in commands} - {"make"}
     assert tools == set(re.findall(r"\$\(BIN\)/([\w-]+)", lint))
+    tools.add("mypy")
     pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert tools <= set(pinned) and tools <= set(PROJECT["optional-dependencies"]["test"])
 

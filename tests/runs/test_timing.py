@@ -1,4 +1,4 @@
-"""What a stage costs is measured, kept when the stage is reused, and never stops a run."""
+"""The cost of a stage is measured, kept when the stage is reused, and never stops a run."""
 
 from __future__ import annotations
 

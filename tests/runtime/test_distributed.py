@@ -72,7 +72,7 @@ def torchrun(*arguments: str, seconds: float = 120) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What rank 0, rank 1 and a process alone have computed."""
+    """Results of rank 0, rank 1 and a process alone."""
     folder = tmp_path_factory.mktemp("ranks")
     both = start("-m", "tests.support.ranks", str(folder))
     alone = ranks.everything(tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("networks"))
@@ -299,7 +299,7 @@ def test_a_killed_rank_ends_the_run_and_it_can_be_resumed(undisturbed, tmp_path,
 
 
 def read_header(path: Path) -> str:
-    """What a file of ours says about itself."""
+    """The description in a file of ours."""
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return str(header["__metadata__"]["pad_fast"])

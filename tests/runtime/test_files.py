@@ -101,6 +101,30 @@ def test_missing_and_unreadable_files(tmp_path):
         files.read_json(tmp_path / "binary.json", "thing")
 
 
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (KeyError("lr"), "x is damaged or no thing of pad_fast (no 'lr'); delete it"),
+        (ValueError("odd"), "x is damaged or no thing of pad_fast (odd); delete it"),
+        (UnicodeDecodeError("utf-8", b"a", 0, 1, "bad"), "x is damaged or no thing of pad_fast ('utf-8' codec"),
+        (RecursionError("deep"), "x is damaged or no thing of pad_fast (deep)"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "cannot read thing x: No such file"),
+        (StoreError("x belongs to somebody else"), "x belongs to somebody else"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_whatever_goes_wrong_in_a_file_names_it(raised, said):
+    with pytest.raises(StoreError) as caught, files.reading("x", "thing", way_out="delete it"):
+        raise raised
+    assert str(caught.value).startswith(said)
+
+
+def test_what_no_file_can_cause_stays_what_it_is():
+    for fault in (AssertionError, NameError, KeyboardInterrupt):
+        with pytest.raises(fault), files.reading("x", "thing"):
+            raise fault
+
+
 def test_output_folders_are_proved_before_work(tmp_path, monkeypatch):
     assert files.require_writable(tmp_path / "a" / "b").is_dir()
     assert listing(tmp_path / "a" / "b") == []

@@ -14,8 +14,9 @@ from pad_fast.models.spec import NetworkSpec
 from pad_fast.runtime import extension, files
 from pad_fast.runtime.rng import generator
 from pad_fast.scoring import native, networks
-from pad_fast.scoring.formulas import RunningScores, class_order, el2n, el2n_naive, grand, grand_naive
-from pad_fast.scoring.networks import Forgetting
+from pad_fast.scoring.forgetting import Forgetting
+from pad_fast.scoring.formulas import class_order, el2n, el2n_naive, grand, grand_naive
+from pad_fast.scoring.one_pass import RunningScores
 from pad_fast.training.trainer import Trainer, shuffled_batches
 
 from ..support.comparison import relative_error
@@ -28,7 +29,7 @@ needs_extension = pytest.mark.skipif(not extension.available(), reason=f"pad_fas
 
 @pytest.fixture
 def no_extension(monkeypatch):
-    """What an installation without a compiler has: any use of the extension raises."""
+    """An installation without a compiler: any use of the extension raises."""
     monkeypatch.setattr(extension, "_module", None)
     monkeypatch.setattr(extension, "_reason", "left out by this test")
 
@@ -276,7 +277,7 @@ def test_a_repeated_call_uses_the_networks_that_are_there(tmp_path, monkeypatch,
     data = small_data()
     undisturbed = score(data, networks=3, **SETTINGS)
     trained = []
-    original = networks.train
+    original = networks.train_score_networks
 
     def train(recipe, numbers, *arguments):
         if len(trained) == 2:
@@ -284,7 +285,7 @@ def test_a_repeated_call_uses_the_networks_that_are_there(tmp_path, monkeypatch,
         trained.extend(numbers)
         return original(recipe, numbers, *arguments)
 
-    monkeypatch.setattr(networks, "train", train)
+    monkeypatch.setattr(networks, "train_score_networks", train)
     settings = {**SETTINGS, "networks_dir": tmp_path / "networks"}
     with pytest.raises(KeyboardInterrupt):
         score(data, networks=3, **settings)
@@ -303,7 +304,7 @@ def test_a_repeated_call_uses_the_networks_that_are_there(tmp_path, monkeypatch,
         score(small_data(seed=1), networks=3, **settings)
     path = tmp_path / "networks" / "network-0001.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(StoreError, match="is not a score network of pad_fast"):
+    with pytest.raises(StoreError, match="is damaged or no score network of pad_fast"):
         score(data, networks=3, **settings)
 
 
@@ -316,7 +317,7 @@ def test_batch_statistics_are_kept_with_a_network(tmp_path):
 
 
 def test_grand_says_early_that_a_network_has_no_features(monkeypatch):
-    monkeypatch.setattr(networks, "train", lambda *a: pytest.fail("trained before the check"))
+    monkeypatch.setattr(networks, "train_score_networks", lambda *a: pytest.fail("trained before the check"))
     monkeypatch.setattr(NetworkSpec, "build", lambda *a: FlatNetwork(torch.nn.Linear(2, 2)))
     with pytest.raises(InputError, match="GraNd needs the penultimate features"):
         score(small_data(), method="grand", **SETTINGS)
@@ -434,7 +435,7 @@ def test_damaged_and_foreign_files(tmp_path):
     twice = Difficulty(torch.zeros(4), [torch.tensor([0, 1]), torch.tensor([1, 2])], "el2n")
     twice.save(tmp_path / "twice.safetensors")
     for name in ("short", "foreign", "words", "other"):
-        with pytest.raises(StoreError, match=rf"{name}\.safetensors does not hold difficulty scores"):
+        with pytest.raises(StoreError, match=rf"{name}\.safetensors is damaged or no difficulty scores of"):
             Difficulty.load(tmp_path / f"{name}.safetensors")
     with pytest.raises(StoreError, match="not a permutation"):
         Difficulty.load(tmp_path / "twice.safetensors")

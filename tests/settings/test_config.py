@@ -11,6 +11,8 @@ from pad_fast import Config
 from pad_fast.errors import ConfigError
 from pad_fast.settings.yaml_files import REFERENCE_KEYS, is_reference, known_keys, read_yaml, to_yaml, translate
 
+from ..support.settings import changed_everywhere
+
 REFERENCE_STYLE = """\
 # the keys of published files, every one of them
 dataset: CIFAR10
@@ -193,52 +195,8 @@ def test_files_that_are_no_settings(tmp_path):
         read_yaml(tmp_path / "none.yaml")
 
 
-def changed_everywhere() -> Config:
-    """A config in which no field has its default."""
-    special = {
-        "method": "mtt",
-        "score_method": "grand",
-        "expert_optimizer": "sgd",
-        "mask": "loss",
-        "mask_ratio": 0.25,
-        "pix_init": "noise",
-        "gradient": "tesla",
-        "dsa_mode": "reference",
-        "dsa": "color_crop",
-        "resolution": 16,
-        "batch_syn": 7,
-        "threshold": None,
-        "ema_decay": 0.995,
-        "order_file": "orders/table.pt",
-        "buffer_path": "a b/ä",
-        "prune": "hardest:0.2",
-        "keep": "0:22,-1",
-        "expert_storage": "float16",
-        "split": "batch",
-        "validation_fraction": 0.1,
-        "validation_every": 206,
-        "outer_loop": 3,
-        "inner_loop": 7,
-        "lr_lr": 1e-7,
-    }
-    values = {}
-    for item in fields(Config):
-        default = item.default
-        if item.name in special:
-            values[item.name] = special[item.name]
-        elif isinstance(default, bool):
-            values[item.name] = not default
-        elif isinstance(default, int):
-            values[item.name] = default + 3
-        elif isinstance(default, float):
-            values[item.name] = default * 0.75
-        else:
-            values[item.name] = f"{default}x"
-    return Config(**values)
-
-
 def test_yaml_round_trip(tmp_path):
-    config = changed_everywhere()
+    config = Config(**changed_everywhere())
     assert [f.name for f in fields(Config) if getattr(config, f.name) == f.default] == []
     for each in (Config(), config):
         back = Config(**read_yaml(written(tmp_path, to_yaml(each))))
@@ -247,7 +205,7 @@ def test_yaml_round_trip(tmp_path):
 
 
 def test_describe_by_stage():
-    config = changed_everywhere()
+    config = Config(**changed_everywhere())
     stages = ("data", "scores", "experts", "distill", "run", "evaluate")
     pieces = [config.describe(stage) for stage in stages]
     assert sum(len(piece) for piece in pieces) == len(fields(Config))

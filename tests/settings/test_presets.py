@@ -6,7 +6,7 @@ import pytest
 
 from pad_fast import Config
 from pad_fast.errors import ConfigError
-from pad_fast.settings.config import BATCH_METHODS, TRAJECTORY_METHODS
+from pad_fast.settings.choices import BATCH_METHODS, TRAJECTORY_METHODS
 from pad_fast.settings.presets import preset, preset_names
 from pad_fast.settings.resolve import make_settings
 from pad_fast.settings.yaml_files import to_yaml
@@ -180,7 +180,7 @@ device: 1
 
 def test_reference_file_keeps_the_references_defaults(tmp_path):
     """CIFAR-10 at 10 images a class is published with 10 -> 20 by 1000; a file that says nothing means 20 by 3000."""
-    settings = make_settings(file=written(tmp_path, REFERENCE_CORE))
+    settings = make_settings(config=written(tmp_path, REFERENCE_CORE))
     config = settings.config
     assert (config.sequential_generation, config.current_max_start_epoch, config.expansion_end_epoch) == (
         (True, 20, 3000)
@@ -192,7 +192,7 @@ def test_reference_file_keeps_the_references_defaults(tmp_path):
 
 def test_reference_file_beats_its_defaults(tmp_path):
     text = REFERENCE_CORE + "Sequential_Generation: False\ncurrent_max_start_epoch: 7\nexpansion_end_epoch: 90\n"
-    config = make_settings(file=written(tmp_path, text)).config
+    config = make_settings(config=written(tmp_path, text)).config
     assert (config.sequential_generation, config.current_max_start_epoch, config.expansion_end_epoch) == (
         (False, 7, 90)
     )
@@ -200,15 +200,15 @@ def test_reference_file_beats_its_defaults(tmp_path):
 
 @pytest.mark.parametrize("key", ["depth_ratio: 0.5", "num_eval: 3", "Iteration: 50", "dsa_strategy: flip"])
 def test_one_reference_key_is_enough(tmp_path, key):
-    config = make_settings(file=written(tmp_path, f"dataset: CIFAR10\nipc: 10\n{key}\n")).config
+    config = make_settings(config=written(tmp_path, f"dataset: CIFAR10\nipc: 10\n{key}\n")).config
     assert (config.current_max_start_epoch, config.expansion_end_epoch) == (20, 3000)
 
 
 def test_file_of_ours_keeps_the_preset(tmp_path):
-    config = make_settings(file=written(tmp_path, "dataset: CIFAR10\nipc: 10\nlr_img: 50\n")).config
+    config = make_settings(config=written(tmp_path, "dataset: CIFAR10\nipc: 10\nlr_img: 50\n")).config
     assert (config.current_max_start_epoch, config.expansion_end_epoch, config.lr_img) == (10, 1000, 50.0)
     whole = written(tmp_path, to_yaml(make_settings(preset_name="cifar10-ipc10").config))
-    assert make_settings(file=whole).config == make_settings(preset_name="cifar10-ipc10").config
+    assert make_settings(config=whole).config == make_settings(preset_name="cifar10-ipc10").config
 
 
 def test_reference_defaults_of_a_narrow_range_run_to_the_end(tmp_path):
@@ -216,24 +216,24 @@ def test_reference_defaults_of_a_narrow_range_run_to_the_end(tmp_path):
     from pad_fast.distillation.schedule import start_epoch_limit
 
     text = "dataset: CIFAR10\nipc: 1\nIteration: 10000\nmax_start_epoch: 4\n"
-    config = make_settings(file=written(tmp_path, text)).config
+    config = make_settings(config=written(tmp_path, text)).config
     assert (config.sequential_generation, config.max_start_epoch) == (True, 4)
     assert {start_epoch_limit(config, iteration) for iteration in range(0, 10_000, 50)} == {4}
 
 
 def test_a_method_without_sequential_generation_stays_without(tmp_path):
     file = written(tmp_path, REFERENCE_CORE)
-    assert not make_settings(file=file, method="mtt").config.sequential_generation
-    assert make_settings(file=file, method="datm").config.sequential_generation
+    assert not make_settings(config=file, method="mtt").config.sequential_generation
+    assert make_settings(config=file, method="datm").config.sequential_generation
 
 
 def test_precedence(tmp_path):
     file = written(tmp_path, "dataset: CIFAR10\nipc: 50\nlr_img: 7\nmethod: datm\n")
-    settings = make_settings(file=file, dataset="digits", ipc=1, overrides={"lr_y": 4, "lr_img": 8})
+    settings = make_settings(config=file, dataset="digits", ipc=1, overrides={"lr_y": 4, "lr_img": 8})
     config = settings.config
     assert (config.dataset, config.ipc, config.method) == ("CIFAR10", 50, "datm")
     assert (config.lr_img, config.lr_y, config.expert_epochs, config.mask) == (8.0, 4.0, 3, "none")
-    chosen = make_settings(file=file, preset_name="cifar100-ipc10", overrides={"dataset": "cifar10"}).config
+    chosen = make_settings(config=file, preset_name="cifar100-ipc10", overrides={"dataset": "cifar10"}).config
     assert (chosen.dataset, chosen.ipc, chosen.max_start_epoch) == ("cifar10", 50, 50)
 
 

@@ -29,7 +29,7 @@ from pad_fast.engines.registry import _engines
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.operations import Operations
 from pad_fast.errors import PadFastError, RankError
-from pad_fast.experts.train import ExpertTraining
+from pad_fast.experts.training import ExpertTraining
 from pad_fast.models import FlatNetwork
 from pad_fast.runtime import distributed, extension
 from pad_fast.settings.config import Config
@@ -110,7 +110,7 @@ def all_gradients() -> dict[str, dict[str, Tensor]]:
 
 
 def refusals() -> dict[str, str]:
-    """What cannot be divided, by name."""
+    """Settings that cannot be divided, by name."""
     found = {}
     for name, changes in (
         ("batch norm", {"model": network("batch")}),
@@ -165,7 +165,7 @@ def walks(folder: Path) -> ExpertStore:
 
 
 def distilled(store: ExpertStore, split: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What some iterations change in the state, and the losses."""
+    """Changes that some iterations make to the state, and the losses."""
     config = loop_config(**SPLITS[split])
     net = network()
     net.module.to(dtype)

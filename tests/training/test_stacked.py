@@ -18,17 +18,17 @@ from pad_fast.engines.autograd import AutogradEngine
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.operations import Operations
 from pad_fast.errors import InputError, StoreError
-from pad_fast.evaluation.network import Network, Recipe, train
+from pad_fast.evaluation.network import EvaluationRecipe, Network, train_networks
 from pad_fast.experts import train as train_module
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.runtime import distributed
 from pad_fast.runtime.device import sent
 from pad_fast.runtime.distributed import Group
 from pad_fast.runtime.rng import generator
+from pad_fast.scoring.forgetting import Forgetting
 from pad_fast.scoring.formulas import class_order
-from pad_fast.scoring.networks import Forgetting
 from pad_fast.training.optimizers import GSAM, SGD
-from pad_fast.training.trainer import Draws, Trainer, in_groups, together
+from pad_fast.training.trainer import Trainer, TrainingStreams, in_groups, together
 
 from ..support.comparison import relative_error
 from ..support.small import MODEL, QUIET, SIZES, small_data
@@ -206,7 +206,7 @@ def test_every_rank_gets_its_share_of_a_group(tmp_path, oracle, monkeypatch, mis
     monkeypatch.setattr(distributed, "group", lambda: Group(0, ranks))
     store = ExpertStore.create(tmp_path, parameter_count=3, epochs=1, metadata={"model": MODEL})
     network = NetworkSpec(MODEL, 1, 3, 8).build(0, "probe")
-    assert train_module._together(store, network, missing, 10, device=CPU, backend="oracle") == expected
+    assert train_module.experts_together(store, network, missing, 10, device=CPU, backend="oracle") == expected
 
 
 def test_snapshots_leave_memory_to_others(tmp_path, oracle, monkeypatch):
@@ -214,7 +214,7 @@ def test_snapshots_leave_memory_to_others(tmp_path, oracle, monkeypatch):
     network = NetworkSpec(MODEL, 1, 3, 8).build(0, "probe")
     for free, expected in ((12, 3), (11, 2), (3, 1)):
         monkeypatch.setattr(train_module, "free_bytes", lambda _, free=free: free * store.bytes_per_expert)
-        found = train_module._together(store, network, 6, 10, device=CPU, backend="oracle")
+        found = train_module.experts_together(store, network, 6, 10, device=CPU, backend="oracle")
         assert found == expected
 
 
@@ -362,11 +362,11 @@ def test_an_epoch_reads_nothing_from_the_device(oracle, networks, optimizer):
     images, labels = data.train_images, data.train_labels
     forgetting = Forgetting(labels, 1, networks=networks if trainer.stacked else None)
     for strategy, expected in (("none", 0), ("color_crop", networks * 4)):
-        draws = Draws(trainer, [generator(0, k) for k in range(networks)], DSA(strategy))
+        streams = TrainingStreams(trainer, [generator(0, k) for k in range(networks)], DSA(strategy))
         optimizer._buffer = None
         with Reads() as reads:
-            batches = draws.batches(torch.arange(len(images)), 10)
-            loss = trainer.epoch(images, labels, batches, optimizer, draws.augment, forgetting.observe)
+            batches = streams.batches(torch.arange(len(images)), 10)
+            loss = trainer.epoch(images, labels, batches, optimizer, streams.augment, forgetting.observe)
             counts = forgetting.counts()
         assert reads.count == expected
         assert bool(loss.isfinite().all()) and counts.shape[-1] == len(images)
@@ -378,10 +378,12 @@ def test_an_epoch_reads_nothing_from_the_device(oracle, networks, optimizer):
 def test_an_evaluation_looks_at_its_losses_now_and_then(oracle):
     """Epochs of one step each: fifty of them are under way before the host waits."""
     spec, distilled = NetworkSpec(MODEL, 1, 3, 8), distilled_set()
-    recipe = Recipe(lr=0.05, epochs=60, batch=8, dsa="none")
+    recipe = EvaluationRecipe(lr=0.05, epochs=60, batch=8, dsa="none")
     networks = [Network(spec, 0, "distilled", index) for index in range(3)]
     with Reads() as reads:
-        work = train(networks, [(distilled.images, distilled.targets)] * 3, recipe, device=CPU, backend="oracle")
+        work = train_networks(
+            networks, [(distilled.images, distilled.targets)] * 3, recipe, device=CPU, backend="oracle"
+        )
         seen = []
         for _ in work:
             seen.append(reads.count)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ...data.augment import DSADraw, SeededDSA
@@ -21,7 +22,9 @@ from ..base import (
     Engine,
     GradientDistance,
     Inputs,
+    Labels,
     Passes,
+    StackedLabels,
     Student,
     Task,
     Wants,
@@ -114,7 +117,7 @@ class TritonEngine(Engine):
         return kernel_gradient_distance(task.device)
 
     def augmentation(
-        self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Tensor
+        self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Float[Tensor, "N ..."]
     ) -> Augmentation | None:
         """DSA with a seed is drawn and applied by kernels; any other callable is recorded by autograd."""
         if not isinstance(augment, SeededDSA) or augment.augmentation.mode != "fast":
@@ -130,15 +133,15 @@ class TritonEngine(Engine):
         return self.graphs.passes(whole, make, task.device)
 
     def loss_grad_logits(
-        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " P"], Float[Tensor, "B classes"]]:
         """One plain step."""
         losses, gradients, logits = self.stacked_loss_grad_logits(task, theta[None], images[None], labels[None])
         return losses[0], gradients[0], logits[0]
 
     def stacked_loss_grad_logits(
-        self, task: Task, theta: Tensor, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, task: Task, theta: Float[Tensor, "K P"], images: Float[Tensor, "K B ..."], labels: StackedLabels
+    ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K P"], Float[Tensor, "K B classes"]]:
         """One plain step of K networks in the launches of one."""
 
         def work(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -153,11 +156,15 @@ class TritonEngine(Engine):
             losses, gradients, logits = work(*inputs)
         return losses, gradients, logits
 
-    def forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
+    def forward(
+        self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."]
+    ) -> Float[Tensor, "B classes"]:
         """Logits `[B, classes]`."""
         return self.stacked_forward(task, theta[None], images[None])[0]
 
-    def stacked_forward(self, task: Task, theta: Tensor, images: Tensor) -> Tensor:
+    def stacked_forward(
+        self, task: Task, theta: Float[Tensor, "K P"], images: Float[Tensor, "K B ..."]
+    ) -> Float[Tensor, "K B classes"]:
         """Logits `[K, B, classes]` of K networks in the launches of one."""
         require_batch(task, theta, images)
         steps, theta, images = self._steps(task), contiguous_data(theta), images.detach()
@@ -173,7 +180,7 @@ class TritonEngine(Engine):
         activations = self._steps(task).working_bytes(1, batch, size)
         return max(1, _WORKING_BYTES // (activations + _VECTORS * task.network.parameter_count * size))
 
-    def augment_each(self, images: Tensor, draws: Sequence[DSADraw]) -> Tensor:
+    def augment_each(self, images: Float[Tensor, "K B C H W"], draws: Sequence[DSADraw]) -> Float[Tensor, "K B C H W"]:
         """One launch, whatever the networks drew."""
         augment = self.operations.augment
         table = sent(augment.table_of(draws, images.shape[1]), images.device)
@@ -192,15 +199,15 @@ class TritonEngine(Engine):
     def _gradient(
         self,
         task: Task,
-        theta: Tensor,
-        images: Tensor,
-        labels: Tensor,
+        theta: Float[Tensor, "K P"],
+        images: Float[Tensor, "K B C H W"],
+        labels: Labels | StackedLabels,
         *,
-        out: Tensor | None = None,
+        out: Float[Tensor, "K P"] | None = None,
         keep: Callable[[], list[Tensor] | None] = lambda: None,
         restart: Callable[[], None] = lambda: None,
         forget: Callable[[], bool] | None = None,
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K P"], list[Float[Tensor, "_ K _ classes"]]]:
         """Losses `[K]`, gradients `[K, P]`, and the logits of every part of the batch as :meth:`Steps.plain` has them.
 
         Args:
@@ -308,7 +315,9 @@ class _TritonStudent(Student):
         self.gradients: Tensor | None = None
         self.pulled: Tensor | None = None
 
-    def gradient(self, step: int, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def gradient(
+        self, step: int, theta: Float[Tensor, "K P"], images: Float[Tensor, "B ..."], labels: Labels
+    ) -> Float[Tensor, "K P"]:
         require_batch(self.task, theta, images, labels)
         size = self.steps.kept_bytes(len(theta), len(images), images.element_size())
         images = _stacked(contiguous_data(images), len(theta))
@@ -335,7 +344,13 @@ class _TritonStudent(Student):
         return gradients
 
     def adjoint(
-        self, step: int, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor, wants: Wants
+        self,
+        step: int,
+        theta: Float[Tensor, "K P"],
+        direction: Float[Tensor, "K P"],
+        images: Float[Tensor, "B ..."],
+        labels: Labels,
+        wants: Wants,
     ) -> Adjoint:
         require_batch(self.task, theta, images, labels)
         trajectories, direction = len(theta), contiguous_data(direction)

@@ -8,13 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...data.augment import SeededDSA
 from ...models.flat import Channels
+from ...models.updates import Updates
 from ...runtime.device import sent
 from ..base import Augmentation, Wants
-from ..updates import Updates
 from .operations import AugmentOperations, Operations
 
 
@@ -24,22 +25,30 @@ class KernelDistance:
     def __init__(self, operations: Callable[[], Operations]) -> None:
         self.operations = operations
 
-    def value(self, end: Tensor, start: Tensor, target: Tensor, *, first_kept: int, dropped: int) -> Tensor:
+    def value(
+        self,
+        end: Float[Tensor, "K P"],
+        start: Float[Tensor, "K P"],
+        target: Float[Tensor, "K P"],
+        *,
+        first_kept: int,
+        dropped: int,
+    ) -> Float[Tensor, " K"]:
         """`[K]`."""
         with on(end.device):
             return self.operations().matching.distance(end, start, target, first_kept=first_kept, dropped=dropped)
 
     def gradients(
         self,
-        end: Tensor,
-        start: Tensor,
-        target: Tensor,
-        grad: Tensor,
+        end: Float[Tensor, "K P"],
+        start: Float[Tensor, "K P"],
+        target: Float[Tensor, "K P"],
+        grad: Float[Tensor, " K"],
         wants: Wants,
         *,
         first_kept: int,
         dropped: int,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Float[Tensor, "K P"], Float[Tensor, "K P"] | None, Float[Tensor, "K P"] | None]:
         """Gradients in `end`, `start` and `target`."""
         with on(end.device):
             v, for_start, for_target = self.operations().matching.distance_gradients(
@@ -59,8 +68,8 @@ class KernelGradientDistance:
     """The distance of gradient matching by the kernel of `pad_fast.kernels.gradient_distance`."""
 
     def value_and_direction(
-        self, real: Tensor, synthetic: Tensor, channels: Sequence[Channels]
-    ) -> tuple[Tensor, Tensor]:
+        self, real: Float[Tensor, "G P"], synthetic: Float[Tensor, "G P"], channels: Sequence[Channels]
+    ) -> tuple[Float[Tensor, " G"], Float[Tensor, "G P"]]:
         """One launch reads both gradients and writes the direction."""
         from ...kernels import gradient_distance as kernel  # here, so that only its use imports Triton
 
@@ -108,14 +117,16 @@ class KernelUpdates(Updates):
 class KernelDSA(Augmentation):
     """DSA drawn on the device from one number, so that nothing of it changes the operations of a run."""
 
-    def __init__(self, operations: AugmentOperations, augment: SeededDSA, sizes: Sequence[int], images: Tensor) -> None:
+    def __init__(
+        self, operations: AugmentOperations, augment: SeededDSA, sizes: Sequence[int], images: Float[Tensor, "N C H W"]
+    ) -> None:
         self.operations, self.dsa = operations, augment.augmentation
         self.sizes, self.shape, self.device = tuple(sizes), tuple(images.shape[1:]), images.device
         self.places = [augment.place(size, step) for step, size in enumerate(sizes)]
         self.key = ("dsa", self.dsa.operations, self.dsa.siamese)
         self.seed = sent(torch.tensor(augment.seed, dtype=torch.int64), images.device)
 
-    def begin(self, seed: Tensor | None) -> None:
+    def begin(self, seed: Int[Tensor, ""] | None) -> None:
         assert seed is not None  # it is this object's own
         with on(self.device):
             self.table = self.operations.draw(
@@ -127,14 +138,18 @@ class KernelDSA(Augmentation):
                 siamese=self.dsa.siamese,
             )
 
-    def forward(self, step: int, images: Tensor, batch: Tensor) -> Tensor:
+    def forward(
+        self, step: int, images: Float[Tensor, "N C H W"], batch: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B C H W"]:
         with on(self.device):
             return self.operations.apply(images, self._row(step), index=batch)
 
-    def again(self, step: int, images: Tensor, batch: Tensor, wants: Wants) -> Tensor:
+    def again(
+        self, step: int, images: Float[Tensor, "N C H W"], batch: Int[Tensor, " B"], wants: Wants
+    ) -> Float[Tensor, "B C H W"]:
         return self.forward(step, images, batch)
 
-    def pull(self, step: int, grad: Tensor) -> Tensor:
+    def pull(self, step: int, grad: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         with on(self.device):
             return self.operations.transpose(grad, self._row(step))
 

@@ -197,7 +197,7 @@ class MatchingOperations(Protocol):
 
 
 class UpdateOperations(Protocol):
-    """Steps on vectors, see :class:`pad_fast.engines.updates.Updates`."""
+    """Steps on vectors, see :class:`pad_fast.models.updates.Updates`."""
 
     def sgd(self, theta: Tensor, g: Tensor, lr: Tensor, out: Tensor | None = None) -> Tensor: ...
     def momentum_sgd(

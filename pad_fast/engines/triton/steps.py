@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor
 
 from ...models import ConvNetConfig
-from ..base import Wants
+from ..base import Labels, StackedLabels, Wants
 from ..convnet_layout import Block, blocks_of
 from .operations import Filters, FirstBlockOperations, Operations, Place, Statistics
 
@@ -57,7 +58,7 @@ class Steps:
         else:
             self.first = _ManyChannels(operations)
 
-    def logits(self, theta: Tensor, x: Tensor) -> Tensor:
+    def logits(self, theta: Float[Tensor, "K P"], x: Float[Tensor, "K B C H W"]) -> Float[Tensor, "K B classes"]:
         """`[K, B, classes]`."""
         h, _ = self.first.forward(x, theta, self.where, precision=self.precision)
         for block, w in zip(self.later, self._weights(theta), strict=True):
@@ -67,15 +68,15 @@ class Steps:
 
     def plain(
         self,
-        theta: Tensor,
-        x: Tensor,
-        labels: Tensor,
+        theta: Float[Tensor, "K P"],
+        x: Float[Tensor, "K B C H W"],
+        labels: Labels | StackedLabels,
         *,
         batch: int,
-        out: Tensor,
+        out: Float[Tensor, "K P"],
         accumulate: bool,
         keep: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, " K"], Float[Tensor, "_ K B classes"]]:
         """One plain step (1)-(7) on a part of a batch of `batch` images.
 
         Args:
@@ -113,17 +114,17 @@ class Steps:
 
     def adjoint(
         self,
-        theta: Tensor,
-        v: Tensor,
-        x: Tensor,
-        labels: Tensor,
+        theta: Float[Tensor, "K P"],
+        v: Float[Tensor, "K P"],
+        x: Float[Tensor, "K B C H W"],
+        labels: Labels,
         *,
         batch: int,
-        out: Tensor,
+        out: Float[Tensor, "K P"],
         accumulate: bool,
         kept: list[Tensor] | None,
         wants: Wants,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K B C H W"] | None, Float[Tensor, "B classes"] | None]:
         """The tangent pass along `v` (8)-(10) and the pass back through it (11)-(19), (24)-(27).
 
         Args:

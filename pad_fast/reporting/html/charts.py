@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from html import escape
 from statistics import median
 
+from markupsafe import Markup
+
+from .page import empty
+
 _WIDTH, _HEIGHT = 1000.0, 300.0  # of the SVG's own coordinates; the page stretches them
 _MOST_POINTS = 1200
 
@@ -63,7 +67,7 @@ def line_chart(
     limit: float | None = None,
     limit_label: str = "",
     whole: bool = True,
-) -> str:
+) -> Markup:
     """Curves over a common x, with ticks on both axes.
 
     The vertical range is that of the data, unless a few points are so far above the rest that they would
@@ -86,7 +90,7 @@ def line_chart(
     curves = [(line, _finite(line.x, line.y)) for line in lines]
     points = [point for _, curve in curves for point in curve]
     if not points:
-        return '<p class="empty">Nothing recorded.</p>'
+        return empty("Nothing recorded.")
     errors = [error for line in lines for error in _errors(line)]
     x_range = _span([x for x, _ in points])
     x_low, x_high = x_range
@@ -139,7 +143,7 @@ def histogram(
     y_label: str,
     description: str,
     span: tuple[float, float] | None = None,
-) -> str:
+) -> Markup:
     """Counts of finite values in 5 to 30 bins of equal width (about the square root of their number).
 
     Args:
@@ -162,12 +166,12 @@ def stacked_histogram(
     y_label: str,
     description: str,
     span: tuple[float, float] | None = None,
-) -> str:
+) -> Markup:
     """A :func:`histogram` of all values, each bar divided by group, the first at the bottom."""
     kept = [[float(value) for value in group.values if math.isfinite(value)] for group in groups]
     everything = [value for values in kept for value in values]
     if not everything:
-        return '<p class="empty">Nothing recorded.</p>'
+        return empty("Nothing recorded.")
     low, high = _span(everything if span is None else span)
     bins = max(5, min(30, math.ceil(math.sqrt(len(everything)))))
     counts = [[0] * bins for _ in groups]
@@ -193,14 +197,14 @@ def stacked_histogram(
     return _figure(body, across, _Axis(y_label, (0.0, top), up), description, legend, "")
 
 
-def band_chart(band: Band, *, x_label: str, y_label: str, description: str, y_span: tuple[float, float]) -> str:
+def band_chart(band: Band, *, x_label: str, y_label: str, description: str, y_span: tuple[float, float]) -> Markup:
     """An area over a whole-numbered x, of which each is the left end of a step that is one wide.
 
     Returns:
         A `<figure>`; a sentence instead when the band has no point.
     """
     if not band.x:
-        return '<p class="empty">Nothing recorded.</p>'
+        return empty("Nothing recorded.")
     (x_low, x_high), (y_low, y_high) = (min(band.x), max(band.x) + 1), y_span
 
     def place(x: float, y: float) -> str:
@@ -213,6 +217,21 @@ def band_chart(band: Band, *, x_label: str, y_label: str, description: str, y_sp
     body += [_grid_line(_HEIGHT * (y_high - y) / (y_high - y_low)) for y in up]
     across = _Axis(x_label, (x_low, x_high), ticks(x_low, x_high, whole=True))
     return _figure(body, across, _Axis(y_label, y_span, up), description, [], "")
+
+
+def accuracy_bar(mean: float, spread: float | None) -> Markup:
+    """A bar from 0 to `mean` percent of its cell, with a whisker of `spread` points to both sides."""
+    bar = ""
+    if math.isfinite(mean):
+        length = min(max(mean, 0.0), 100.0)
+        bar = f'<rect class="bar" x="0" y="3" width="{length:.2f}" height="10"/>'
+        if spread and math.isfinite(spread):
+            left, right = max(0.0, length - spread), min(100.0, length + spread)
+            bar += f'<path class="whisker" d="M{left:.2f} 8H{right:.2f}"/>'
+    return Markup(
+        '<svg viewBox="0 0 100 16" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect class="track" x="0" y="3" width="100" height="10"/>{bar}</svg>'
+    )
 
 
 def smoothing_window(count: int) -> int:
@@ -325,13 +344,13 @@ class _Axis:
         )
 
 
-def _figure(body: list[str], x: _Axis, y: _Axis, description: str, legend: list[tuple[str, str]], note: str) -> str:
+def _figure(body: list[str], x: _Axis, y: _Axis, description: str, legend: list[tuple[str, str]], note: str) -> Markup:
     keys = "".join(f'<span class="key {style}">{escape(label)}</span>' for style, label in legend)
     if len(legend) < 2:
         keys = ""
     if note:
         keys += f"<span>{escape(note)}</span>"
-    return (
+    return Markup(
         f'<figure class="chart"><div class="y-label">{escape(y.label)}</div><div class="plot">'
         f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" preserveAspectRatio="none" role="img">'
         f"<title>{escape(description)}</title>{''.join(body)}</svg>"

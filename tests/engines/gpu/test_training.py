@@ -10,9 +10,9 @@ from pad_fast.engines import Task, select
 from pad_fast.models import FlatNetwork
 from pad_fast.models.spec import NetworkSpec
 from pad_fast.runtime.rng import generator
-from pad_fast.scoring.networks import Forgetting
+from pad_fast.scoring.forgetting import Forgetting
 from pad_fast.training.optimizers import GSAM, SGD
-from pad_fast.training.trainer import Draws, Trainer
+from pad_fast.training.trainer import Trainer, TrainingStreams
 
 from ...support.comparison import relative_error
 from ...support.gpu import DOUBLE, GPU, STEP, assert_same, needs_gpu
@@ -77,7 +77,7 @@ def test_training_together_does_not_wait_for_the_gpu(engine):
     labels = torch.randint(0, 10, (70,), generator=draws).to(GPU)
     for count in (1, 4):
         trainer = Trainer([spec.build(0, k) for k in range(count)], device=GPU, backend="triton")
-        drawn = Draws(trainer, [generator(0, k) for k in range(count)], DSA())
+        drawn = TrainingStreams(trainer, [generator(0, k) for k in range(count)], DSA())
         forgetting = Forgetting(labels, 4, networks=count if trainer.stacked else None)
         everything, optimizer = torch.arange(70, device=GPU), GSAM(0.05)
         for epoch in range(12):

@@ -7,7 +7,7 @@ Every tile leaves a partial sum in float64; whoever needs the sum adds the parti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import no_type_check
 
 import torch
 import triton
@@ -15,42 +15,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
-from .launch import Cost, launch
-
-if TYPE_CHECKING:
-    from .aot import Production
+from .calls import Call, moved
 
 WARPS = 4
 MAX_TILES = 512
 """Most tiles of a row that is summed: several for each multiprocessor, few enough for each program to add up."""
 _MAX_TILES = tl.constexpr(MAX_TILES)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One launch with all its arguments, so that exactly what runs can be compiled ahead of time."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    args: tuple[Any, ...]
-    cost: Cost
-    options: dict[str, Any]
-
-    def run(self) -> None:
-        """Launch it."""
-        launch(self.kernel, self.grid, *self.args, cost=self.cost, **self.options)
-
-    def production(self, name: str, *, hot: bool = True, precision: str = "ieee") -> Production:
-        """The same launch for the compiler; tensors may be on the "meta" device."""
-        from .aot import production_of
-
-        options = {"hot": hot, "precision": precision, **self.options}
-        return production_of(name, self.kernel, *self.args, cost=self.cost, **options)
-
-
-def moved(*tensors: Tensor) -> Cost:
-    """The cost of touching each tensor once."""
-    return Cost(sum(tensor.nbytes for tensor in tensors))
 
 
 @dataclass(frozen=True)
@@ -98,6 +68,33 @@ def require_alike(*, contiguous: bool = True, **tensors: Tensor) -> None:
 
 
 @triton.jit
+@no_type_check
+def load_block(p_row, start, first, length, BLOCK: tl.constexpr):
+    """The block of a row that begins at entry `start`, 0 in front of entry `first` and from `length` on.
+
+    A mask would narrow every access to one entry, so only a block at either end has one.
+    """
+    o = tl.arange(0, BLOCK)
+    if (start >= first) & (start + BLOCK <= length):
+        block = tl.load(p_row + start + o)
+    else:
+        block = tl.load(p_row + start + o, mask=(start + o >= first) & (start + o < length), other=0.0)
+    return block
+
+
+@triton.jit
+@no_type_check
+def store_block(p_row, block, start, length, BLOCK: tl.constexpr):
+    """Write the block that begins at entry `start`, up to `length`; see :func:`load_block`."""
+    o = tl.arange(0, BLOCK)
+    if start + BLOCK <= length:
+        tl.store(p_row + start + o, block)
+    else:
+        tl.store(p_row + start + o, block, mask=start + o < length)
+
+
+@triton.jit
+@no_type_check
 def total(p_partial, count):
     """Sum of `count` partial sums."""
     o = tl.arange(0, _MAX_TILES)
@@ -108,6 +105,7 @@ def total(p_partial, count):
 
 
 @triton.jit
+@no_type_check
 def _finish_kernel(p_out, p_partial, count, divisor):
     k = tl.program_id(0).to(tl.int64)
     tl.store(p_out + k, (total(p_partial + k * count, count) / divisor).to(p_out.dtype.element_ty))

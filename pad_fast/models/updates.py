@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 # Added to GSAM's norms before a division.
 _TINY = 1e-12
+
+
+Vectors = Float[Tensor, "*K P"]
+"""Parameters of one network `[P]`, or of several `[K, P]`."""
+Rate = Float[Tensor, ""] | Float[Tensor, " _"]
+"""A learning rate for all rows, or one for each."""
 
 
 class Updates:
@@ -16,21 +23,21 @@ class Updates:
     `[K]` for one rate per row. Results are written to `out` when it is given, which may be one of the vectors.
     """
 
-    def sgd(self, theta: Tensor, g: Tensor, lr: Tensor, out: Tensor | None = None) -> Tensor:
+    def sgd(self, theta: Vectors, g: Vectors, lr: Rate, out: Vectors | None = None) -> Vectors:
         """`theta - lr * g`: a student's step, and with `v` and its derivative, the step back."""
         return torch.addcmul(theta, g, lr.reshape(()) if lr.numel() == 1 else lr[:, None], value=-1, out=out)
 
     def momentum_sgd(
         self,
-        theta: Tensor,
-        g: Tensor,
-        buffer: Tensor,
-        lr: Tensor,
+        theta: Vectors,
+        g: Vectors,
+        buffer: Vectors,
+        lr: Rate,
         *,
         momentum: float,
         weight_decay: float = 0.0,
-        out: Tensor | None = None,
-    ) -> Tensor:
+        out: Vectors | None = None,
+    ) -> Vectors:
         """`buffer <- momentum * buffer + g + weight_decay * theta`, then `theta - lr * buffer`.
 
         Args:
@@ -41,13 +48,13 @@ class Updates:
             direction = buffer.mul_(momentum).add_(direction)
         return self.sgd(theta, direction, lr, out)
 
-    def gsam_ascent(self, theta: Tensor, g: Tensor, *, rho: float, out: Tensor | None = None) -> Tensor:
+    def gsam_ascent(self, theta: Vectors, g: Vectors, *, rho: float, out: Vectors | None = None) -> Vectors:
         """`theta + rho theta^2 g / (|| theta g || + 1e-12)`: where GSAM takes its second gradient."""
         return torch.addcmul(theta, rho / (_norm(theta * g) + _TINY) * theta.square(), g, out=out)
 
     def gsam_step(
-        self, theta: Tensor, g1: Tensor, g2: Tensor, lr: Tensor, *, alpha: float, out: Tensor | None = None
-    ) -> Tensor:
+        self, theta: Vectors, g1: Vectors, g2: Vectors, lr: Rate, *, alpha: float, out: Vectors | None = None
+    ) -> Vectors:
         """`theta - lr * (g2 - alpha (g1 - c ||g1|| g2 / (||g2|| + 1e-12)))`, c the cosine of `g1` and `g2`."""
         norm1, norm2 = _norm(g1), _norm(g2)
         cosine = torch.linalg.vecdot(g1, g2)[..., None] / (norm1 * norm2 + _TINY)

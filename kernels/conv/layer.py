@@ -44,7 +44,7 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """What the products run on: a key of :data:`_RATES`."""
+        """Arithmetic of the products: one of `PRECISIONS`, or "float64"."""
         return "float64" if self.dtype == torch.float64 else self.precision
 
     @property

@@ -1,4 +1,4 @@
-"""The convolutions of :mod:`.conv` by cuDNN, and the choice between the two routes: the one measured to be faster."""
+"""The convolutions by cuDNN, and the choice between the two routes: the one measured to be faster."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from ..errors import InputError
-from .launch import Cost, note
+from ...errors import InputError
+from ..launch import Cost, note
 from .layer import TAPS, Layer, Weights
 
 
@@ -138,7 +138,7 @@ MARGIN = 1.1
 
 @dataclass(frozen=True)
 class Choice:
-    """What :func:`choose` measured: milliseconds per call, and the relative difference of the results."""
+    """A measurement of :func:`choose`: milliseconds per call, and the relative difference of the results."""
 
     route: str
     triton_ms: float

@@ -1,0 +1,33 @@
+"""One file per command: its flags, and what it does with them.
+
+Imported by the parser alone; commands import what they need when they run, so that `--help` stays quick.
+"""
+
+from ..command import Command
+from .bench import BENCH
+from .compare import COMPARE
+from .distill import DISTILL
+from .env import ENV
+from .evaluate import EVALUATE
+from .experts import CONVERT, EXPERTS, INFO, VERIFY
+from .report import REPORT
+from .score import SCORE
+from .sweep import SWEEP
+
+COMMANDS: tuple[Command, ...] = (
+    DISTILL,
+    SWEEP,
+    SCORE,
+    EXPERTS,
+    INFO,
+    VERIFY,
+    CONVERT,
+    EVALUATE,
+    REPORT,
+    COMPARE,
+    BENCH,
+    ENV,
+)
+"""All commands, in the order of the help."""
+
+__all__ = ["COMMANDS"]

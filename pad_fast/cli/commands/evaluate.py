@@ -1,0 +1,71 @@
+"""`pad-fast evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ...errors import ConfigError
+from ...runtime import distributed
+from ...settings.config import Config
+from ..command import Command
+from ..options import add_field, add_fields, add_place, given, progress
+from ..output import print_once
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("distilled", metavar="PATH", help="folder or file of a distilled set (the .pt trio too)")
+    parser.add_argument("--dataset", help="real data (default: what the set was distilled from)")
+    parser.add_argument("--model", action="append", help="network, may be repeated (default: the distilled one's)")
+    add_field(parser, "seed", default=Config.seed)
+    parser.add_argument("--out", metavar="FILE", help="also write the rows as JSON")
+    parser.add_argument("--difficulty", metavar="FILE", help="EL2N scores (default: computed for the easiest images)")
+    parser.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        help="where results are kept, so that repeating continues (default: cache/evaluation beside the set)",
+    )
+    parser.add_argument(
+        "--ddranking", metavar="DIR", help="also write the set as the tensors that DD-Ranking's metrics read"
+    )
+    add_field(parser, "backend", default=Config.backend)
+    add_place(parser)
+    parser.set_defaults(data_dir=None, device="auto")  # no file says them
+    add_fields(parser, ["evaluate"])
+
+
+def _run(options: argparse.Namespace) -> None:
+    from ...data import load_dataset
+    from ...data.distilled import load
+    from ...evaluation import export_ddranking
+    from ...pipeline.configured import evaluate_as_configured, evaluation_cache
+    from ...runs.folder import CACHE
+    from ...runtime.files import require_writable
+
+    if options.out:
+        require_writable(Path(options.out).parent)
+    distilled = load(options.distilled)
+    dataset = options.dataset or distilled.config.get("dataset")
+    if dataset is None:
+        raise ConfigError(f"{options.distilled} does not say which data it was distilled from; name it with --dataset")
+    resolution = distilled.config.get("resolution")
+    data = load_dataset(dataset, data_dir=options.data_dir, resolution=resolution, download=options.download)
+    if options.ddranking:
+        print_once(export_ddranking(distilled, options.ddranking))
+    place = Path(options.distilled)
+    report = evaluate_as_configured(
+        given(options),
+        distilled,
+        data,
+        models=tuple(options.model or ("ConvNet",)),
+        cache=options.cache_dir or evaluation_cache((place if place.is_dir() else place.parent) / CACHE),
+        device=options.device,
+        progress=progress(options),
+        difficulty=options.difficulty,
+    )
+    print_once(report.table())
+    if options.out and distributed.group().main:
+        report.write(options.out)
+
+
+EVALUATE = Command("evaluate", "train fresh networks on a distilled set and test them", _flags, _run)

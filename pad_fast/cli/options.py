@@ -1,0 +1,135 @@
+"""Flags that several commands have, and how the commands read them.
+
+A flag for something that a file of settings can say too is absent from the options when it was not given, so that an
+explicit one can be told from a default.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from ..settings.choices import METHODS
+from ..settings.config import Config
+from ..settings.fields import Kind, alternatives, kinds
+
+_STAGE_TITLES = {
+    "data": "data and network",
+    "scores": "difficulty scores",
+    "experts": "experts (FIEx)",
+    "distill": "distillation (FIEm)",
+    "evaluate": "evaluation",
+    "run": "how it runs",
+}
+RUN_STAGES = tuple(_STAGE_TITLES)
+"""Every stage that a setting may belong to: those of a whole run, in the order of its help."""
+
+_METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
+
+
+def add_settings(parser: argparse.ArgumentParser, stages: Sequence[str], *, but: Sequence[str] = ()) -> None:
+    """A file, a preset, and a flag for every setting of these stages."""
+    parser.add_argument("--config", metavar="FILE", help="YAML settings, ours or the reference's")
+    parser.add_argument("--preset", metavar="NAME", help="published settings, e.g. cifar10-ipc10")
+    if "distill" not in stages:
+        # The method and the IPC choose the defaults of the other settings.
+        add_field(parser, "method", text=f"use the defaults of {alternatives(METHODS)} (default: {Config.method})")
+        add_field(parser, "ipc", text=f"use the defaults for this many images per class (default: {Config.ipc})")
+    parser.epilog = (
+        "Defaults are the published general ones. Data sets with settings of their own (digits, cifar10, cifar100, "
+        "tinyimagenet) use those for the IPC asked for, and a method adjusts them; config.yaml in the run's folder "
+        "says what was used. Learning rates are per iteration, epochs count from 0, ratios are fractions from 0 to 1."
+    )
+    add_place(parser)
+    add_fields(parser, stages, but=but)
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """The machine's part: where data sets are, the device, and whether to show progress."""
+    parser.add_argument("--data-dir", metavar="DIR", default=argparse.SUPPRESS, help="where data sets are")
+    parser.add_argument("--download", action="store_true", help="fetch the data set if it is not there yet")
+    parser.add_argument("--device", default=argparse.SUPPRESS, help="auto, cpu, cuda or cuda:N (default: auto)")
+    add_quiet(parser)
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """`--quiet`, which :func:`progress` reads."""
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def add_fields(parser: argparse.ArgumentParser, stages: Sequence[str], *, but: Sequence[str] = ()) -> None:
+    """A flag for every setting of these stages, in a group each, without the settings named in `but`."""
+    groups = {stage: parser.add_argument_group(_STAGE_TITLES[stage]) for stage in stages}
+    for item in fields(Config):
+        if item.metadata["stage"] in groups and item.name not in but:
+            add_field(groups[item.metadata["stage"]], item.name)
+
+
+def add_field(
+    group: argparse._ActionsContainer, name: str, *, text: str | None = None, default: Any = argparse.SUPPRESS
+) -> None:
+    """The flag of one setting.
+
+    Args:
+        group: a parser or a group of one.
+        text: help in place of the setting's own.
+        default: the value where the flag is not given, for commands that read no file.
+    """
+    item, kind = Config.__dataclass_fields__[name], kinds(Config)[name]
+    flag = "--" + name.replace("_", "-")
+    if text is None:
+        text = f"{item.metadata['help']} (default: {'none' if item.default is None else item.default})"
+    text = text.replace("%", "%%")
+    if kind.base is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        return
+    # The config refuses what is none of the choices, and names the nearest.
+    metavar = "NAME" if item.metadata["choices"] else _METAVARS[kind.base]
+    group.add_argument(flag, type=_reader(kind), default=default, metavar=metavar, help=text)
+
+
+def _reader(kind: Kind) -> Callable[[str], Any]:
+    """The function that makes a value of a word on the command line."""
+
+    def read(text: str) -> Any:
+        return None if kind.optional and text.lower() == "none" else kind.base(text)
+
+    read.__name__ = kind.base.__name__  # argparse names the type in its error message
+    return read
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were on the command line."""
+    return _present(options, *(item.name for item in fields(Config)))
+
+
+def place(options: argparse.Namespace) -> dict[str, Any]:
+    """Data folder and device, where they were on the command line."""
+    return _present(options, "data_dir", "device")
+
+
+def _present(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
+
+
+def progress(options: argparse.Namespace) -> Any:
+    """The progress that the options ask for."""
+    from ..runtime.progress import Progress
+
+    return Progress(quiet=options.quiet)
+
+
+def run_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments that `distill` and `sweep` share."""
+    return {
+        "config": options.config,
+        "preset": options.preset,
+        "out": options.out,
+        "download": options.download,
+        "overwrite": options.overwrite,
+        "progress": progress(options),
+        **place(options),
+        **given(options),
+    }

@@ -1,0 +1,46 @@
+"""Commands that run a single stage as a run would, and write to `--out`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..settings.config import Config
+from .options import given, place, progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..data import ImageDataset, Normalization
+    from ..runtime.progress import Progress
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """Settings and data that every stage begins with."""
+
+    config: Config
+    data: ImageDataset
+    normalization: Normalization
+    device: torch.device
+    progress: Progress
+
+
+def stage_inputs(options: argparse.Namespace) -> StageInputs:
+    """Resolve the settings, load the data and fit its normalisation."""
+    from ..data import fit_normalization
+    from ..pipeline.configured import configured_data, normalization_caches
+    from ..runtime.device import resolve_device
+    from ..settings.resolve import make_settings
+
+    settings = make_settings(
+        preset_name=options.preset, config=options.config, overrides=given(options), **place(options)
+    )
+    config, device = settings.config, resolve_device(settings.device)
+    data, _ = configured_data(config, config.dataset, settings.data_dir, download=options.download)
+    out = Path(options.out)
+    caches = normalization_caches(out.parent if out.suffix else out)
+    normalization = fit_normalization(data, "zca" if config.zca else "mean-std", caches=caches)
+    return StageInputs(config, data, normalization, device, progress(options))

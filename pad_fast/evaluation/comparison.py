@@ -1,0 +1,131 @@
+"""Distilled sets beside their baselines: the rows before they are trained, and the report afterwards."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..data.distilled import DistilledDataset
+from ..scoring.difficulty import Difficulty
+from .network import EvaluationRecipe
+from .results import digest
+from .robustness import robust_scores
+from .sets import FULL, RANDOM, RANDOM_SOFT, RealBaselines, TrainingSet
+from .settings import EvaluationSettings
+from .table import AccuracyRow, EvaluationReport, RobustScore
+from .trial import Job
+
+
+class Comparison:
+    """Everything that networks are trained on in an evaluation.
+
+    Args:
+        sets: distilled sets by the names of their rows; the first gives the baselines their recipe.
+        real: baselines of its size.
+        settings: of the evaluation.
+    """
+
+    def __init__(self, sets: Mapping[str, DistilledDataset], real: RealBaselines, settings: EvaluationSettings) -> None:
+        self.sets, self.real, self.settings = sets, real, settings
+        self.recipe = settings.recipe(next(iter(sets.values())))
+
+    @property
+    def soft(self) -> bool:
+        """Whether a distilled set has soft labels."""
+        return any(each.label_logits is not None for each in self.sets.values())
+
+    @functools.cached_property
+    def full(self) -> TrainingSet:
+        """All real images, on which an epoch has more steps."""
+        return self.real.full(replace(self.recipe, epochs=self.settings.full_epochs))
+
+    def rows(self, difficulty: Callable[[], Difficulty]) -> list[TrainingSet]:
+        """The rows of the table, in its order.
+
+        Args:
+            difficulty: gives the scores that choose the easiest images; called where that row was asked for.
+        """
+        wanted, robust = self.settings.baselines, self.settings.robust
+        rows: list[TrainingSet] = []
+        if "random" in wanted or robust:
+            rows.append(self.real.random(self.recipe))
+        if "easiest" in wanted:
+            rows.append(self.real.easiest(self.recipe, difficulty()))
+        if "kmeans" in wanted:
+            rows.append(self.real.kmeans(self.recipe))
+        for name, each in self.sets.items():
+            rows.append(_distilled_row(name, each, self.settings.recipe(each), self.real.device))
+        if "full" in wanted or robust:
+            rows.append(self.full)
+        return rows
+
+    def robust_rows(self, teacher: Tensor | None) -> Iterator[TrainingSet]:
+        """The rows that robust scores need besides, for one architecture.
+
+        Args:
+            teacher: its logits `[N, classes]` for all real images, where a distilled set has soft labels.
+        """
+        for name, each in self.sets.items():
+            recipe = self.settings.recipe(each)
+            if each.label_logits is not None:
+                yield _distilled_row(_hard(name), each, recipe, self.real.device, hard=True)
+            yield _distilled_row(_plain(name), each, replace(recipe, dsa="none"), self.real.device)
+        for soft in sorted({each.label_logits is not None for each in self.sets.values()}):
+            labels = teacher if soft else None
+            if soft:
+                yield self.real.random(self.recipe, teacher=labels)
+            plain = self.real.random(replace(self.recipe, dsa="none"), teacher=labels)
+            yield replace(plain, name=_plain(_random(soft)))
+
+    def report(self, jobs: Sequence[Job], accuracy: Mapping[Job, float]) -> EvaluationReport:
+        """The table and, where they were asked for, the robust scores, from the test accuracy of every job."""
+        table: dict[tuple[str, str], list[float]] = {}
+        for job in jobs:
+            table.setdefault((job.trained_on.name, job.network.spec.model), []).append(accuracy[job])
+        scores: list[RobustScore] = []
+        if self.settings.robust:
+            models = dict.fromkeys(model for _, model in table)
+            for name, each in self.sets.items():
+                scores += [score for model in models for score in _scores(name, model, each, table)]
+        rows = (AccuracyRow(name, model, tuple(values)) for (name, model), values in table.items())
+        return EvaluationReport(tuple(rows), tuple(scores))
+
+
+def _distilled_row(
+    name: str, each: DistilledDataset, recipe: EvaluationRecipe, device: torch.device, *, hard: bool = False
+) -> TrainingSet:
+    # Not the method's name: every method's set is tested on the same networks.
+    images, targets = each.images.to(device), (each.labels if hard else each.targets).to(device)
+    return TrainingSet(name, "distilled", recipe, digest(images, targets), lambda index: (images, targets))
+
+
+def _scores(
+    name: str, model: str, each: DistilledDataset, table: Mapping[tuple[str, str], Sequence[float]]
+) -> tuple[RobustScore, RobustScore]:
+    soft = each.label_logits is not None
+    return robust_scores(
+        name,
+        model,
+        full=table[FULL, model],
+        hard=table[_hard(name) if soft else name, model],
+        own=table[name, model],
+        random=table[_random(soft), model],
+        own_plain=table[_plain(name), model],
+        random_plain=table[_plain(_random(soft)), model],
+    )
+
+
+def _hard(name: str) -> str:
+    return f"{name}, hard labels"
+
+
+def _plain(name: str) -> str:
+    return f"{name}, no augmentation"
+
+
+def _random(soft: bool) -> str:
+    return RANDOM_SOFT if soft else RANDOM
