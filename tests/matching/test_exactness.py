@@ -73,7 +73,8 @@ def test_every_kind_is_exact_or_refused(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.refused and "computed another" in kind.refused],
                          ids=lambda kind: kind.says)  # fmt: skip
-def test_the_way_out_of_a_refusal_works(kind: Kind) -> None:
+def test_the_way_out_of_a_refusal_works(kind: Kind, shapes_unchecked: None) -> None:
+    # Checking shapes draws from Python's generator, too.
     network = made(kind).double()
     given, reference = problem(network), copy.deepcopy(network.cpu()) if "own" not in kind.says else network
     if reference is network:
