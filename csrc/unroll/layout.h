@@ -1,10 +1,10 @@
 // Sizes, offsets and memory of one network: where each parameter sits in the flat vector, and which arrays a call, a
 // thread, a group of images and a cache hold. No arithmetic here.
 #pragma once
-#include "block.h"
-#include "conv.h"
+#include "unroll/blocks/block.h"
+#include "unroll/conv/conv.h"
 #include "engine.h"
-#include "first_block.h"
+#include "unroll/blocks/first_block.h"
 
 namespace pad_fast {
 namespace unroll {

@@ -1,7 +1,7 @@
 // Whole steps: evaluation, the plain step (loss and gradient) and its adjoint (docs section 2), over groups of images
 // and a fixed split of the batch over threads, so that a thread count gives one result.
 #pragma once
-#include "head.h"
+#include "unroll/blocks/head.h"
 #include "layout.h"
 
 namespace pad_fast {

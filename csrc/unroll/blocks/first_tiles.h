@@ -2,9 +2,9 @@
 // tiles. They are direct sums over 9 C taps, which fit a tile better than the few points of minimal filtering do.
 // Packing the next block and using up earlier results is done in between the products (`Interleaved`).
 #pragma once
-#include "amx.h"
-#include "masks.h"
-#include "tiles.h"
+#include "unroll/vector/amx.h"
+#include "unroll/vector/masks.h"
+#include "unroll/conv/tiles.h"
 
 namespace pad_fast {
 namespace unroll {

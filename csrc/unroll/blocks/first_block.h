@@ -3,9 +3,9 @@
 // image; the ReLU needs z once, in registers; its backward pass needs the signs and two sums over patches.
 #pragma once
 #include "block.h"
-#include "engine.h"
+#include "unroll/engine.h"
 #include "first_windows.h"
-#include "gemm.h"
+#include "unroll/vector/gemm.h"
 #if defined(PAD_TILES)
 #include "first_tiles.h"
 #endif

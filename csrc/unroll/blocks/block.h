@@ -1,8 +1,8 @@
 // Instance norm, ReLU and 2x2 average pooling of one channels-last image, fused: forward, tangent, and the backward
 // passes of the plain step and of (z, zd) -> (o, od). Equation numbers are those of docs/cpu_engine.md.
 #pragma once
-#include "simd.h"
-#include "tiles.h"
+#include "unroll/vector/simd.h"
+#include "unroll/conv/tiles.h"
 
 namespace pad_fast {
 namespace unroll {

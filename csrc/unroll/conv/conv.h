@@ -2,13 +2,13 @@
 // transposes, as tile transforms around small matrix products (docs section 5). Tiles are taken in chunks whose
 // transformed data stays in the cache; the weights stream past once per chunk.
 #pragma once
-#include "engine.h"
+#include "unroll/engine.h"
 #if PAD_TILES
 #include "product_tiles.h"
 #else
 #include "products.h"
 #endif
-#include "transpose.h"
+#include "unroll/vector/transpose.h"
 
 namespace pad_fast {
 namespace unroll {

@@ -4,7 +4,7 @@
 // m = 1 is the direct convolution (nine products per pixel in two dimensions), m = 2 has points 0, +-1, inf, and
 // m = 4 has points 0, +-1/sqrt2, +-sqrt2, inf: four times more accurate than the usual 0, +-1, +-2 (eq. 21).
 #pragma once
-#include "simd.h"
+#include "unroll/vector/simd.h"
 
 namespace pad_fast {
 namespace unroll {

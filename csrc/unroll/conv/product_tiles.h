@@ -2,7 +2,7 @@
 #pragma once
 #include <utility>
 
-#include "amx.h"
+#include "unroll/vector/amx.h"
 #include "products.h"
 
 namespace pad_fast {
