@@ -5,12 +5,12 @@
 #include "unroll/vector/amx.h"
 #include "unroll/vector/masks.h"
 #include "unroll/conv/tiles.h"
+#include "unroll/network.h"
+#include "unroll/vector/carver.h"
 
 namespace pad_fast {
 namespace unroll {
 namespace PAD_ISA {
-
-constexpr index_t kMostTaps9 = 64;  // taps and the constant
 
 // Side work of a product, spread over `calls` calls: first(0), second(0), first(1), ..
 template <class First, class Second> struct Interleaved {
@@ -38,7 +38,7 @@ struct FirstTiles {
     index_t pooled_h, pooled_w, vectors, stride;
   };
   index_t channels, taps, row, plane, pooled_h, pooled_w, vectors, stride;
-  index_t offset[kMostTaps9];
+  index_t offset[kMostTaps + 1];
 
   // --- sizes, in floats -------------------------------------------------------------------------------------------
   index_t tap_blocks() const { return ceil_div(taps + 1, kTileTerms); }  // with the constant
@@ -52,22 +52,21 @@ struct FirstTiles {
   index_t line_part() const { return ((2 * pooled_h + 2) * lines() + kTile) * pitch(); }
   struct Scratch {
     float *filters, *patches, *lines, *pulls, *sums, *results;
+
+    void carve(Carver& memory, const FirstTiles& f) {
+      memory.take(filters, 2 * f.filter_elements());
+      memory.take(patches, f.patch_elements());
+      memory.take(lines, 3 * f.line_part());
+      memory.take(pulls, 2 * 2 * 2 * 3 * kTileWords);  // twice two blocks by two blocks of terms
+      memory.take(sums, f.line_blocks() * kTile * 32);
+      memory.take(results, kResults * 4 * kTileWords);
+    }
   };
-  template <class C> Scratch carve(C& c) const {
-    Scratch s;
-    s.filters = c.take(2 * filter_elements());
-    s.patches = c.take(patch_elements());
-    s.lines = c.take(3 * line_part());
-    s.pulls = c.take(2 * 2 * 2 * 3 * kTileWords);  // twice two blocks by two blocks of terms
-    s.sums = c.take(line_blocks() * kTile * 32);
-    s.results = c.take(kResults * 4 * kTileWords);
-    return s;
-  }
 
   void set_up(Sizes s) {
     channels = s.channels, taps = s.taps, row = s.row, plane = s.plane;
     pooled_h = s.pooled_h, pooled_w = s.pooled_w, vectors = s.vectors, stride = s.stride;
-    for (index_t k = 0; k < kMostTaps9; ++k)
+    for (index_t k = 0; k < kMostTaps + 1; ++k)
       offset[k] = k < taps ? (k / 9) * plane + (k % 9 / 3) * row + k % 3 : 0;
   }
   // --- forward ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 // The linear classifier and the mean cross entropy of one group of images, with tangent and adjoint.
 #pragma once
-#include "unroll/engine.h"
+#include "unroll/network.h"
 #include "unroll/vector/gemm.h"
 
 namespace pad_fast {

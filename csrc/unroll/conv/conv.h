@@ -2,7 +2,7 @@
 // transposes, as tile transforms around small matrix products (docs section 5). Tiles are taken in chunks whose
 // transformed data stays in the cache; the weights stream past once per chunk.
 #pragma once
-#include "unroll/engine.h"
+#include "unroll/network.h"
 #if PAD_TILES
 #include "product_tiles.h"
 #else
