@@ -1,5 +1,5 @@
-// Python's view of scoring. Tensors arrive as addresses and sizes, 0 where one is left out; pad_fast/native.py checks
-// dtype, shape, memory layout, device and label range before an address gets here.
+// Python's view of scoring. Tensors arrive as addresses and sizes, 0 where one is left out; pad_fast/scoring/native.py
+// checks dtype, shape, memory layout, device and label range before an address gets here.
 #include "bindings.h"
 
 #include <cstdint>

@@ -8,6 +8,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "blocks.h"
+#include "cpu.h"
 #include "parallel.h"
 
 namespace pad_fast {
@@ -22,13 +24,8 @@ struct Isa {
 
 const Isa kIsas[] = {
 #if defined(__x86_64__)
-    {"avx512", score_rows_avx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("fma");
-     }},
-    {"avx2", score_rows_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {"avx512", score_rows_avx512, has_avx512},
+    {"avx2", score_rows_avx2, has_avx2},
 #endif
     {"baseline", score_rows_baseline, [] { return true; }},
 };
@@ -45,16 +42,13 @@ const Isa& chosen() {
   return *best;
 }
 
-// Rows are handed out in blocks of this many, the size of rows.h's own.
-constexpr int64_t kBlock = 64;
-
 // Elements of a piece: tens of microseconds, enough to be worth waking a thread, and a short wait for the last one.
 constexpr int64_t kGrain = 1 << 15;
 
-// Either a block of narrow rows, or a group of wide ones: one row, or as many as fit into 16 KB, with their padding.
+// Either a block of narrow rows, or a group of wide ones: one row, or as many as kGroupBytes hold, with their padding.
 int64_t scratch_bytes(int64_t classes) {
-  const int64_t elements = std::max<int64_t>(classes, kBlock * std::min<int64_t>(classes, kBlock)) + 64;
-  return std::max<int64_t>(elements * static_cast<int64_t>(sizeof(double)), 1 << 14);
+  const int64_t elements = std::max<int64_t>(classes, kBlock * std::min(classes, kNarrow)) + 64;
+  return std::max<int64_t>(elements * static_cast<int64_t>(sizeof(double)), kGroupBytes);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The scoring loops as the bindings see them. Sizes and addresses only; pad_fast/native.py has checked them.
+// The scoring loops as the bindings see them. Sizes and addresses only; pad_fast/scoring/native.py has checked them.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,5 @@
-// Python's view: class Plan. Pointers cross as integers; the Python side has checked dtype, shape and contiguity.
+// Python's view: class Plan. Pointers cross as integers; pad_fast/engines/cpu.py has
+// checked dtype, shape and contiguity.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "cpu.h"
 #include "engine.h"
 
 namespace py = pybind11;
@@ -40,19 +42,12 @@ constexpr Scheme kFmaHigh{2, 3}, kFmaFast{4, 3};
 constexpr Scheme kTilesHigh{4, 3};
 
 #if defined(__x86_64__)
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-}
-
 const Isa kIsas[] = {
     {"amx", pad_fast::unroll::make_engine_amx,
-     [] { return pad_fast::unroll::kAmxBuilt && has_avx512() && pad_fast::unroll::amx_allowed(); },
+     [] { return pad_fast::unroll::kAmxBuilt && pad_fast::has_avx512() && pad_fast::unroll::amx_allowed(); },
      kTilesHigh, kTilesHigh, true},
-    {"avx512", pad_fast::unroll::make_engine_avx512, has_avx512, kFmaHigh, kFmaFast, false},
-    {"avx2", pad_fast::unroll::make_engine_avx2,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
-     kFmaHigh, kFmaFast, false},
+    {"avx512", pad_fast::unroll::make_engine_avx512, pad_fast::has_avx512, kFmaHigh, kFmaFast, false},
+    {"avx2", pad_fast::unroll::make_engine_avx2, pad_fast::has_avx2, kFmaHigh, kFmaFast, false},
     {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }, kFmaHigh, kFmaFast, false},
 };
 #else
@@ -121,8 +116,9 @@ class Plan {
     if (depth < 1 || depth > pad_fast::unroll::kMaxDepth)
       throw std::invalid_argument("depth must be in 1.." + std::to_string(pad_fast::unroll::kMaxDepth) + ", got " +
                                   std::to_string(depth));
-    if (threads < 1 || threads > 256)
-      throw std::invalid_argument("threads must be in 1..256, got " + std::to_string(threads));
+    if (threads < 1 || threads > pad_fast::unroll::kMaxThreads)
+      throw std::invalid_argument("threads must be in 1.." + std::to_string(pad_fast::unroll::kMaxThreads) + ", got " +
+                                  std::to_string(threads));
     const std::ptrdiff_t extra = 2 * (pad_first - 1);
     if (((height + extra) >> depth) < 1 || ((width + extra) >> depth) < 1)
       throw std::invalid_argument("an image of " + std::to_string(height) + "x" + std::to_string(width) +

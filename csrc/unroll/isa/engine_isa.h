@@ -1,9 +1,7 @@
 // Included by one source per instruction set, each with its own flags and its own namespace (see simd.h).
 #pragma once
+#include "join.h"
 #include "unroll/step.h"
-
-#define PAD_JOIN_(a, b) a##b
-#define PAD_JOIN(a, b) PAD_JOIN_(a, b)
 
 namespace pad_fast {
 namespace unroll {
