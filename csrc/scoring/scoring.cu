@@ -15,6 +15,7 @@ constexpr int64_t kMaxBlocks = 1 << 16;
 constexpr int64_t kThreadRow = 32;
 // Rows up to this long stay in the registers of one warp; longer ones get a block.
 constexpr int64_t kWarpRow = 1024;
+static_assert(kWarpRow == 32 * kWarp, "the largest score_by_warps");
 
 // What a launch needs of a Request, in device terms.
 template <class T, class Label>
@@ -124,7 +125,8 @@ __global__ void __launch_bounds__(kThreads) score_by_threads(Arguments<T, Label>
     const int64_t left = arguments.rows - first;
     const int count = left < kThreads ? static_cast<int>(left) : kThreads;
     const T* z = arguments.logits + first * classes;
-    // i / classes by multiplication: exact, because (256 * 32 - 1) * 32 < 2^18, and within 32 bits.
+    // i / classes by multiplication: exact under this condition, and within 32 bits.
+    static_assert((kThreads * kThreadRow - 1) * kThreadRow < 1 << 18, "i / classes by multiplication");
     const uint32_t reciprocal = (1u << 18) / classes + 1;
     const int total = count * classes;
     for (int i = threadIdx.x; i < total; i += kThreads) {
@@ -207,13 +209,13 @@ void launch(const Request& request, cudaStream_t stream) {
     return;
   }
   const unsigned warps = blocks_for(request.rows, kThreads / kWarp);
-  if (request.classes <= 32)
+  if (request.classes <= kWarp)
     score_by_warps<1><<<warps, kThreads, 0, stream>>>(arguments);
-  else if (request.classes <= 128)
+  else if (request.classes <= 4 * kWarp)
     score_by_warps<4><<<warps, kThreads, 0, stream>>>(arguments);
-  else if (request.classes <= 256)
+  else if (request.classes <= 8 * kWarp)
     score_by_warps<8><<<warps, kThreads, 0, stream>>>(arguments);
-  else if (request.classes <= 512)
+  else if (request.classes <= 16 * kWarp)
     score_by_warps<16><<<warps, kThreads, 0, stream>>>(arguments);
   else if (request.classes <= kWarpRow)
     score_by_warps<32><<<warps, kThreads, 0, stream>>>(arguments);

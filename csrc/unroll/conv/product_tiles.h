@@ -158,8 +158,8 @@ struct TileProducts : ProductShape {
 
     // z' is packed in rows only for its own gradient, zd' for both.
     const bool w_both = b.wants_gh && b.wants_ghd, data = b.wants_gh || b.wants_ghd;
-    PackA<n> pack_rows(b.out, out_stride, !data ? 0 : b.wants_gh ? 2 * b.tiles : b.tiles, w_both ? -1 : b.tiles,
-                       out_padded, rows);
+    const index_t rows_packed = b.wants_gh ? 2 * b.tiles : b.tiles;
+    PackA<n> pack_rows(b.out, out_stride, data ? rows_packed : 0, w_both ? -1 : b.tiles, out_padded, rows);
     if (sum) {
       if (b.point == 0 || !data) {
         auto now = weight_operands<n>(sum_rows, b.in, sum_out, operands);
