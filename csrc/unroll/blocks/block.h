@@ -1,3 +1,6 @@
+// Folder blocks/: what a network has beside its convolutions, the fused first block and the classifier. It includes
+// conv/, vector/ and network.h; layout and step may include it.
+//
 // Instance norm, ReLU and 2x2 average pooling of one channels-last image, fused: forward, tangent, and the backward
 // passes of the plain step and of (z, zd) -> (o, od). Equation numbers are those of docs/cpu_engine.md.
 #pragma once

@@ -1,3 +1,6 @@
+// Folder conv/: minimal filtering, tiles and their products, and one layer made of them. It includes vector/ and
+// network.h; blocks/, layout and step may include it.
+//
 // One 3x3 convolution layer (stride 1, zero border 1) on groups of channels-last images: forward, tangent, and both
 // transposes, as tile transforms around small matrix products (docs section 5). Tiles are taken in chunks whose
 // transformed data stays in the cache; the weights stream past once per chunk.

@@ -1,3 +1,5 @@
+// Folder isa/: the engine once per instruction set, on top of everything else; nobody includes it from outside.
+//
 // Included by one source per instruction set, each with its own flags and its own namespace (see simd.h).
 #pragma once
 #include "join.h"
