@@ -22,6 +22,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy pad_fast
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 
 # The extension with AddressSanitizer and UBSan, installed beside a copy of the tests that call into it.
 SANITIZE := -fsanitize=address,undefined

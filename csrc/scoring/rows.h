@@ -28,8 +28,16 @@ typedef int32_t IntsFloat __attribute__((vector_size(PAD_VECTOR_BYTES)));
 typedef int64_t IntsDouble __attribute__((vector_size(PAD_VECTOR_BYTES)));
 
 template <class F> struct Kinds;
-template <> struct Kinds<float> { using Vec = VecFloat; using Ints = IntsFloat; using Int = int32_t; };
-template <> struct Kinds<double> { using Vec = VecDouble; using Ints = IntsDouble; using Int = int64_t; };
+template <> struct Kinds<float> {
+  using Vec = VecFloat;
+  using Ints = IntsFloat;
+  using Int = int32_t;
+};
+template <> struct Kinds<double> {
+  using Vec = VecDouble;
+  using Ints = IntsDouble;
+  using Int = int64_t;
+};
 template <class F> using Vec = typename Kinds<F>::Vec;
 template <class F> using Ints = typename Kinds<F>::Ints;
 
@@ -136,9 +144,7 @@ constexpr int kGroup = 16;
 // Vectors that may be summed in F before the sums move on to double.
 constexpr int64_t kRun = 16;
 
-struct Sums {
-  double others[kBlock], squares[kBlock], own[kBlock], top[kBlock];
-};
+struct Sums { double others[kBlock], squares[kBlock], own[kBlock], top[kBlock]; };
 
 // 16 bytes each from p, p + stride, p + 2 stride ...: as many as make a vector.
 #if defined(PAD_HAS_SHUFFLEVECTOR)

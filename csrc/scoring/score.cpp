@@ -82,17 +82,15 @@ template bool labels_fit(const int32_t*, int64_t, int64_t);
 template bool labels_fit(const int64_t*, int64_t, int64_t);
 
 template <class T, class Label>
-void class_order(int64_t* order, int64_t* offsets, const T* scores, const Label* labels, int64_t rows,
-                 int64_t classes, int threads) {
+void class_order(int64_t* order, int64_t* offsets, const T* scores, const Label* labels, int64_t rows, int64_t classes,
+                 int threads) {
   std::fill(offsets, offsets + classes + 1, 0);
   for (int64_t i = 0; i < rows; ++i) ++offsets[labels[i] + 1];
   for (int64_t c = 0; c < classes; ++c) offsets[c + 1] += offsets[c];
   std::vector<int64_t> next(offsets, offsets + classes);
   for (int64_t i = 0; i < rows; ++i) order[next[static_cast<size_t>(labels[i])]++] = i;
   // The index as second key makes the order total, and std::sort, unlike std::stable_sort, needs no memory.
-  const auto easier = [scores](int64_t a, int64_t b) {
-    return scores[a] != scores[b] ? scores[a] < scores[b] : a < b;
-  };
+  const auto easier = [scores](int64_t a, int64_t b) { return scores[a] != scores[b] ? scores[a] < scores[b] : a < b; };
   parallel_for(classes, 1, threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) std::sort(order + offsets[c], order + offsets[c + 1], easier);
   });

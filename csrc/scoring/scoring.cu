@@ -46,8 +46,7 @@ struct Warp {
     return value;
   }
   template <class F> __device__ __forceinline__ F sum(F value) const {
-    for (int distance = kWarp / 2; distance > 0; distance /= 2)
-      value += __shfl_xor_sync(0xffffffffu, value, distance);
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
     return value;
   }
 };
@@ -150,8 +149,7 @@ __global__ void __launch_bounds__(kThreads, 2) score_by_warps(Arguments<T, Label
   constexpr int64_t warps = kThreads / kWarp;
   for (int64_t row = blockIdx.x * warps + threadIdx.x / kWarp; row < arguments.rows; row += gridDim.x * warps) {
     const T* z = arguments.logits + row * arguments.classes;
-    double score =
-        el2n_of_short_row<each>(z, static_cast<int64_t>(arguments.labels[row]), arguments.classes, warp);
+    double score = el2n_of_short_row<each>(z, static_cast<int64_t>(arguments.labels[row]), arguments.classes, warp);
     if (arguments.features != nullptr)
       score *= grand_factor(squared_norm(arguments.features + row * arguments.width, arguments.width, warp));
     if (warp.rank() == 0) arguments.keep(row, score);
@@ -165,8 +163,7 @@ __global__ void __launch_bounds__(kThreads) score_by_blocks(Arguments<T, Label> 
   const Block block{shared};
   for (int64_t row = blockIdx.x; row < arguments.rows; row += gridDim.x) {
     const T* z = arguments.logits + row * arguments.classes;
-    double score =
-        el2n_of_row<double>(z, static_cast<int64_t>(arguments.labels[row]), arguments.classes, block);
+    double score = el2n_of_row<double>(z, static_cast<int64_t>(arguments.labels[row]), arguments.classes, block);
     if (arguments.features != nullptr)
       score *= grand_factor(squared_norm(arguments.features + row * arguments.width, arguments.width, block));
     if (block.rank() == 0) arguments.keep(row, score);
@@ -196,10 +193,16 @@ unsigned blocks_for(int64_t work, int64_t each) {
 template <class T, class Label>
 void launch(const Request& request, cudaStream_t stream) {
   using F = typename Computed<T>::type;
-  const Arguments<T, Label> arguments{
-      static_cast<const T*>(request.logits), static_cast<const T*>(request.features),
-      static_cast<const Label*>(request.labels), request.rows, request.classes, request.width,
-      static_cast<F*>(request.scores), request.mean, request.deviations, request.seen};
+  const Arguments<T, Label> arguments{static_cast<const T*>(request.logits),
+                                      static_cast<const T*>(request.features),
+                                      static_cast<const Label*>(request.labels),
+                                      request.rows,
+                                      request.classes,
+                                      request.width,
+                                      static_cast<F*>(request.scores),
+                                      request.mean,
+                                      request.deviations,
+                                      request.seen};
   if (request.classes <= kThreadRow && request.features == nullptr) {
     const size_t shared = kThreads * static_cast<size_t>(request.classes | 1) * sizeof(F);
     // 33 doubles a thread are more than the 48 KB that need no permission.

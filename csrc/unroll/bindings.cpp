@@ -25,9 +25,7 @@ namespace {
 
 // What a precision means is decided here and nowhere else: outputs per tile side, and the bfloat16 parts of a float
 // (AMX only). "high" keeps the error of a step within three times torch's, "fast" gives some of it up (docs section 5).
-struct Scheme {
-  int largest_tile, parts;
-};
+struct Scheme { int largest_tile, parts; };
 
 struct Isa {
   const char* name;
@@ -73,8 +71,8 @@ const Isa& find_isa(std::string name) {
   throw std::invalid_argument("isa='" + name + "' is not available on this machine; available: " + known);
 }
 
-// The instruction set for calls on maps of `pixels` pixels behind the first block, all images together. Matrix tiles want
-// wide maps, and enough values to pay for packing the filters (docs section 7).
+// The instruction set for calls on maps of `pixels` pixels behind the first block, all images together. Matrix tiles
+// want wide maps, and enough values to pay for packing the filters (docs section 7).
 std::string suited_isa(std::ptrdiff_t net_width, std::ptrdiff_t pixels) {
   constexpr std::ptrdiff_t least_width = 64, least_values = 1 << 17;
   const char* forced = std::getenv("PAD_FAST_ISA");

@@ -1,10 +1,10 @@
 // Sizes, offsets and memory of one network: where each parameter sits in the flat vector, and which arrays a call, a
 // thread, a group of images and a cache hold. No arithmetic here.
 #pragma once
-#include "unroll/blocks/block.h"
-#include "unroll/conv/conv.h"
 #include "network.h"
+#include "unroll/blocks/block.h"
 #include "unroll/blocks/first_block.h"
+#include "unroll/conv/conv.h"
 
 namespace pad_fast {
 namespace unroll {

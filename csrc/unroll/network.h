@@ -6,9 +6,7 @@
 namespace pad_fast {
 namespace unroll {
 
-struct Network {
-  std::ptrdiff_t channels, height, width, pad_first, depth, net_width, classes;
-};
+struct Network { std::ptrdiff_t channels, height, width, pad_first, depth, net_width, classes; };
 
 enum LabelKind : int { kHard = 0, kLogits = 1, kProbabilities = 2 };
 
@@ -17,7 +15,7 @@ struct Options {
   int parts = 3;                    // AMX: bfloat16 values that stand for a float: 2 or 3
   int threads = 1;                  // upper bound; small batches use fewer
   std::ptrdiff_t images = 0;        // in a call, for the choice of tiles; 0: many
-  std::ptrdiff_t chunk_tiles = 0;   // tiles transformed at a time, primal and tangent each; 0: as the products like it
+  std::ptrdiff_t chunk_tiles = 0;  // tiles transformed at a time, primal and tangent each; 0: as the products like it
   std::ptrdiff_t group_bytes = 24 << 20;  // activations per thread
 };
 

@@ -1,9 +1,9 @@
 // Whole steps: evaluation, the plain step (loss and gradient) and its adjoint (docs section 2), over groups of images
 // and a fixed split of the batch over threads, so that a thread count gives one result.
 #pragma once
-#include "unroll/blocks/head.h"
 #include "engine.h"
 #include "layout.h"
+#include "unroll/blocks/head.h"
 
 namespace pad_fast {
 namespace unroll {
@@ -13,9 +13,7 @@ template <class T> class CacheOf final : public Cache {
  public:
   explicit CacheOf(const Layout<T>& layout) : layout_(layout) {}
   std::ptrdiff_t bytes() const override { return std::ptrdiff_t(memory_.size()); }
-  static index_t bytes_for(const Layout<T>& layout, index_t images) {
-    return bytes_of<Saved<T>>(layout, images);
-  }
+  static index_t bytes_for(const Layout<T>& layout, index_t images) { return bytes_of<Saved<T>>(layout, images); }
   void resize(index_t images) {
     if (images > capacity_) {
       memory_.resize(std::size_t(bytes_for(layout_, images)));
@@ -94,13 +92,14 @@ template <class T> class EngineOf final : public Engine {
     call.threads = int(min_of<index_t>(options_.threads, min_of<index_t>(call.batch, 1 + work / 1000000)));
     call.engine = this;
     reserve(call.batch);
-    pool_.run(call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->prepare(*static_cast<Call*>(c), i); },
-              &call);
-    pool_.run(call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->groups(*static_cast<Call*>(c), i); },
-              &call);
+    pool_.run(
+        call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->prepare(*static_cast<Call*>(c), i); }, &call);
+    pool_.run(
+        call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->groups(*static_cast<Call*>(c), i); }, &call);
     if (call.kind_of_call != kForward)
-      pool_.run(call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->finish(*static_cast<Call*>(c), i); },
-                &call);
+      pool_.run(
+          call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->finish(*static_cast<Call*>(c), i); },
+          &call);
     double result = 0;
     for (int i = 0; i < call.threads; ++i) result += work_[i].result;
     return result;
@@ -153,8 +152,7 @@ template <class T> class EngineOf final : public Engine {
     for (index_t l = 0; l < y_.depth; ++l) {
       const Layer<T>& y = y_.layer[l];
       if (l == 0 && y_.fused_first) continue;
-      y.conv.transform_forward(theta + y.w, to.filters[l].forward,
-                               part(y.conv.input_blocks(), thread, threads),
+      y.conv.transform_forward(theta + y.w, to.filters[l].forward, part(y.conv.input_blocks(), thread, threads),
                                part(y.conv.input_blocks(), thread + 1, threads));
       if (backward && (l > 0 || images))
         y.conv.transform_backward(theta + y.w, to.filters[l].backward, part(y.conv.output_groups(), thread, threads),
@@ -207,8 +205,8 @@ template <class T> class EngineOf final : public Engine {
   static NormGradients<T> nothing() { return {nullptr, nullptr}; }
 
   Head<T> head() const {
-    return {y_.classes,        y_.features,        y_.padded_classes,   weights_.head_w,    weights_.head_wt,
-            weights_.head_b,   direction_.head_w,  direction_.head_wt,  direction_.head_b};
+    return {y_.classes,      y_.features,       y_.padded_classes,  weights_.head_w,  weights_.head_wt,
+            weights_.head_b, direction_.head_w, direction_.head_wt, direction_.head_b};
   }
 
   // --- forward ------------------------------------------------------------------------------------------------------
@@ -256,7 +254,8 @@ template <class T> class EngineOf final : public Engine {
     const typename First::Weights weights = weights_.first, direction = direction_.first;
     const index_t pixels = y_.net.channels * y_.net.height * y_.net.width;
     for (index_t i = 0; i < group.images; ++i) {
-      const typename First::Saved saved = carved<typename First::Saved>(group.saved.first + i * y_.first_saved_bytes(), f);
+      const typename First::Saved saved =
+          carved<typename First::Saved>(group.saved.first + i * y_.first_saved_bytes(), f);
       const typename First::Image image = carved<typename First::Image>(w.first_images + i * y_.first_image_bytes(), f);
       f.load_image(call.x + (group.first + i) * pixels, image.x);
       if (!cached) f.moments(image.x, saved);
@@ -279,7 +278,8 @@ template <class T> class EngineOf final : public Engine {
     const NormGradients<T> plain = call.grad ? norm_sums(w.sums[1], 0) : nothing();
     T* plain_w = call.grad ? w.sums[1].first_w : nullptr;
     for (index_t i = 0; i < group.images; ++i) {
-      const typename First::Saved saved = carved<typename First::Saved>(group.saved.first + i * y_.first_saved_bytes(), f);
+      const typename First::Saved saved =
+          carved<typename First::Saved>(group.saved.first + i * y_.first_saved_bytes(), f);
       const typename First::Image image = carved<typename First::Image>(w.first_images + i * y_.first_image_bytes(), f);
       const View<const T> god = y_.output(0, static_cast<const T*>(group.saved.pull[1]), i);
       if (call.kind_of_call == kAdjoint)

@@ -3,8 +3,8 @@
 // image; the ReLU needs z once, in registers; its backward pass needs the signs and two sums over patches.
 #pragma once
 #include "block.h"
-#include "unroll/network.h"
 #include "first_windows.h"
+#include "unroll/network.h"
 #include "unroll/vector/carver.h"
 #include "unroll/vector/gemm.h"
 #if defined(PAD_TILES)
@@ -52,10 +52,8 @@ template <class T> struct FirstBlock {
     outputs = net.net_width, outputs_padded = padded<T>(outputs), stride = pixel_stride<T>(outputs);
     vectors = outputs_padded / L;
     windows = {channels, row, plane, pooled_h, pooled_w, vectors, stride};
-    for (index_t k = 0; k < kMostTaps + 4; ++k)
-      offset[k] = k < taps ? (k / 9) * plane + (k % 9 / 3) * row + k % 3 : 0;
-    if constexpr (Tiles::used)
-      tiles.set_up({channels, taps, row, plane, pooled_h, pooled_w, vectors, stride});
+    for (index_t k = 0; k < kMostTaps + 4; ++k) offset[k] = k < taps ? (k / 9) * plane + (k % 9 / 3) * row + k % 3 : 0;
+    if constexpr (Tiles::used) tiles.set_up({channels, taps, row, plane, pooled_h, pooled_w, vectors, stride});
   }
 
   // --- memory ------------------------------------------------------------------------------------------------------
@@ -339,8 +337,7 @@ template <class T> struct FirstBlock {
       const index_t second = mode != kBoth && n + L < outputs_padded ? n + L : n;
       for (index_t y = 0; y < pooled_h; ++y) {
         index_t at = 0;
-        for (; at + P <= pooled_w; at += P)
-          forward_pixels<P, mode>(im.x, im, n, second, y, at, signs, o, od);
+        for (; at + P <= pooled_w; at += P) forward_pixels<P, mode>(im.x, im, n, second, y, at, signs, o, od);
         for (; at < pooled_w; ++at) forward_pixels<1, mode>(im.x, im, n, second, y, at, signs, o, od);
       }
     }
@@ -348,8 +345,8 @@ template <class T> struct FirstBlock {
 
   // --- backward ----------------------------------------------------------------------------------------------------
   // Plain step: dW += sum zd' p (eq. 33).
-  void backward_plain(Image im, Saved from, Weights w, NormParameters<T> np, View<const T> god, Scratch s,
-                      T* dw, NormGradients<T> out) const {
+  void backward_plain(Image im, Saved from, Weights w, NormParameters<T> np, View<const T> god, Scratch s, T* dw,
+                      NormGradients<T> out) const {
     T* total = s.k;
     if constexpr (Tiles::used) {
       tiles.template pack_lines<3>(im.x, s.tiles.lines);
@@ -425,8 +422,8 @@ template <class T> struct FirstBlock {
       const index_t i = k * stride;
 #pragma GCC ivdep
       for (index_t n = 0; n < outputs_padded; ++n)
-        dw[i + n] += k1[n] * s.sa[i + n] + k2[n] * s.sd[i + n] +
-                     count * (k3[n] * T(im.cv[i + n]) + k4[n] * T(im.cw[i + n]));
+        dw[i + n] +=
+            k1[n] * s.sa[i + n] + k2[n] * s.sd[i + n] + count * (k3[n] * T(im.cv[i + n]) + k4[n] * T(im.cw[i + n]));
     }
     if (plain_dw) accumulate_plain(im, w, np, s, total_d, plain_dw, plain_out);
     if (dx) image_gradient(im, from, w, v, go, god, s, dx);

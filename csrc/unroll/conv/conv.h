@@ -24,9 +24,7 @@ template <class T> struct Filters {
 };
 
 // Working memory for a chunk of tiles: the transformed data of both sides, and what the products need.
-template <class T> struct Chunk {
-  T *in, *out, *scratch;
-};
+template <class T> struct Chunk { T *in, *out, *scratch; };
 
 template <class T> struct Conv {
   index_t inputs, outputs, height, width;
@@ -224,9 +222,9 @@ template <class T> struct Conv {
     const T *h, *hd;    // inputs of the layer and their tangents
     const T *gz, *gzd;  // z' and zd', for images_at_once() images in turn
     T *gh, *ghd;        // h' += W^T z' + V^T zd' (needs gz),  hd' += W^T zd'      (eq. 18)
-    T *du;              // += z' (x) h + zd' (x) hd, transformed            (eq. 19)
+    T* du;              // += z' (x) h + zd' (x) hd, transformed            (eq. 19)
     bool keep;          // du already holds something
-    T *du_plain;        // += zd' (x) h: the gradient of the plain step       (eq. 7)
+    T* du_plain;        // += zd' (x) h: the gradient of the plain step       (eq. 7)
     bool keep_plain;
   };
   // ready(i, slot) must fill the image's z' and zd' in the given slot; it is called just before they are read.

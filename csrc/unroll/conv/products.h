@@ -2,8 +2,8 @@
 // channels] and the weight gradient's [channels, tiles] x [tiles, channels], and how filters are laid out for them.
 // FmaProducts serves every element type on every machine; TileProducts (product_tiles.h) takes floats on AMX.
 #pragma once
-#include "unroll/vector/gemm.h"
 #include "tiles.h"
+#include "unroll/vector/gemm.h"
 
 namespace pad_fast {
 namespace unroll {
