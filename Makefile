@@ -21,6 +21,7 @@ test: $(VENV)/.installed lint
 lint: $(VENV)/.installed types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 
 # mypy looks for pad_fast.kernels inside of pad_fast/, where installing puts it: it gets a tree of links.
 TYPED := build/typed

@@ -49,7 +49,7 @@ SOURCES: dict[str, list[str]] = {
     "csrc/**/isa_amx.cpp": AVX512,
 }
 # Flags that a source gets from a compiler that knows them; without them it compiles to nothing.
-OPTIONAL_FLAGS = {"csrc/unroll/isa_amx.cpp": ["-mamx-tile", "-mamx-bf16"] if X86 else []}
+OPTIONAL_FLAGS = {"csrc/unroll/isa/isa_amx.cpp": ["-mamx-tile", "-mamx-bf16"] if X86 else []}
 
 # -fno-math-errno and -fno-trapping-math are the parts of -ffast-math that leave NaN and infinity alone.
 # -ffast-math itself must not reach the linker: it would switch the importing thread to flush-to-zero.

@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` measures: cases, variants of our side, and what was asked for."""
+"""Cases of `benchmarks.gpu`, variants of our side, and the targets they are held to."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ class Crew {
       // The system grants no more threads: those that are there will do.
     }
 #if defined(__linux__)
-    // Linux often wakes a thread on the core of whoever wakes it, and moves it only at the next tick, milliseconds later:
-    // the helpers are told to stay off the caller's core, whenever that is another one.
+    // Linux often wakes a thread on the core of whoever wakes it, and moves it only at the next tick, milliseconds
+    // later: the helpers are told to stay off the caller's core, whenever that is another one.
     const int here = sched_getcpu();
     if (here < 0 || (here == avoided_ && !more)) return;
     cpu_set_t elsewhere;

@@ -59,7 +59,7 @@ def kernel_device() -> torch.device:
 
 @pytest.fixture
 def on_kernel_device(kernel_device: torch.device) -> Iterator[None]:
-    """What a test makes without naming a device is on the kernels'."""
+    """Put whatever a test makes without naming a device on the kernels'."""
     with kernel_device:
         yield
 

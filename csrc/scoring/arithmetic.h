@@ -30,9 +30,7 @@ namespace pad_fast {
 namespace scoring {
 
 // The upper half of a float32.
-struct BFloat16 {
-  uint16_t bits;
-};
+struct BFloat16 { uint16_t bits; };
 
 PAD_HD float widened(float x) { return x; }
 PAD_HD double widened(double x) { return x; }

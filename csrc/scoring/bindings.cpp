@@ -1,5 +1,5 @@
-// Python's view of scoring. Tensors arrive as addresses and sizes, 0 where one is left out; pad_fast/native.py checks
-// dtype, shape, memory layout, device and label range before an address gets here.
+// Python's view of scoring. Tensors arrive as addresses and sizes, 0 where one is left out; pad_fast/scoring/native.py
+// checks dtype, shape, memory layout, device and label range before an address gets here.
 #include "bindings.h"
 
 #include <cstdint>
@@ -33,8 +33,18 @@ Integer integer(const std::string& name) {
 Request request(const std::string& dtype, const std::string& label_dtype, std::uintptr_t logits,
                 std::uintptr_t features, std::uintptr_t labels, int64_t rows, int64_t classes, int64_t width,
                 std::uintptr_t scores, std::uintptr_t mean, std::uintptr_t deviations, int64_t seen) {
-  return {number(dtype), integer(label_dtype), pointer<void>(logits), pointer<void>(features), pointer<void>(labels),
-          rows, classes, width, pointer<void>(scores), pointer<double>(mean), pointer<double>(deviations), seen};
+  return {number(dtype),
+          integer(label_dtype),
+          pointer<void>(logits),
+          pointer<void>(features),
+          pointer<void>(labels),
+          rows,
+          classes,
+          width,
+          pointer<void>(scores),
+          pointer<double>(mean),
+          pointer<double>(deviations),
+          seen};
 }
 
 void score(const std::string& dtype, const std::string& label_dtype, std::uintptr_t logits, std::uintptr_t features,
@@ -46,15 +56,14 @@ void score(const std::string& dtype, const std::string& label_dtype, std::uintpt
 }
 
 template <class T, class Label>
-void order_of(std::uintptr_t order, std::uintptr_t offsets, std::uintptr_t scores, std::uintptr_t labels,
-              int64_t rows, int64_t classes, int threads) {
+void order_of(std::uintptr_t order, std::uintptr_t offsets, std::uintptr_t scores, std::uintptr_t labels, int64_t rows,
+              int64_t classes, int threads) {
   pad_fast::scoring::class_order(pointer<int64_t>(order), pointer<int64_t>(offsets), pointer<const T>(scores),
                                  pointer<const Label>(labels), rows, classes, threads);
 }
 
-void class_order(const std::string& dtype, const std::string& label_dtype, std::uintptr_t order,
-                 std::uintptr_t offsets, std::uintptr_t scores, std::uintptr_t labels, int64_t rows, int64_t classes,
-                 int threads) {
+void class_order(const std::string& dtype, const std::string& label_dtype, std::uintptr_t order, std::uintptr_t offsets,
+                 std::uintptr_t scores, std::uintptr_t labels, int64_t rows, int64_t classes, int threads) {
   const bool doubles = number(dtype) == Number::f64, wide = integer(label_dtype) == Integer::i64;
   const auto run = doubles ? (wide ? order_of<double, int64_t> : order_of<double, int32_t>)
                            : (wide ? order_of<float, int64_t> : order_of<float, int32_t>);
@@ -85,15 +94,15 @@ void bind_scoring(py::module_& m) {
   m.def("score", &score, no_gil, py::kw_only(), py::arg("dtype"), py::arg("label_dtype"), py::arg("logits"),
         py::arg("features"), py::arg("labels"), py::arg("rows"), py::arg("classes"), py::arg("width"),
         py::arg("scores"), py::arg("mean"), py::arg("deviations"), py::arg("seen"), py::arg("threads"));
-  m.def("class_order", &class_order, no_gil, py::kw_only(), py::arg("dtype"), py::arg("label_dtype"),
-        py::arg("order"), py::arg("offsets"), py::arg("scores"), py::arg("labels"), py::arg("rows"),
-        py::arg("classes"), py::arg("threads"));
+  m.def("class_order", &class_order, no_gil, py::kw_only(), py::arg("dtype"), py::arg("label_dtype"), py::arg("order"),
+        py::arg("offsets"), py::arg("scores"), py::arg("labels"), py::arg("rows"), py::arg("classes"),
+        py::arg("threads"));
   m.def("labels_fit", &labels_fit, no_gil, py::kw_only(), py::arg("label_dtype"), py::arg("labels"), py::arg("rows"),
         py::arg("classes"));
 #ifdef PAD_FAST_CUDA
-  m.def("score_cuda", &score_cuda, no_gil, py::kw_only(), py::arg("dtype"), py::arg("label_dtype"),
-        py::arg("logits"), py::arg("features"), py::arg("labels"), py::arg("rows"), py::arg("classes"),
-        py::arg("width"), py::arg("scores"), py::arg("mean"), py::arg("deviations"), py::arg("seen"),
-        py::arg("device"), py::arg("stream"));
+  m.def("score_cuda", &score_cuda, no_gil, py::kw_only(), py::arg("dtype"), py::arg("label_dtype"), py::arg("logits"),
+        py::arg("features"), py::arg("labels"), py::arg("rows"), py::arg("classes"), py::arg("width"),
+        py::arg("scores"), py::arg("mean"), py::arg("deviations"), py::arg("seen"), py::arg("device"),
+        py::arg("stream"));
 #endif
 }

@@ -7,6 +7,8 @@
 #include <utility>
 
 #include "arithmetic.h"
+#include "blocks.h"
+#include "join.h"
 #include "score.h"
 
 #ifndef PAD_ISA
@@ -26,8 +28,16 @@ typedef int32_t IntsFloat __attribute__((vector_size(PAD_VECTOR_BYTES)));
 typedef int64_t IntsDouble __attribute__((vector_size(PAD_VECTOR_BYTES)));
 
 template <class F> struct Kinds;
-template <> struct Kinds<float> { using Vec = VecFloat; using Ints = IntsFloat; using Int = int32_t; };
-template <> struct Kinds<double> { using Vec = VecDouble; using Ints = IntsDouble; using Int = int64_t; };
+template <> struct Kinds<float> {
+  using Vec = VecFloat;
+  using Ints = IntsFloat;
+  using Int = int32_t;
+};
+template <> struct Kinds<double> {
+  using Vec = VecDouble;
+  using Ints = IntsDouble;
+  using Int = int64_t;
+};
 template <class F> using Vec = typename Kinds<F>::Vec;
 template <class F> using Ints = typename Kinds<F>::Ints;
 
@@ -129,19 +139,12 @@ template <class T> PAD_INLINE void prefetch(const T* p, int64_t count) {
   for (int64_t at = 0; at < count * int64_t(sizeof(T)); at += 64) __builtin_prefetch(bytes + at);
 }
 
-// Rows scored together before anything is written: their sums fit into the first cache.
-constexpr int kBlock = 64;
-// Wide rows worked on together, and the bytes they may take: half of a small first cache.
+// Wide rows worked on together, if kGroupBytes allow.
 constexpr int kGroup = 16;
-constexpr int64_t kGroupBytes = 1 << 14;
-// Up to this many classes a lane is a row; above, a lane is a class.
-constexpr int64_t kNarrow = 64;
 // Vectors that may be summed in F before the sums move on to double.
 constexpr int64_t kRun = 16;
 
-struct Sums {
-  double others[kBlock], squares[kBlock], own[kBlock], top[kBlock];
-};
+struct Sums { double others[kBlock], squares[kBlock], own[kBlock], top[kBlock]; };
 
 // 16 bytes each from p, p + stride, p + 2 stride ...: as many as make a vector.
 #if defined(PAD_HAS_SHUFFLEVECTOR)
@@ -384,9 +387,6 @@ template <class T> PAD_INLINE void score_rows(const Request& request, int64_t be
 }
 
 }  // namespace PAD_ISA
-
-#define PAD_JOIN_(a, b) a##b
-#define PAD_JOIN(a, b) PAD_JOIN_(a, b)
 
 void PAD_JOIN(score_rows_, PAD_ISA)(const Request& request, int64_t begin, int64_t end, void* scratch) {
   switch (request.number) {

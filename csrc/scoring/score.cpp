@@ -8,6 +8,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "blocks.h"
+#include "cpu.h"
 #include "parallel.h"
 
 namespace pad_fast {
@@ -22,13 +24,8 @@ struct Isa {
 
 const Isa kIsas[] = {
 #if defined(__x86_64__)
-    {"avx512", score_rows_avx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("fma");
-     }},
-    {"avx2", score_rows_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {"avx512", score_rows_avx512, has_avx512},
+    {"avx2", score_rows_avx2, has_avx2},
 #endif
     {"baseline", score_rows_baseline, [] { return true; }},
 };
@@ -45,16 +42,13 @@ const Isa& chosen() {
   return *best;
 }
 
-// Rows are handed out in blocks of this many, the size of rows.h's own.
-constexpr int64_t kBlock = 64;
-
 // Elements of a piece: tens of microseconds, enough to be worth waking a thread, and a short wait for the last one.
 constexpr int64_t kGrain = 1 << 15;
 
-// Either a block of narrow rows, or a group of wide ones: one row, or as many as fit into 16 KB, with their padding.
+// Either a block of narrow rows, or a group of wide ones: one row, or as many as kGroupBytes hold, with their padding.
 int64_t scratch_bytes(int64_t classes) {
-  const int64_t elements = std::max<int64_t>(classes, kBlock * std::min<int64_t>(classes, kBlock)) + 64;
-  return std::max<int64_t>(elements * static_cast<int64_t>(sizeof(double)), 1 << 14);
+  const int64_t elements = std::max<int64_t>(classes, kBlock * std::min(classes, kNarrow)) + 64;
+  return std::max<int64_t>(elements * static_cast<int64_t>(sizeof(double)), kGroupBytes);
 }
 
 }  // namespace
@@ -88,17 +82,15 @@ template bool labels_fit(const int32_t*, int64_t, int64_t);
 template bool labels_fit(const int64_t*, int64_t, int64_t);
 
 template <class T, class Label>
-void class_order(int64_t* order, int64_t* offsets, const T* scores, const Label* labels, int64_t rows,
-                 int64_t classes, int threads) {
+void class_order(int64_t* order, int64_t* offsets, const T* scores, const Label* labels, int64_t rows, int64_t classes,
+                 int threads) {
   std::fill(offsets, offsets + classes + 1, 0);
   for (int64_t i = 0; i < rows; ++i) ++offsets[labels[i] + 1];
   for (int64_t c = 0; c < classes; ++c) offsets[c + 1] += offsets[c];
   std::vector<int64_t> next(offsets, offsets + classes);
   for (int64_t i = 0; i < rows; ++i) order[next[static_cast<size_t>(labels[i])]++] = i;
   // The index as second key makes the order total, and std::sort, unlike std::stable_sort, needs no memory.
-  const auto easier = [scores](int64_t a, int64_t b) {
-    return scores[a] != scores[b] ? scores[a] < scores[b] : a < b;
-  };
+  const auto easier = [scores](int64_t a, int64_t b) { return scores[a] != scores[b] ? scores[a] < scores[b] : a < b; };
   parallel_for(classes, 1, threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) std::sort(order + offsets[c], order + offsets[c + 1], easier);
   });

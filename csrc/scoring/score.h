@@ -1,4 +1,4 @@
-// The scoring loops as the bindings see them. Sizes and addresses only; pad_fast/native.py has checked them.
+// The scoring loops as the bindings see them. Sizes and addresses only; pad_fast/scoring/native.py has checked them.
 #pragma once
 
 #include <cstddef>
@@ -46,8 +46,8 @@ template <class Label> bool labels_fit(const Label* labels, int64_t rows, int64_
 // Rows grouped by label, each group from low to high score, ties by index. `order` [rows] holds the groups one
 // after the other; group c is order[offsets[c]] .. order[offsets[c + 1]], with `offsets` [classes + 1].
 template <class T, class Label>
-void class_order(int64_t* order, int64_t* offsets, const T* scores, const Label* labels, int64_t rows,
-                 int64_t classes, int threads);
+void class_order(int64_t* order, int64_t* offsets, const T* scores, const Label* labels, int64_t rows, int64_t classes,
+                 int threads);
 
 }  // namespace scoring
 }  // namespace pad_fast

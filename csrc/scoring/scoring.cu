@@ -15,6 +15,7 @@ constexpr int64_t kMaxBlocks = 1 << 16;
 constexpr int64_t kThreadRow = 32;
 // Rows up to this long stay in the registers of one warp; longer ones get a block.
 constexpr int64_t kWarpRow = 1024;
+static_assert(kWarpRow == 32 * kWarp, "the largest score_by_warps");
 
 // What a launch needs of a Request, in device terms.
 template <class T, class Label>
@@ -45,8 +46,7 @@ struct Warp {
     return value;
   }
   template <class F> __device__ __forceinline__ F sum(F value) const {
-    for (int distance = kWarp / 2; distance > 0; distance /= 2)
-      value += __shfl_xor_sync(0xffffffffu, value, distance);
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
     return value;
   }
 };
@@ -124,7 +124,8 @@ __global__ void __launch_bounds__(kThreads) score_by_threads(Arguments<T, Label>
     const int64_t left = arguments.rows - first;
     const int count = left < kThreads ? static_cast<int>(left) : kThreads;
     const T* z = arguments.logits + first * classes;
-    // i / classes by multiplication: exact, because (256 * 32 - 1) * 32 < 2^18, and within 32 bits.
+    // i / classes by multiplication: exact under this condition, and within 32 bits.
+    static_assert((kThreads * kThreadRow - 1) * kThreadRow < 1 << 18, "i / classes by multiplication");
     const uint32_t reciprocal = (1u << 18) / classes + 1;
     const int total = count * classes;
     for (int i = threadIdx.x; i < total; i += kThreads) {
@@ -148,8 +149,7 @@ __global__ void __launch_bounds__(kThreads, 2) score_by_warps(Arguments<T, Label
   constexpr int64_t warps = kThreads / kWarp;
   for (int64_t row = blockIdx.x * warps + threadIdx.x / kWarp; row < arguments.rows; row += gridDim.x * warps) {
     const T* z = arguments.logits + row * arguments.classes;
-    double score =
-        el2n_of_short_row<each>(z, static_cast<int64_t>(arguments.labels[row]), arguments.classes, warp);
+    double score = el2n_of_short_row<each>(z, static_cast<int64_t>(arguments.labels[row]), arguments.classes, warp);
     if (arguments.features != nullptr)
       score *= grand_factor(squared_norm(arguments.features + row * arguments.width, arguments.width, warp));
     if (warp.rank() == 0) arguments.keep(row, score);
@@ -163,8 +163,7 @@ __global__ void __launch_bounds__(kThreads) score_by_blocks(Arguments<T, Label> 
   const Block block{shared};
   for (int64_t row = blockIdx.x; row < arguments.rows; row += gridDim.x) {
     const T* z = arguments.logits + row * arguments.classes;
-    double score =
-        el2n_of_row<double>(z, static_cast<int64_t>(arguments.labels[row]), arguments.classes, block);
+    double score = el2n_of_row<double>(z, static_cast<int64_t>(arguments.labels[row]), arguments.classes, block);
     if (arguments.features != nullptr)
       score *= grand_factor(squared_norm(arguments.features + row * arguments.width, arguments.width, block));
     if (block.rank() == 0) arguments.keep(row, score);
@@ -194,10 +193,16 @@ unsigned blocks_for(int64_t work, int64_t each) {
 template <class T, class Label>
 void launch(const Request& request, cudaStream_t stream) {
   using F = typename Computed<T>::type;
-  const Arguments<T, Label> arguments{
-      static_cast<const T*>(request.logits), static_cast<const T*>(request.features),
-      static_cast<const Label*>(request.labels), request.rows, request.classes, request.width,
-      static_cast<F*>(request.scores), request.mean, request.deviations, request.seen};
+  const Arguments<T, Label> arguments{static_cast<const T*>(request.logits),
+                                      static_cast<const T*>(request.features),
+                                      static_cast<const Label*>(request.labels),
+                                      request.rows,
+                                      request.classes,
+                                      request.width,
+                                      static_cast<F*>(request.scores),
+                                      request.mean,
+                                      request.deviations,
+                                      request.seen};
   if (request.classes <= kThreadRow && request.features == nullptr) {
     const size_t shared = kThreads * static_cast<size_t>(request.classes | 1) * sizeof(F);
     // 33 doubles a thread are more than the 48 KB that need no permission.
@@ -207,13 +212,13 @@ void launch(const Request& request, cudaStream_t stream) {
     return;
   }
   const unsigned warps = blocks_for(request.rows, kThreads / kWarp);
-  if (request.classes <= 32)
+  if (request.classes <= kWarp)
     score_by_warps<1><<<warps, kThreads, 0, stream>>>(arguments);
-  else if (request.classes <= 128)
+  else if (request.classes <= 4 * kWarp)
     score_by_warps<4><<<warps, kThreads, 0, stream>>>(arguments);
-  else if (request.classes <= 256)
+  else if (request.classes <= 8 * kWarp)
     score_by_warps<8><<<warps, kThreads, 0, stream>>>(arguments);
-  else if (request.classes <= 512)
+  else if (request.classes <= 16 * kWarp)
     score_by_warps<16><<<warps, kThreads, 0, stream>>>(arguments);
   else if (request.classes <= kWarpRow)
     score_by_warps<32><<<warps, kThreads, 0, stream>>>(arguments);

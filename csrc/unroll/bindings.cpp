@@ -1,4 +1,5 @@
-// Python's view: class Plan. Pointers cross as integers; the Python side has checked dtype, shape and contiguity.
+// Python's view: class Plan. Pointers cross as integers; pad_fast/engines/cpu.py has
+// checked dtype, shape and contiguity.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "cpu.h"
 #include "engine.h"
 
 namespace py = pybind11;
@@ -23,9 +25,7 @@ namespace {
 
 // What a precision means is decided here and nowhere else: outputs per tile side, and the bfloat16 parts of a float
 // (AMX only). "high" keeps the error of a step within three times torch's, "fast" gives some of it up (docs section 5).
-struct Scheme {
-  int largest_tile, parts;
-};
+struct Scheme { int largest_tile, parts; };
 
 struct Isa {
   const char* name;
@@ -40,19 +40,12 @@ constexpr Scheme kFmaHigh{2, 3}, kFmaFast{4, 3};
 constexpr Scheme kTilesHigh{4, 3};
 
 #if defined(__x86_64__)
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-}
-
 const Isa kIsas[] = {
     {"amx", pad_fast::unroll::make_engine_amx,
-     [] { return pad_fast::unroll::kAmxBuilt && has_avx512() && pad_fast::unroll::amx_allowed(); },
+     [] { return pad_fast::unroll::kAmxBuilt && pad_fast::has_avx512() && pad_fast::unroll::amx_allowed(); },
      kTilesHigh, kTilesHigh, true},
-    {"avx512", pad_fast::unroll::make_engine_avx512, has_avx512, kFmaHigh, kFmaFast, false},
-    {"avx2", pad_fast::unroll::make_engine_avx2,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
-     kFmaHigh, kFmaFast, false},
+    {"avx512", pad_fast::unroll::make_engine_avx512, pad_fast::has_avx512, kFmaHigh, kFmaFast, false},
+    {"avx2", pad_fast::unroll::make_engine_avx2, pad_fast::has_avx2, kFmaHigh, kFmaFast, false},
     {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }, kFmaHigh, kFmaFast, false},
 };
 #else
@@ -78,8 +71,8 @@ const Isa& find_isa(std::string name) {
   throw std::invalid_argument("isa='" + name + "' is not available on this machine; available: " + known);
 }
 
-// The instruction set for calls on maps of `pixels` pixels behind the first block, all images together. Matrix tiles want
-// wide maps, and enough values to pay for packing the filters (docs section 7).
+// The instruction set for calls on maps of `pixels` pixels behind the first block, all images together. Matrix tiles
+// want wide maps, and enough values to pay for packing the filters (docs section 7).
 std::string suited_isa(std::ptrdiff_t net_width, std::ptrdiff_t pixels) {
   constexpr std::ptrdiff_t least_width = 64, least_values = 1 << 17;
   const char* forced = std::getenv("PAD_FAST_ISA");
@@ -121,8 +114,9 @@ class Plan {
     if (depth < 1 || depth > pad_fast::unroll::kMaxDepth)
       throw std::invalid_argument("depth must be in 1.." + std::to_string(pad_fast::unroll::kMaxDepth) + ", got " +
                                   std::to_string(depth));
-    if (threads < 1 || threads > 256)
-      throw std::invalid_argument("threads must be in 1..256, got " + std::to_string(threads));
+    if (threads < 1 || threads > pad_fast::unroll::kMaxThreads)
+      throw std::invalid_argument("threads must be in 1.." + std::to_string(pad_fast::unroll::kMaxThreads) + ", got " +
+                                  std::to_string(threads));
     const std::ptrdiff_t extra = 2 * (pad_first - 1);
     if (((height + extra) >> depth) < 1 || ((width + extra) >> depth) < 1)
       throw std::invalid_argument("an image of " + std::to_string(height) + "x" + std::to_string(width) +

@@ -1,10 +1,10 @@
 // Sizes, offsets and memory of one network: where each parameter sits in the flat vector, and which arrays a call, a
 // thread, a group of images and a cache hold. No arithmetic here.
 #pragma once
-#include "block.h"
-#include "conv.h"
-#include "engine.h"
-#include "first_block.h"
+#include "network.h"
+#include "unroll/blocks/block.h"
+#include "unroll/blocks/first_block.h"
+#include "unroll/conv/conv.h"
 
 namespace pad_fast {
 namespace unroll {
@@ -81,6 +81,8 @@ template <class T> struct Layout {
     return {layer[l].height, layer[l].width, width_padded, layer[l].conv.out_row, width_stride};
   }
   index_t stats_elements() const { return 4 * width_stride; }
+  index_t first_saved_bytes() const { return bytes_of<typename FirstBlock<T>::Saved>(first); }
+  index_t first_image_bytes() const { return bytes_of<typename FirstBlock<T>::Image>(first); }
 };
 
 // Parameters as the kernels want them; rebuilt by every call, since theta changes at every step.
@@ -88,36 +90,37 @@ template <class T> struct Prepared {
   Filters<T> filters[kMaxDepth];
   T* norm[kMaxDepth];  // g, b
   T *head_w, *head_wt, *head_b;
-  T* first_w;
+  typename FirstBlock<T>::Weights first;  // where the first block is fused
 
-  void carve(Carver<T>& memory, const Layout<T>& y) {
+  void carve(Carver& memory, const Layout<T>& y) {
     for (index_t l = 0; l < y.depth; ++l) {
-      norm[l] = memory.take(2 * y.width_stride);
+      memory.take(norm[l], 2 * y.width_stride);
       if (l == 0 && y.fused_first) continue;
-      filters[l].forward = memory.take(y.layer[l].conv.forward_elements());
-      filters[l].backward = memory.take(y.layer[l].conv.backward_elements());
+      memory.take(filters[l].forward, y.layer[l].conv.forward_elements());
+      memory.take(filters[l].backward, y.layer[l].conv.backward_elements());
     }
-    head_w = memory.take(y.classes * y.features);
-    head_wt = memory.take(y.features * y.padded_classes);
-    head_b = memory.take(y.padded_classes);
-    first_w = y.fused_first ? memory.take(y.first.weight_elements()) : nullptr;
+    memory.take(head_w, y.classes * y.features);
+    memory.take(head_wt, y.features * y.padded_classes);
+    memory.take(head_b, y.padded_classes);
+    if (y.fused_first) first.carve(memory, y.first);
   }
 };
 
 // What a plain step leaves behind for its adjoint, per image.
 template <class T> struct Saved {
   T *maps[kMaxDepth + 1], *z[kMaxDepth], *stats[kMaxDepth], *pull[kMaxDepth + 1];  // pull: o' of the plain step
-  T* first;
+  char* first;  // FirstBlock::Saved of one image after the other
 
-  void carve(Carver<T>& memory, const Layout<T>& y, index_t images) {
+  void carve(Carver& memory, const Layout<T>& y, index_t images) {
     maps[0] = pull[0] = nullptr;
     for (index_t l = 0; l < y.depth; ++l) {
-      maps[l + 1] = memory.take(images * y.map_elements(l + 1));
-      pull[l + 1] = memory.take(images * y.map_elements(l + 1));
-      z[l] = memory.take(images * y.z_elements(l));
-      stats[l] = memory.take(l == 0 && y.fused_first ? 0 : images * y.stats_elements());
+      memory.take(maps[l + 1], images * y.map_elements(l + 1));
+      memory.take(pull[l + 1], images * y.map_elements(l + 1));
+      memory.take(z[l], images * y.z_elements(l));
+      memory.take(stats[l], l == 0 && y.fused_first ? 0 : images * y.stats_elements());
     }
-    first = y.fused_first ? memory.take(images * y.first.saved_elements()) : nullptr;
+    first = nullptr;
+    if (y.fused_first) memory.take(first, images * y.first_saved_bytes());
   }
   Saved from(const Layout<T>& y, index_t image) const {
     Saved s = *this;
@@ -125,7 +128,7 @@ template <class T> struct Saved {
       s.maps[l + 1] += image * y.map_elements(l + 1), s.pull[l + 1] += image * y.map_elements(l + 1);
       s.z[l] += image * y.z_elements(l), s.stats[l] += image * y.stats_elements();
     }
-    if (s.first) s.first += image * y.first.saved_elements();
+    if (s.first) s.first += image * y.first_saved_bytes();
     return s;
   }
 };
@@ -135,21 +138,25 @@ template <class T> struct Sums {
   T *du[kMaxDepth], *norm[kMaxDepth], *head_w, *head_b, *first_w;
   bool used[kMaxDepth];  // du holds something
   T* small;              // everything except du: zeroed at the start of a call
-  index_t small_elements;
+  index_t small_bytes;
 
-  void carve(Carver<T>& memory, const Layout<T>& y) {
+  void carve(Carver& memory, const Layout<T>& y) {
     const index_t start = memory.used;
-    small = memory.take(0);
-    for (index_t l = 0; l < y.depth; ++l) norm[l] = memory.take(2 * y.width_stride);
-    head_w = memory.take(y.classes * y.features);
-    head_b = memory.take(y.padded_classes);
-    first_w = y.fused_first ? memory.take(y.first.weight_elements()) : nullptr;
-    small_elements = memory.used - start;
-    for (index_t l = 0; l < y.depth; ++l)
-      du[l] = l == 0 && y.fused_first ? nullptr : memory.take(y.layer[l].conv.sum_elements());
+    memory.take(small, 0);
+    for (index_t l = 0; l < y.depth; ++l) memory.take(norm[l], 2 * y.width_stride);
+    memory.take(head_w, y.classes * y.features);
+    memory.take(head_b, y.padded_classes);
+    first_w = nullptr;
+    // As large as the prepared filters; the sums fill the part that `columns` has there.
+    if (y.fused_first) memory.take(first_w, bytes_of<typename FirstBlock<T>::Weights>(y.first) / index_t(sizeof(T)));
+    small_bytes = memory.used - start;
+    for (index_t l = 0; l < y.depth; ++l) {
+      du[l] = nullptr;
+      if (l > 0 || !y.fused_first) memory.take(du[l], y.layer[l].conv.sum_elements());
+    }
   }
   void clear(index_t depth) {
-    std::memset(small, 0, small_elements * sizeof(T));
+    std::memset(small, 0, small_bytes);
     for (index_t l = 0; l < depth; ++l) used[l] = false;
   }
 };
@@ -158,33 +165,39 @@ template <class T> struct Sums {
 template <class T> struct Work {
   Saved<T> saved;
   T *tangents[kMaxDepth + 1], *zd[kMaxDepth], *pull_a[kMaxDepth + 1];  // od, zd, o' of the adjoint
-  T *input, *input_pull, *gz, *gzd, *u, *ud, *gu, *gud, *rows, *first_images, *first_scratch;
+  T *input, *input_pull, *gz, *gzd, *u, *ud, *gu, *gud;
+  double* rows;  // two of the classifier
+  char* first_images;  // FirstBlock::Image of one image after the other
+  typename FirstBlock<T>::Scratch first_scratch;
   Chunk<T> chunk;
   Sums<T> sums[2];  // of dphi/dtheta, and of the plain gradient
   double result;
 
-  void carve(Carver<T>& memory, const Layout<T>& y, index_t images) {
+  void carve(Carver& memory, const Layout<T>& y, index_t images) {
     saved.carve(memory, y, images);
     index_t z_most = 0, chunk_most = 0, scratch_most = 0;
     tangents[0] = pull_a[0] = nullptr;
     for (index_t l = 0; l < y.depth; ++l) {
-      tangents[l + 1] = memory.take(images * y.map_elements(l + 1));
-      pull_a[l + 1] = memory.take(images * y.map_elements(l + 1));
-      zd[l] = memory.take(images * y.z_elements(l));
+      memory.take(tangents[l + 1], images * y.map_elements(l + 1));
+      memory.take(pull_a[l + 1], images * y.map_elements(l + 1));
+      memory.take(zd[l], images * y.z_elements(l));
       if (l == 0 && y.fused_first) continue;
       z_most = max_of(z_most, y.layer[l].conv.images_at_once() * y.z_elements(l));
       chunk_most = max_of(chunk_most, y.layer[l].conv.chunk_elements());
       scratch_most = max_of(scratch_most, y.layer[l].conv.scratch_elements());
     }
-    input = y.fused_first ? nullptr : memory.take(images * y.layer[0].conv.in_image);
-    input_pull = y.fused_first ? nullptr : memory.take(images * y.layer[0].conv.in_image);
-    gz = memory.take(z_most), gzd = memory.take(z_most);
-    chunk.in = memory.take(chunk_most), chunk.out = memory.take(chunk_most), chunk.scratch = memory.take(scratch_most);
-    u = memory.take(images * y.padded_classes), ud = memory.take(images * y.padded_classes);
-    gu = memory.take(images * y.padded_classes), gud = memory.take(images * y.padded_classes);
-    rows = memory.take(2 * y.classes * index_t(sizeof(double) / sizeof(T)));
-    first_images = y.fused_first ? memory.take(images * y.first.image_elements()) : nullptr;
-    first_scratch = y.fused_first ? memory.take(y.first.scratch_elements()) : nullptr;
+    input = input_pull = nullptr;
+    if (!y.fused_first) {
+      memory.take(input, images * y.layer[0].conv.in_image);
+      memory.take(input_pull, images * y.layer[0].conv.in_image);
+    }
+    memory.take(gz, z_most), memory.take(gzd, z_most);
+    memory.take(chunk.in, chunk_most), memory.take(chunk.out, chunk_most), memory.take(chunk.scratch, scratch_most);
+    memory.take(u, images * y.padded_classes), memory.take(ud, images * y.padded_classes);
+    memory.take(gu, images * y.padded_classes), memory.take(gud, images * y.padded_classes);
+    memory.take(rows, 2 * y.classes);
+    first_images = nullptr;
+    if (y.fused_first) memory.take(first_images, images * y.first_image_bytes()), first_scratch.carve(memory, y.first);
     sums[0].carve(memory, y);
     sums[1].carve(memory, y);
   }

@@ -1,8 +1,9 @@
 // Whole steps: evaluation, the plain step (loss and gradient) and its adjoint (docs section 2), over groups of images
 // and a fixed split of the batch over threads, so that a thread count gives one result.
 #pragma once
-#include "head.h"
+#include "engine.h"
 #include "layout.h"
+#include "unroll/blocks/head.h"
 
 namespace pad_fast {
 namespace unroll {
@@ -12,18 +13,12 @@ template <class T> class CacheOf final : public Cache {
  public:
   explicit CacheOf(const Layout<T>& layout) : layout_(layout) {}
   std::ptrdiff_t bytes() const override { return std::ptrdiff_t(memory_.size()); }
-  static index_t bytes_for(const Layout<T>& layout, index_t images) {
-    Carver<T> count{nullptr};
-    Saved<T> saved;
-    saved.carve(count, layout, images);
-    return count.used * index_t(sizeof(T));
-  }
+  static index_t bytes_for(const Layout<T>& layout, index_t images) { return bytes_of<Saved<T>>(layout, images); }
   void resize(index_t images) {
     if (images > capacity_) {
       memory_.resize(std::size_t(bytes_for(layout_, images)));
       capacity_ = images;
-      Carver<T> carver{reinterpret_cast<T*>(memory_.data())};
-      saved.carve(carver, layout_, images);
+      saved = carved<Saved<T>>(memory_.data(), layout_, images);
     }
     batch = images;
   }
@@ -97,13 +92,14 @@ template <class T> class EngineOf final : public Engine {
     call.threads = int(min_of<index_t>(options_.threads, min_of<index_t>(call.batch, 1 + work / 1000000)));
     call.engine = this;
     reserve(call.batch);
-    pool_.run(call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->prepare(*static_cast<Call*>(c), i); },
-              &call);
-    pool_.run(call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->groups(*static_cast<Call*>(c), i); },
-              &call);
+    pool_.run(
+        call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->prepare(*static_cast<Call*>(c), i); }, &call);
+    pool_.run(
+        call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->groups(*static_cast<Call*>(c), i); }, &call);
     if (call.kind_of_call != kForward)
-      pool_.run(call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->finish(*static_cast<Call*>(c), i); },
-                &call);
+      pool_.run(
+          call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->finish(*static_cast<Call*>(c), i); },
+          &call);
     double result = 0;
     for (int i = 0; i < call.threads; ++i) result += work_[i].result;
     return result;
@@ -121,25 +117,24 @@ template <class T> class EngineOf final : public Engine {
   void reserve(index_t batch) {
     const index_t share = ceil_div(batch, max_of(1, options_.threads));
     if (share <= group_ && shared_.size() > 0) return;
-    Carver<T> one{nullptr}, two{nullptr};
-    Work<T> probe;
-    probe.carve(one, y_, 1);
-    probe.carve(two, y_, 2);
-    const index_t fits = max_of<index_t>(1, options_.group_bytes / ((two.used - one.used) * index_t(sizeof(T))));
+    const index_t image = bytes_of<Work<T>>(y_, index_t(2)) - bytes_of<Work<T>>(y_, index_t(1));
+    const index_t fits = max_of<index_t>(1, options_.group_bytes / image);
     const index_t wanted = min_of(share, min_of(fits, y_.images_for_chunks()));
     if (wanted == group_ && shared_.size() > 0) return;
     group_ = wanted;
-    Carver<T> shared{nullptr};
-    weights_.carve(shared, y_), direction_.carve(shared, y_);
-    shared_.resize(std::size_t(shared.used) * sizeof(T));
-    shared = Carver<T>{reinterpret_cast<T*>(shared_.data())};
-    weights_.carve(shared, y_), direction_.carve(shared, y_);
+    lay_out(shared_, [this](Carver& memory) { weights_.carve(memory, y_), direction_.carve(memory, y_); });
     if (!work_) work_ = static_cast<Work<T>*>(work_memory_(sizeof(Work<T>) * std::size_t(options_.threads)));
-    Carver<T> mine{nullptr};
-    for (int i = 0; i < options_.threads; ++i) work_[i].carve(mine, y_, group_);
-    private_.resize(std::size_t(mine.used) * sizeof(T));
-    mine = Carver<T>{reinterpret_cast<T*>(private_.data())};
-    for (int i = 0; i < options_.threads; ++i) work_[i].carve(mine, y_, group_);
+    lay_out(private_, [this](Carver& memory) {
+      for (int i = 0; i < options_.threads; ++i) work_[i].carve(memory, y_, group_);
+    });
+  }
+  // Makes room for what `carve` takes, and lays it out there.
+  template <class Carve> static void lay_out(Buffer& buffer, Carve carve) {
+    Carver count{nullptr};
+    carve(count);
+    buffer.resize(std::size_t(count.used));
+    Carver memory{buffer.data()};
+    carve(memory);
   }
   void* work_memory_(std::size_t bytes) {
     work_buffer_.resize(bytes);
@@ -157,8 +152,7 @@ template <class T> class EngineOf final : public Engine {
     for (index_t l = 0; l < y_.depth; ++l) {
       const Layer<T>& y = y_.layer[l];
       if (l == 0 && y_.fused_first) continue;
-      y.conv.transform_forward(theta + y.w, to.filters[l].forward,
-                               part(y.conv.input_blocks(), thread, threads),
+      y.conv.transform_forward(theta + y.w, to.filters[l].forward, part(y.conv.input_blocks(), thread, threads),
                                part(y.conv.input_blocks(), thread + 1, threads));
       if (backward && (l > 0 || images))
         y.conv.transform_backward(theta + y.w, to.filters[l].backward, part(y.conv.output_groups(), thread, threads),
@@ -179,7 +173,7 @@ template <class T> class EngineOf final : public Engine {
       std::memcpy(to.norm[l] + y_.width_stride, theta + y_.layer[l].b, width * sizeof(T));
     }
     std::memcpy(to.head_b, theta + y_.classifier_bias, classes * sizeof(T));
-    if (y_.fused_first) y_.first.prepare(theta + y_.layer[0].w, to.first_w);
+    if (y_.fused_first) y_.first.prepare(theta + y_.layer[0].w, to.first);
   }
 
   void groups(const Call& call, int thread) {
@@ -211,8 +205,8 @@ template <class T> class EngineOf final : public Engine {
   static NormGradients<T> nothing() { return {nullptr, nullptr}; }
 
   Head<T> head() const {
-    return {y_.classes,        y_.features,        y_.padded_classes,   weights_.head_w,    weights_.head_wt,
-            weights_.head_b,   direction_.head_w,  direction_.head_wt,  direction_.head_b};
+    return {y_.classes,      y_.features,       y_.padded_classes,  weights_.head_w,  weights_.head_wt,
+            weights_.head_b, direction_.head_w, direction_.head_wt, direction_.head_b};
   }
 
   // --- forward ------------------------------------------------------------------------------------------------------
@@ -257,34 +251,36 @@ template <class T> class EngineOf final : public Engine {
     using First = FirstBlock<T>;
     const First& f = y_.first;
     const bool tangent = call.kind_of_call == kAdjoint, cached = tangent && call.cache;
-    const typename First::Weights weights = f.weights(weights_.first_w), direction = f.weights(direction_.first_w);
+    const typename First::Weights weights = weights_.first, direction = direction_.first;
     const index_t pixels = y_.net.channels * y_.net.height * y_.net.width;
     for (index_t i = 0; i < group.images; ++i) {
-      const typename First::Saved saved = f.saved(group.saved.first + i * f.saved_elements());
-      const typename First::Image image = f.image(w.first_images, i);
+      const typename First::Saved saved =
+          carved<typename First::Saved>(group.saved.first + i * y_.first_saved_bytes(), f);
+      const typename First::Image image = carved<typename First::Image>(w.first_images + i * y_.first_image_bytes(), f);
       f.load_image(call.x + (group.first + i) * pixels, image.x);
       if (!cached) f.moments(image.x, saved);
       f.derive(saved, weights, tangent ? &direction : nullptr, norm(0), image);
       const View<T> o = y_.output(0, group.saved.maps[1], i), od = y_.output(0, w.tangents[1], i);
       if (cached)
-        f.template forward<First::kTangentOnly>(image, saved.signs, o, od, f.scratch(w.first_scratch));
+        f.template forward<First::kTangentOnly>(image, saved.signs, o, od, w.first_scratch);
       else if (tangent)
-        f.template forward<First::kBoth>(image, saved.signs, o, od, f.scratch(w.first_scratch));
+        f.template forward<First::kBoth>(image, saved.signs, o, od, w.first_scratch);
       else
-        f.template forward<First::kValues>(image, saved.signs, o, od, f.scratch(w.first_scratch));
+        f.template forward<First::kValues>(image, saved.signs, o, od, w.first_scratch);
     }
   }
   void backward_first(const Call& call, Work<T>& w, const Group& group) const {
     using First = FirstBlock<T>;
     const First& f = y_.first;
-    const typename First::Weights weights = f.weights(weights_.first_w), direction = f.weights(direction_.first_w);
-    const typename First::Scratch scratch = f.scratch(w.first_scratch);
+    const typename First::Weights weights = weights_.first, direction = direction_.first;
+    const typename First::Scratch scratch = w.first_scratch;
     const index_t pixels = y_.net.channels * y_.net.height * y_.net.width;
     const NormGradients<T> plain = call.grad ? norm_sums(w.sums[1], 0) : nothing();
     T* plain_w = call.grad ? w.sums[1].first_w : nullptr;
     for (index_t i = 0; i < group.images; ++i) {
-      const typename First::Saved saved = f.saved(group.saved.first + i * f.saved_elements());
-      const typename First::Image image = f.image(w.first_images, i);
+      const typename First::Saved saved =
+          carved<typename First::Saved>(group.saved.first + i * y_.first_saved_bytes(), f);
+      const typename First::Image image = carved<typename First::Image>(w.first_images + i * y_.first_image_bytes(), f);
       const View<const T> god = y_.output(0, static_cast<const T*>(group.saved.pull[1]), i);
       if (call.kind_of_call == kAdjoint)
         f.backward_adjoint(image, saved, weights, direction, norm(0),
@@ -336,7 +332,7 @@ template <class T> class EngineOf final : public Engine {
     const Head<T> top = head();
     const T* features = s.maps[y_.depth];
     const typename Head<T>::Rows rows{w.u, w.ud, w.gu, w.gud};
-    double* scratch = reinterpret_cast<double*>(w.rows);
+    double* scratch = w.rows;
     const index_t d = y_.depth;
     if (adjoint) {
       w.result += top.adjoint(rows, group.first, group.images, call.batch, call.labels, call.kind, call.dy, scratch);
@@ -385,7 +381,7 @@ template <class T> class EngineOf final : public Engine {
     if (call.grad) finish_one(call, 1, call.grad, thread);
   }
   void finish_one(const Call& call, int which, T* out, int thread) {
-    T* parts[256];
+    T* parts[kMaxThreads];
     const int n = call.threads;
     for (index_t l = 0; l < y_.depth; ++l) {
       const Layer<T>& y = y_.layer[l];

@@ -189,7 +189,7 @@ class Comparison:
         return section("Time and memory", table(header, rows, numbers=range(1, len(header))), name="cost")
 
     def _sets(self) -> list[str]:
-        """What was trained on: the distilled images first, then whatever any run was compared with."""
+        """Sets that networks were trained on: the distilled images first, then the baselines of any run."""
         others = [row.name for run in self.runs for row in run.accuracy if row not in _own_rows(run)]
         return ["distilled", *dict.fromkeys(others)]
 

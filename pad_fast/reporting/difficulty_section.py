@@ -20,7 +20,7 @@ from .html.render import part
 
 @dataclass(frozen=True)
 class DifficultyView:
-    """What the section shows.
+    """Contents of the section.
 
     Attributes:
         method: name of the scores.

@@ -18,7 +18,7 @@ def own_rows(rows: Sequence[AccuracyRow], settings: Mapping[str, object]) -> lis
 
 
 def loss_label(settings: Mapping[str, object]) -> str:
-    """What the matching loss of a run's method measures."""
+    """Name of the quantity that the matching loss of a run's method measures."""
     return LOSSES.get(str(settings.get("method")), "distance to the expert, relative to the start")
 
 

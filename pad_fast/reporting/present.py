@@ -111,7 +111,7 @@ def watch(
 
 
 def report_data(run: RunFolder) -> ReportData:
-    """What the report of a run shows."""
+    """Contents of the report of a run."""
     settings, distilled, preview = run.settings, run.distilled, run.preview
     status = None
     if not run.finished:

@@ -32,7 +32,7 @@ STAGES = {
     "distill": "distillation",
     "evaluate": "evaluation",
 }
-"""What the stages of a run are called on a page."""
+"""Names of a run's stages on a page."""
 
 
 @dataclass(frozen=True)

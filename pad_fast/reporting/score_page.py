@@ -1,4 +1,4 @@
-"""What `pad-fast score` writes: scores, order table, metadata, a contact sheet, and a page that shows them."""
+"""Files of `pad-fast score`: scores, order table, metadata, a contact sheet, and a page that shows them."""
 
 from __future__ import annotations
 

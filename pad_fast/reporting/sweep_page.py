@@ -22,7 +22,7 @@ _COLOURS = 8
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a finished grid has measured.
+    """Accuracies of a finished grid.
 
     Attributes:
         method, dataset, ipc: what was run.
@@ -46,7 +46,7 @@ class SweepResult:
         return "\n".join(lines)
 
     def axes(self) -> tuple[list[Setting], list[Setting]]:
-        """What was pruned, and what was masked, in the order asked for."""
+        """Pruning settings and mask settings, in the order asked for."""
         return list(dict.fromkeys(p for p, _ in self.accuracies)), list(dict.fromkeys(m for _, m in self.accuracies))
 
     def page(self) -> str:

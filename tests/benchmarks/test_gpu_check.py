@@ -1,4 +1,4 @@
-"""What will run on a GPU machine, run here as far as it goes: the GPU benchmarks, their harness, the counted model."""
+"""The GPU benchmarks, their harness and the counted model, run without a GPU as far as they go."""
 
 from __future__ import annotations
 

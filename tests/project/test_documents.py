@@ -1,4 +1,4 @@
-"""What the documents say can be typed and followed: links lead somewhere, commands are understood, flags exist."""
+"""Documents can be typed and followed: links lead somewhere, commands are understood, flags exist."""
 
 from __future__ import annotations
 

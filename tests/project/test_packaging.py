@@ -1,4 +1,4 @@
-"""What gets built, what gets installed, and what happens where tools are missing."""
+"""Building and installing, with tools and without them."""
 
 from __future__ import annotations
 

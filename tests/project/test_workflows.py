@@ -1,4 +1,4 @@
-"""What runs before a commit and on the hosting service: the same commands as here, on versions that are supported."""
+"""Hooks and workflows run the same commands as here, on versions that are supported."""
 
 from __future__ import annotations
 

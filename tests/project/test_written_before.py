@@ -1,4 +1,4 @@
-"""What an earlier version has written loads, resumes and reports: fixtures/<commit>/ holds its files as they were.
+"""Files of an earlier version load, resume and report: fixtures/<commit>/ holds its files as they were.
 
 Only public names are used here, and files are read past the library, so that moving code about cannot move the test
 with it. A result depends on the processor that computed it, so what is computed anew is compared as an update.

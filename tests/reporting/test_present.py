@@ -150,7 +150,7 @@ def test_the_preview_holds_the_ends_of_the_order(finished):
 
 
 def test_a_run_in_progress(run):
-    """What a run has written after some iterations, before any result, is shown as far as it goes."""
+    """A run that has some iterations and no result yet is shown as far as it goes."""
     for name in ("distilled.safetensors", "evaluation.json", "images.png", "report.html", "checkpoint"):
         (run / name).unlink()
     timing = json.loads((run / "timing.json").read_text())

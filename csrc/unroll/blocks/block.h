@@ -1,8 +1,11 @@
+// Folder blocks/: what a network has beside its convolutions, the fused first block and the classifier. It includes
+// conv/, vector/ and network.h; layout and step may include it.
+//
 // Instance norm, ReLU and 2x2 average pooling of one channels-last image, fused: forward, tangent, and the backward
 // passes of the plain step and of (z, zd) -> (o, od). Equation numbers are those of docs/cpu_engine.md.
 #pragma once
-#include "simd.h"
-#include "tiles.h"
+#include "unroll/conv/tiles.h"
+#include "unroll/vector/simd.h"
 
 namespace pad_fast {
 namespace unroll {
@@ -15,9 +18,7 @@ template <class T> struct Stats {
 };
 
 // Norm parameters and their components along v, padded with zeros to whole cache lines.
-template <class T> struct NormParameters {
-  const T *g, *b, *gd, *bd;
-};
+template <class T> struct NormParameters { const T *g, *b, *gd, *bd; };
 
 template <class T> struct NormGradients {
   T *g, *b;  // padded accumulators
@@ -256,11 +257,10 @@ template <class T> struct Plane {
         }
       }
   }
-  void backward_adjoint(const T* z, const T* zd, Stats<T> st, NormParameters<T> np, View<const T> go,
-                        View<const T> god, T* gz, T* gzd, NormGradients<T> out, NormGradients<T> plain_out) const {
+  void backward_adjoint(const T* z, const T* zd, Stats<T> st, NormParameters<T> np, View<const T> go, View<const T> god,
+                        T* gz, T* gzd, NormGradients<T> out, NormGradients<T> plain_out) const {
     index_t c = 0;
-    for (; c + 2 * L <= channels; c += 2 * L)
-      adjoint<2>(c, z, zd, st, np, go, god, gz, gzd, out, plain_out);
+    for (; c + 2 * L <= channels; c += 2 * L) adjoint<2>(c, z, zd, st, np, go, god, gz, gzd, out, plain_out);
     for (; c < channels; c += L) adjoint<1>(c, z, zd, st, np, go, god, gz, gzd, out, plain_out);
   }
 };

@@ -2,8 +2,8 @@
 // channels] and the weight gradient's [channels, tiles] x [tiles, channels], and how filters are laid out for them.
 // FmaProducts serves every element type on every machine; TileProducts (product_tiles.h) takes floats on AMX.
 #pragma once
-#include "gemm.h"
 #include "tiles.h"
+#include "unroll/vector/gemm.h"
 
 namespace pad_fast {
 namespace unroll {
@@ -52,8 +52,9 @@ template <class T> struct FmaProducts : ProductShape {
 
   // Where row r, column n (a multiple of the vector length) of a packed matrix is.
   static index_t packed_at(index_t rows, index_t columns, index_t r, index_t n) {
-    const index_t start = n / (kVectors * lanes<T>) * (kVectors * lanes<T>);
-    const bool narrow = n - start >= 2 * lanes<T> && columns - start < kVectors * lanes<T>;
+    constexpr index_t widest = kVectors * lanes<T>;
+    const index_t start = n / widest * widest;
+    const bool narrow = n - start >= 2 * lanes<T> && columns - start < widest;
     const index_t first = narrow ? start + 2 * lanes<T> : start;
     return first * rows + r * panel_width<T>(columns, first) + n - first;
   }

@@ -1,14 +1,17 @@
+// Folder conv/: minimal filtering, tiles and their products, and one layer made of them. It includes vector/ and
+// network.h; blocks/, layout and step may include it.
+//
 // One 3x3 convolution layer (stride 1, zero border 1) on groups of channels-last images: forward, tangent, and both
 // transposes, as tile transforms around small matrix products (docs section 5). Tiles are taken in chunks whose
 // transformed data stays in the cache; the weights stream past once per chunk.
 #pragma once
-#include "engine.h"
+#include "unroll/network.h"
 #if PAD_TILES
 #include "product_tiles.h"
 #else
 #include "products.h"
 #endif
-#include "transpose.h"
+#include "unroll/vector/transpose.h"
 
 namespace pad_fast {
 namespace unroll {
@@ -21,9 +24,7 @@ template <class T> struct Filters {
 };
 
 // Working memory for a chunk of tiles: the transformed data of both sides, and what the products need.
-template <class T> struct Chunk {
-  T *in, *out, *scratch;
-};
+template <class T> struct Chunk { T *in, *out, *scratch; };
 
 template <class T> struct Conv {
   index_t inputs, outputs, height, width;
@@ -221,9 +222,9 @@ template <class T> struct Conv {
     const T *h, *hd;    // inputs of the layer and their tangents
     const T *gz, *gzd;  // z' and zd', for images_at_once() images in turn
     T *gh, *ghd;        // h' += W^T z' + V^T zd' (needs gz),  hd' += W^T zd'      (eq. 18)
-    T *du;              // += z' (x) h + zd' (x) hd, transformed            (eq. 19)
+    T* du;              // += z' (x) h + zd' (x) hd, transformed            (eq. 19)
     bool keep;          // du already holds something
-    T *du_plain;        // += zd' (x) h: the gradient of the plain step       (eq. 7)
+    T* du_plain;        // += zd' (x) h: the gradient of the plain step       (eq. 7)
     bool keep_plain;
   };
   // ready(i, slot) must fill the image's z' and zd' in the given slot; it is called just before they are read.

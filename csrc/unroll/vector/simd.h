@@ -1,3 +1,6 @@
+// Folder vector/: vectors, masks, transposes, small products and workspaces; it knows nothing of convolutions. It
+// includes network.h and itself, and everything above may include it.
+//
 // Vectors for one instruction set. Every ISA-specific source includes this file first; everything that is compiled
 // with ISA-specific flags lives in namespace pad_fast::unroll::PAD_ISA, so that the linker can never pick, say, an
 // AVX-512 copy of an inline function for a machine without it (one-definition rule).

@@ -4,7 +4,7 @@
 // m = 1 is the direct convolution (nine products per pixel in two dimensions), m = 2 has points 0, +-1, inf, and
 // m = 4 has points 0, +-1/sqrt2, +-sqrt2, inf: four times more accurate than the usual 0, +-1, +-2 (eq. 21).
 #pragma once
-#include "simd.h"
+#include "unroll/vector/simd.h"
 
 namespace pad_fast {
 namespace unroll {
@@ -81,6 +81,7 @@ template <> struct Filter<4> {
     w[1] = s + e, w[2] = s - e, w[3] = t + f, w[4] = t - f;
     w[5] = y[3];
   }
+  // clang-format off: it takes the * behind p<T> for a pointer
   template <class X, class T> static PAD_INLINE void g(const X* f, X* u, T) {
     const X s = T(-1.0 / 1.5) * (f[0] + T(0.5) * f[2]), e = (T(-1.0 / 1.5) * p<T>) * f[1];
     const X t = T(1.0 / 6) * (f[0] + T(2) * f[2]), h = (T(1.0 / 6) * q<T>) * f[1];
@@ -92,6 +93,7 @@ template <> struct Filter<4> {
     f[1] = (T(-1.0 / 1.5) * p<T>) * (u[1] - u[2]) + (T(1.0 / 6) * q<T>) * (u[3] - u[4]);
     f[2] = T(0.5) * s + T(2) * t + u[5];
   }
+  // clang-format on
 };
 
 }  // namespace PAD_ISA

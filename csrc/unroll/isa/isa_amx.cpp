@@ -1,5 +1,5 @@
 // The engine for Intel AMX (bfloat16 tiles) on top of AVX-512; setup.py gives the flags to compilers that know them.
-#include "engine.h"
+#include "unroll/engine.h"
 #if defined(__AMX_BF16__)
 #define PAD_ISA amx
 #define PAD_VECTOR_BYTES 64

@@ -175,8 +175,7 @@ template <int parts> class PackB {
     float* tile = to_ + row_ / kTile * parts * kTileWords + row_ % kTile * kTile;
     const index_t step = ceil_div(terms_, kTileTerms) * parts * kTileWords;
     if (term + kTile < terms_) {
-      for (index_t c = 0; c < columns_; c += kTile, tile += step)
-        split_to<parts>(load(row0 + c), load(row1 + c), tile);
+      for (index_t c = 0; c < columns_; c += kTile, tile += step) split_to<parts>(load(row0 + c), load(row1 + c), tile);
     } else {
       const bool has0 = term < terms_;
       for (index_t c = 0; c < columns_; c += kTile, tile += step)

@@ -1,7 +1,7 @@
 // The linear classifier and the mean cross entropy of one group of images, with tangent and adjoint.
 #pragma once
-#include "engine.h"
-#include "gemm.h"
+#include "unroll/network.h"
+#include "unroll/vector/gemm.h"
 
 namespace pad_fast {
 namespace unroll {

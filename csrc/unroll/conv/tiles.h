@@ -2,7 +2,7 @@
 // the (mr + 2)(mc + 2) products of a tile. Images are channels-last with a zero border (`Image`), transformed
 // tiles are stored point by point: [points][tiles][channels], so that each point is one matrix product.
 #pragma once
-#include "simd.h"
+#include "unroll/vector/simd.h"
 #include "winograd.h"
 
 namespace pad_fast {

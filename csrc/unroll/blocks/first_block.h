@@ -3,9 +3,10 @@
 // image; the ReLU needs z once, in registers; its backward pass needs the signs and two sums over patches.
 #pragma once
 #include "block.h"
-#include "engine.h"
 #include "first_windows.h"
-#include "gemm.h"
+#include "unroll/network.h"
+#include "unroll/vector/carver.h"
+#include "unroll/vector/gemm.h"
 #if defined(PAD_TILES)
 #include "first_tiles.h"
 #endif
@@ -14,26 +15,12 @@ namespace pad_fast {
 namespace unroll {
 namespace PAD_ISA {
 
-// Hands out consecutive cache-line aligned pieces; with a null base it only counts.
-template <class T> struct Carver {
-  T* base;
-  index_t used = 0;
-  T* take(index_t count) {
-    const index_t at = used;
-    used += ceil_div(count, line_elements<T>) * line_elements<T>;
-    return base ? base + at : nullptr;
-  }
-  template <class U> U* take_as(index_t count) {
-    return reinterpret_cast<U*>(take(ceil_div(count * index_t(sizeof(U)), index_t(sizeof(T)))));
-  }
-};
-
-constexpr index_t kMostTaps = 63;  // up to 7 channels; more go the ordinary way
-
 // Floats of an instruction set with matrix tiles go through FirstTiles.
 struct NoTiles {
   static constexpr bool used = false;
-  struct Scratch {};
+  struct Scratch {
+    void carve(Carver&, const NoTiles&) {}
+  };
 };
 template <class T> struct TilesOf { using type = NoTiles; };
 #if defined(PAD_TILES)
@@ -65,79 +52,49 @@ template <class T> struct FirstBlock {
     outputs = net.net_width, outputs_padded = padded<T>(outputs), stride = pixel_stride<T>(outputs);
     vectors = outputs_padded / L;
     windows = {channels, row, plane, pooled_h, pooled_w, vectors, stride};
-    for (index_t k = 0; k < kMostTaps + 4; ++k)
-      offset[k] = k < taps ? (k / 9) * plane + (k % 9 / 3) * row + k % 3 : 0;
-    if constexpr (Tiles::used)
-      tiles.set_up({channels, taps, row, plane, pooled_h, pooled_w, vectors, stride});
+    for (index_t k = 0; k < kMostTaps + 4; ++k) offset[k] = k < taps ? (k / 9) * plane + (k % 9 / 3) * row + k % 3 : 0;
+    if constexpr (Tiles::used) tiles.set_up({channels, taps, row, plane, pooled_h, pooled_w, vectors, stride});
   }
 
   // --- memory ------------------------------------------------------------------------------------------------------
+  index_t padded_elements() const { return channels * plane + 2 * row; }
+
   // Filters: transposed [taps][stride] for the kernels and, in double, for the quadratic forms; by row for d/dx.
   struct Weights {
     T* columns;
     T* rows;  // [outputs_padded][taps_padded]
     double* exact;
-  };
-  template <class C> Weights carve_weights(C& c) const {
-    Weights w;
-    w.columns = c.take(taps * stride), w.rows = c.take(outputs_padded * taps_padded);
-    w.exact = c.template take_as<double>(taps * stride);
-    return w;
-  }
-  Weights weights(T* memory) const {
-    Carver<T> c{memory};
-    return carve_weights(c);
-  }
-  index_t weight_elements() const {
-    Carver<T> c{nullptr};
-    carve_weights(c);
-    return c.used;
-  }
 
-  // Kept from the plain step for its adjoint: moments of the patches and the signs.
+    void carve(Carver& memory, const FirstBlock& f) {
+      memory.take(columns, f.taps * f.stride), memory.take(rows, f.outputs_padded * f.taps_padded);
+      memory.take(exact, f.taps * f.stride);
+    }
+  };
+
+  // Kept from the plain step for its adjoint, per image: moments of the patches and the signs.
   struct Saved {
     double *covariance, *mean;  // [taps][taps], [taps]: of the shifted image
     Mask* signs;                // [pooled pixels][vectors][4]
+
+    void carve(Carver& memory, const FirstBlock& f) {
+      memory.take(covariance, f.taps * f.taps), memory.take(mean, f.taps);
+      memory.take(signs, f.pooled_h * f.pooled_w * f.vectors * 4);
+    }
   };
-  template <class C> Saved carve_saved(C& c) const {
-    Saved s;
-    s.covariance = c.template take_as<double>(taps * taps), s.mean = c.template take_as<double>(taps);
-    s.signs = c.template take_as<Mask>(pooled_h * pooled_w * vectors * 4);
-    return s;
-  }
-  Saved saved(T* memory) const {
-    Carver<T> c{memory};
-    return carve_saved(c);
-  }
-  index_t saved_elements() const {
-    Carver<T> c{nullptr};
-    carve_saved(c);
-    return c.used;
-  }
 
   // Per image of the group: the padded image and everything that depends on its moments.
   struct Image {
     T *x, *r, *s, *w1, *w2, *c1, *c2;  // a/4 = w1 . p + c1, ad/4 = w2 . p + c2    (eq. 31); c1, c2 end w1, w2
     double *cw, *cv, *work;            // covariance times filters [taps][stride]; five rows
+
+    void carve(Carver& memory, const FirstBlock& f) {
+      memory.take(x, f.padded_elements()), memory.take(r, f.stride), memory.take(s, f.stride);
+      memory.take(w1, (f.taps + 1) * f.stride), memory.take(w2, (f.taps + 1) * f.stride);
+      c1 = w1 + f.taps * f.stride, c2 = w2 + f.taps * f.stride;
+      memory.take(cw, f.taps * f.stride), memory.take(cv, f.taps * f.stride);
+      memory.take(work, 5 * f.stride);
+    }
   };
-  template <class C> Image carve_image(C& c) const {
-    Image i;
-    i.x = c.take(padded_elements()), i.r = c.take(stride), i.s = c.take(stride);
-    i.w1 = c.take((taps + 1) * stride), i.w2 = c.take((taps + 1) * stride);
-    i.c1 = i.w1 + taps * stride, i.c2 = i.w2 + taps * stride;
-    i.cw = c.template take_as<double>(taps * stride), i.cv = c.template take_as<double>(taps * stride);
-    i.work = c.template take_as<double>(5 * stride);
-    return i;
-  }
-  Image image(T* memory, index_t index) const {
-    Carver<T> c{memory + index * image_elements()};
-    return carve_image(c);
-  }
-  index_t image_elements() const {
-    Carver<T> c{nullptr};
-    carve_image(c);
-    return c.used;
-  }
 
   // Scratch of one thread.
   struct Scratch {
@@ -148,32 +105,20 @@ template <class T> struct FirstBlock {
     T *q, *q0;             // Q [taps][taps_padded], q0 [taps_padded]
     T* dx;                 // padded image gradient, one for each column of taps
     typename Tiles::Scratch tiles;
+
+    void carve(Carver& memory, const FirstBlock& f) {
+      memory.take(sa, f.taps * f.stride), memory.take(sd, f.taps * f.stride), memory.take(k, 12 * f.stride);
+      memory.take(windows, f.windows.window_elements()), memory.take(points, f.windows.point_elements());
+      memory.take(left, f.outputs_padded * f.taps_padded), memory.take(right, f.outputs_padded * f.taps_padded);
+      memory.take(filters, f.windows.filter_elements());
+      memory.take(q, f.taps * f.taps_padded), memory.take(q0, f.taps_padded);
+      memory.take(dx, 3 * f.padded_elements());
+      tiles.carve(memory, f.tiles);
+    }
   };
-  index_t padded_elements() const { return channels * plane + 2 * row; }
-  template <class C> Scratch carve_scratch(C& c) const {
-    Scratch s;
-    s.sa = c.take(taps * stride), s.sd = c.take(taps * stride), s.k = c.take(12 * stride);
-    s.windows = c.take(windows.window_elements()), s.points = c.take(windows.point_elements());
-    s.left = c.take(outputs_padded * taps_padded), s.right = c.take(outputs_padded * taps_padded);
-    s.filters = c.take(windows.filter_elements());
-    s.q = c.take(taps * taps_padded), s.q0 = c.take(taps_padded);
-    s.dx = c.take(3 * padded_elements());
-    if constexpr (Tiles::used) s.tiles = tiles.carve(c);
-    return s;
-  }
-  Scratch scratch(T* memory) const {
-    Carver<T> c{memory};
-    return carve_scratch(c);
-  }
-  index_t scratch_elements() const {
-    Carver<T> c{nullptr};
-    carve_scratch(c);
-    return c.used;
-  }
 
   // --- once per call -----------------------------------------------------------------------------------------------
-  void prepare(const T* w, T* memory) const {
-    const Weights to = weights(memory);
+  void prepare(const T* w, Weights to) const {
     for (index_t n = 0; n < outputs; ++n)
       for (index_t k = 0; k < taps; ++k) {
         const T value = w[n * taps + k];
@@ -392,8 +337,7 @@ template <class T> struct FirstBlock {
       const index_t second = mode != kBoth && n + L < outputs_padded ? n + L : n;
       for (index_t y = 0; y < pooled_h; ++y) {
         index_t at = 0;
-        for (; at + P <= pooled_w; at += P)
-          forward_pixels<P, mode>(im.x, im, n, second, y, at, signs, o, od);
+        for (; at + P <= pooled_w; at += P) forward_pixels<P, mode>(im.x, im, n, second, y, at, signs, o, od);
         for (; at < pooled_w; ++at) forward_pixels<1, mode>(im.x, im, n, second, y, at, signs, o, od);
       }
     }
@@ -401,8 +345,8 @@ template <class T> struct FirstBlock {
 
   // --- backward ----------------------------------------------------------------------------------------------------
   // Plain step: dW += sum zd' p (eq. 33).
-  void backward_plain(Image im, Saved from, Weights w, NormParameters<T> np, View<const T> god, Scratch s,
-                      T* dw, NormGradients<T> out) const {
+  void backward_plain(Image im, Saved from, Weights w, NormParameters<T> np, View<const T> god, Scratch s, T* dw,
+                      NormGradients<T> out) const {
     T* total = s.k;
     if constexpr (Tiles::used) {
       tiles.template pack_lines<3>(im.x, s.tiles.lines);
@@ -478,8 +422,8 @@ template <class T> struct FirstBlock {
       const index_t i = k * stride;
 #pragma GCC ivdep
       for (index_t n = 0; n < outputs_padded; ++n)
-        dw[i + n] += k1[n] * s.sa[i + n] + k2[n] * s.sd[i + n] +
-                     count * (k3[n] * T(im.cv[i + n]) + k4[n] * T(im.cw[i + n]));
+        dw[i + n] +=
+            k1[n] * s.sa[i + n] + k2[n] * s.sd[i + n] + count * (k3[n] * T(im.cv[i + n]) + k4[n] * T(im.cw[i + n]));
     }
     if (plain_dw) accumulate_plain(im, w, np, s, total_d, plain_dw, plain_out);
     if (dx) image_gradient(im, from, w, v, go, god, s, dx);

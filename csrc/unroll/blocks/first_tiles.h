@@ -2,15 +2,15 @@
 // tiles. They are direct sums over 9 C taps, which fit a tile better than the few points of minimal filtering do.
 // Packing the next block and using up earlier results is done in between the products (`Interleaved`).
 #pragma once
-#include "amx.h"
-#include "masks.h"
-#include "tiles.h"
+#include "unroll/conv/tiles.h"
+#include "unroll/network.h"
+#include "unroll/vector/amx.h"
+#include "unroll/vector/carver.h"
+#include "unroll/vector/masks.h"
 
 namespace pad_fast {
 namespace unroll {
 namespace PAD_ISA {
-
-constexpr index_t kMostTaps9 = 64;  // taps and the constant
 
 // Side work of a product, spread over `calls` calls: first(0), second(0), first(1), ..
 template <class First, class Second> struct Interleaved {
@@ -38,7 +38,7 @@ struct FirstTiles {
     index_t pooled_h, pooled_w, vectors, stride;
   };
   index_t channels, taps, row, plane, pooled_h, pooled_w, vectors, stride;
-  index_t offset[kMostTaps9];
+  index_t offset[kMostTaps + 1];
 
   // --- sizes, in floats -------------------------------------------------------------------------------------------
   index_t tap_blocks() const { return ceil_div(taps + 1, kTileTerms); }  // with the constant
@@ -52,23 +52,21 @@ struct FirstTiles {
   index_t line_part() const { return ((2 * pooled_h + 2) * lines() + kTile) * pitch(); }
   struct Scratch {
     float *filters, *patches, *lines, *pulls, *sums, *results;
+
+    void carve(Carver& memory, const FirstTiles& f) {
+      memory.take(filters, 2 * f.filter_elements());
+      memory.take(patches, f.patch_elements());
+      memory.take(lines, 3 * f.line_part());
+      memory.take(pulls, 2 * 2 * 2 * 3 * kTileWords);  // twice two blocks by two blocks of terms
+      memory.take(sums, f.line_blocks() * kTile * 32);
+      memory.take(results, kResults * 4 * kTileWords);
+    }
   };
-  template <class C> Scratch carve(C& c) const {
-    Scratch s;
-    s.filters = c.take(2 * filter_elements());
-    s.patches = c.take(patch_elements());
-    s.lines = c.take(3 * line_part());
-    s.pulls = c.take(2 * 2 * 2 * 3 * kTileWords);  // twice two blocks by two blocks of terms
-    s.sums = c.take(line_blocks() * kTile * 32);
-    s.results = c.take(kResults * 4 * kTileWords);
-    return s;
-  }
 
   void set_up(Sizes s) {
     channels = s.channels, taps = s.taps, row = s.row, plane = s.plane;
     pooled_h = s.pooled_h, pooled_w = s.pooled_w, vectors = s.vectors, stride = s.stride;
-    for (index_t k = 0; k < kMostTaps9; ++k)
-      offset[k] = k < taps ? (k / 9) * plane + (k % 9 / 3) * row + k % 3 : 0;
+    for (index_t k = 0; k < kMostTaps + 1; ++k) offset[k] = k < taps ? (k / 9) * plane + (k % 9 / 3) * row + k % 3 : 0;
   }
   // --- forward ----------------------------------------------------------------------------------------------------
   // Rows of packed A: 16 patches of one row of pixels, with a constant 1 behind the taps.
@@ -164,8 +162,11 @@ struct FirstTiles {
           tile_kernel<parts, 2, 2>(depth, packed_grid<parts>(a + 2 * at * block, depth), right, c, 32, false, side);
           const index_t window = y * pooled_w + 8 * at;
           const View<float>&to = mode == kTangentOnly ? od : o, &to_other = mode == kValues ? o : od;
-          ring[turn] = {c, signs + (window * vectors + n) * 4, signs + (window * vectors + second) * 4,
-                        to.at(y, 8 * at) + n * kTile, to_other.at(y, 8 * at) + second * kTile,
+          ring[turn] = {c,
+                        signs + (window * vectors + n) * 4,
+                        signs + (window * vectors + second) * 4,
+                        to.at(y, 8 * at) + n * kTile,
+                        to_other.at(y, 8 * at) + second * kTile,
                         min_of<index_t>(8, pooled_w - 8 * at)};
           ring[next].windows = 0;
           turn = next;
@@ -259,8 +260,8 @@ struct FirstTiles {
   }
   // s.sums[lines][2 vectors]: of stream a at n and of stream b at `second`.
   template <int parts>
-  void sum_columns(const Mask* signs, View<const float> a, View<const float> b, index_t n, index_t second,
-                   bool streams, Scratch s) const {
+  void sum_columns(const Mask* signs, View<const float> a, View<const float> b, index_t n, index_t second, bool streams,
+                   Scratch s) const {
     constexpr index_t tiles = 2 * parts * kTileWords;  // of one column block: two rows of pixels
     std::memset(s.sums, 0, line_blocks() * kTile * 32 * sizeof(float));
     const index_t across = ceil_div(pooled_w, kTile), bands = line_blocks();

@@ -20,9 +20,7 @@ template <class T> PAD_INLINE Vec<T> load_unaligned(const T* p) {
 template <class T> PAD_INLINE void store_unaligned(T* p, Vec<T> v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
 // The lanes of two rows i, i + d that form rows i and i + d once the off-diagonal blocks of size d are exchanged.
-template <class T> struct Shuffles {
-  typename IntsOf<T>::type low, high;
-};
+template <class T> struct Shuffles { typename IntsOf<T>::type low, high; };
 template <class T, int d> PAD_INLINE Shuffles<T> shuffles() {
   constexpr int L = lanes<T>;
   Shuffles<T> at;

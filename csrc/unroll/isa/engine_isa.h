@@ -1,9 +1,9 @@
+// Folder isa/: the engine once per instruction set, on top of everything else; nobody includes it from outside.
+//
 // Included by one source per instruction set, each with its own flags and its own namespace (see simd.h).
 #pragma once
-#include "step.h"
-
-#define PAD_JOIN_(a, b) a##b
-#define PAD_JOIN(a, b) PAD_JOIN_(a, b)
+#include "join.h"
+#include "unroll/step.h"
 
 namespace pad_fast {
 namespace unroll {

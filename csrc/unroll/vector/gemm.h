@@ -95,17 +95,17 @@ static PAD_INLINE void rows_of_block(index_t rows, index_t depth, const T* a, in
   }
   if (kRows > 4 && r + 4 <= rows) {
     micro_kernel<T, 4, N, transposed>(depth, a + r * row_step, lda, b, ldb, c + r * ldc, ldc, accumulate, ahead, 0,
-                                        other, 0);
+                                      other, 0);
     r += 4;
   }
   if (r + 2 <= rows) {
     micro_kernel<T, 2, N, transposed>(depth, a + r * row_step, lda, b, ldb, c + r * ldc, ldc, accumulate, ahead, 0,
-                                        other, 0);
+                                      other, 0);
     r += 2;
   }
   if (r < rows)
     micro_kernel<T, 1, N, transposed>(depth, a + r * row_step, lda, b, ldb, c + r * ldc, ldc, accumulate, ahead, 0,
-                                        other, 0);
+                                      other, 0);
 }
 
 template <class T, int N, bool transposed, Packed packed>

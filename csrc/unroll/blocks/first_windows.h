@@ -3,9 +3,9 @@
 // tile. Three image channels take 48 products a window instead of 108; z' is formed in registers from the pull and four
 // signs. The sixteen points go in two halves, so that a half's sums fit in registers.
 #pragma once
-#include "masks.h"
-#include "tiles.h"
-#include "transpose.h"
+#include "unroll/conv/tiles.h"
+#include "unroll/vector/masks.h"
+#include "unroll/vector/transpose.h"
 
 namespace pad_fast {
 namespace unroll {
@@ -21,7 +21,7 @@ template <class T> struct PoolWindows {
   using V = Vec<T>;
   static constexpr int L = lanes<T>;
 
-  index_t channels, row, plane;                 // of the padded image
+  index_t channels, row, plane;  // of the padded image
   index_t pooled_h, pooled_w, vectors, stride;  // of the maps: vectors of channels, elements between rows of sums
 
   index_t count() const { return pooled_h * pooled_w; }

@@ -2,8 +2,8 @@
 #pragma once
 #include <utility>
 
-#include "amx.h"
 #include "products.h"
+#include "unroll/vector/amx.h"
 
 namespace pad_fast {
 namespace unroll {
@@ -25,9 +25,7 @@ struct TileProducts : ProductShape {
   index_t slack_rows() const { return kTile - 1; }  // products write whole blocks of rows
 
   // Packed operands of one point, for up to `rows` rows.
-  index_t packed_rows(index_t rows) const {
-    return packed_size(rows + kTile, max_of(in_padded, out_padded), parts);
-  }
+  index_t packed_rows(index_t rows) const { return packed_size(rows + kTile, max_of(in_padded, out_padded), parts); }
   index_t packed_columns(index_t rows) const { return packed_size(max_of(in_padded, out_padded), rows, parts); }
   index_t scratch_elements(index_t rows) const {
     return packed_rows(rows) + max_of(packed_rows(rows), 2 * packed_columns(rows));
@@ -158,8 +156,8 @@ struct TileProducts : ProductShape {
 
     // z' is packed in rows only for its own gradient, zd' for both.
     const bool w_both = b.wants_gh && b.wants_ghd, data = b.wants_gh || b.wants_ghd;
-    PackA<n> pack_rows(b.out, out_stride, !data ? 0 : b.wants_gh ? 2 * b.tiles : b.tiles, w_both ? -1 : b.tiles,
-                       out_padded, rows);
+    const index_t rows_packed = b.wants_gh ? 2 * b.tiles : b.tiles;
+    PackA<n> pack_rows(b.out, out_stride, data ? rows_packed : 0, w_both ? -1 : b.tiles, out_padded, rows);
     if (sum) {
       if (b.point == 0 || !data) {
         auto now = weight_operands<n>(sum_rows, b.in, sum_out, operands);
@@ -179,16 +177,14 @@ struct TileProducts : ProductShape {
 
     auto job = weight_operands<n>(sum && !last ? sum_rows : 0, b.in + plane, sum_out + plane, operands);
     const index_t w_rows = w_both ? 2 * b.tiles : b.tiles, v_rows = b.wants_gh ? b.tiles : 0;
-    SideWork<decltype(job)> side(job,
-                                 rows_calls(w_rows, in_padded, outputs) + rows_calls(v_rows, in_padded, outputs));
+    SideWork<decltype(job)> side(job, rows_calls(w_rows, in_padded, outputs) + rows_calls(v_rows, in_padded, outputs));
     float* gh = b.wants_ghd ? b.in + in_step : b.in;
     const float* next = sum ? sum + sum_plane() : b.w + backward_plane();
     const index_t next_size = sum ? sum_plane() : backward_plane();
     const float* w_packed = b.wants_gh && !w_both ? rows + packed_size(b.tiles, out_padded, n) : rows;
     rows_product<n>(w_rows, in_padded, outputs, w_packed, b.w, b.in, in_stride, false, side, b.wants_gh ? b.v : next,
                     b.wants_gh ? backward_plane() : next_size);
-    if (b.wants_gh)
-      rows_product<n>(v_rows, in_padded, outputs, rows, b.v, gh, in_stride, true, side, next, next_size);
+    if (b.wants_gh) rows_product<n>(v_rows, in_padded, outputs, rows, b.v, gh, in_stride, true, side, next, next_size);
     finish(job);
   }
 };
