@@ -196,7 +196,7 @@ class UnrollPasses(Passes):
         batches = inputs.indices.split(unroll.sizes)
         labels = inputs.labels.index_select(0, inputs.indices).split(unroll.sizes)
         phis = v.new_zeros(len(batches), len(v))
-        captured = [] if self.recorded is None else self.recorded.grads
+        captured = [] if self.recorded is None else self.recorded.begin_reverse()
         pulls_images = wants.images or bool(captured)
         needs_steps = pulls_images or wants.labels or wants.lr or wants.theta
         for step in reversed(range(len(batches) if needs_steps else 0)):

@@ -71,7 +71,9 @@ class Replay:
                     dtype,
                 ):
                     restored.enter_context(torch.autocast(self.device.type, enabled=enabled, dtype=dtype))
-            restored.enter_context(self.network.with_buffers(self.buffers[step]))
+            # Copies, because a step may write to them, and a graph that was retained is pulled back again.
+            buffers = {name: value.clone() for name, value in self.buffers[step].items()}
+            restored.enter_context(self.network.with_buffers(buffers))
             yield
 
     def _copy(self, name: str, buffer: Tensor) -> Tensor:
@@ -155,17 +157,22 @@ class RecordedAugmentation(Augmentation):
         captured: tensors that the callable uses besides its arguments and that want a gradient too.
 
     Attributes:
-        grads: of `captured`, summed over the steps that were pulled back.
+        grads: of `captured`, summed over the steps that were pulled back since :meth:`begin_reverse`.
     """
 
     def __init__(self, augment: Augment, device: torch.device, steps: int, captured: Sequence[Tensor] = ()) -> None:
         self.augment = augment
         self.captured = list(captured)
-        self.grads = [torch.zeros_like(tensor) for tensor in self.captured]
+        self.grads: list[Tensor] = []
         self.graph: tuple[Tensor, Tensor] | None = None
         self.sums = torch.zeros(steps, dtype=torch.float64, device=device)
         self.again_sums = torch.zeros_like(self.sums)
         self.tolerances = torch.zeros_like(self.sums)
+
+    def begin_reverse(self) -> list[Tensor]:
+        """Start the sums over the steps afresh; returns them."""
+        self.grads = [torch.zeros_like(tensor) for tensor in self.captured]
+        return self.grads
 
     def forward(self, step: int, images: Float[Tensor, "N ..."], batch: Int[Tensor, " B"]) -> Tensor:
         augmented = self.augment(images.index_select(0, batch), step)

@@ -18,7 +18,8 @@ from pad_fast.engines import record_backends
 from pad_fast.errors import InputError
 
 from ..support.comparison import relative_error
-from ..support.exactness import KINDS, Kind, Layer, Tokens, body, flat, problem, usual_loop
+from ..support.exactness import KINDS, Kind, Layer, Tokens, body, flat, kinds_table, problem, usual_loop
+from ..support.paths import ROOT
 
 TOLERANCE = 1e-9  # relative L2 in float64; worst seen 5e-16
 LEARNED = ("images", "labels", "lr")
@@ -82,6 +83,12 @@ def test_the_way_out_of_a_refusal_works(kind: Kind, shapes_unchecked: None) -> N
     expected = gradients(seeded(lambda: usual_loop(reference, **given)), given)
     loss = seeded(lambda: trajectory_matching_loss(network, gradient="unroll", **given))
     assert differences(gradients(loss, given), expected) < TOLERANCE
+
+
+def test_the_table_of_the_documents_is_what_is_tested_here() -> None:
+    page = (ROOT / "docs" / "gradient.md").read_text(encoding="utf-8")
+    written = page.partition("<!-- table: kinds -->\n")[2].partition("<!-- end -->")[0]
+    assert written == kinds_table()
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -247,6 +254,16 @@ def test_tensors_that_an_augmentation_captures_get_their_gradient(make: Callable
     loss = trajectory_matching_loss(network, augment=augment, **given)
     found = torch.autograd.grad(loss, learned, retain_graph=True)
     assert max(relative_error(*each) for each in zip(found, expected, strict=True)) < TOLERANCE
+
+
+def test_a_retained_graph_is_pulled_back_again() -> None:
+    network = next(kind for kind in KINDS if kind.says == "buffers that count calls").make().double()
+    given, strength = problem(network), torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    loss = trajectory_matching_loss(network, augment=lambda x, t: x * strength, **given)
+    learned = [given[name] for name in LEARNED] + [strength]
+    first = torch.autograd.grad(loss, learned, retain_graph=True)
+    again = torch.autograd.grad(loss, learned)
+    assert all(torch.equal(*each) for each in zip(first, again, strict=True))
 
 
 def test_a_tensor_that_only_a_later_step_uses_is_refused_and_can_be_named() -> None:

@@ -213,3 +213,12 @@ KINDS: tuple[Kind, ...] = (
     Kind("complex or sparse parameters", _complex, "real floating numbers only"),
     Kind("buffers of another dtype", _mixed_buffers, "check shapes and dtypes, its buffers' too"),
 )  # fmt: skip
+
+
+def kinds_table() -> str:
+    """The table of docs/gradient.md, to be printed from here when a kind is added."""
+    lines = ["| networks with | gradient |", "| --- | --- |"]
+    for kind in KINDS:
+        outcome = "exact" if kind.refused is None else f'refused ("{kind.refused}")'
+        lines.append(f"| {kind.says} | {outcome}{f'; {kind.note}' if kind.note else ''} |")
+    return "\n".join(lines) + "\n"
