@@ -87,7 +87,7 @@ def test_the_way_out_of_a_refusal_works(kind: Kind, shapes_unchecked: None) -> N
 
 def test_the_table_of_the_documents_is_what_is_tested_here() -> None:
     page = (ROOT / "docs" / "gradient.md").read_text(encoding="utf-8")
-    written = page.partition("<!-- table: kinds -->\n")[2].partition("<!-- end -->")[0]
+    written = page.partition("<!-- kinds -->\n")[2].partition("<!-- end of kinds -->")[0]
     assert written == kinds_table()
 
 
