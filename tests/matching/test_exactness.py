@@ -376,7 +376,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "weight norm conv": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)),
     "softplus": lambda: nn.Softplus(),
     "gelu": lambda: nn.GELU(),
-    "elu in place": lambda: nn.ELU(inplace=True),
+    "elu": lambda: nn.ELU(),
     "prelu": lambda: nn.PReLU(4),
     "moving average": lambda: next(kind for kind in KINDS if kind.says == "moving averages in buffers").make()[1],
     "counted": lambda: next(kind for kind in KINDS if kind.says == "buffers that count calls").make()[1],
