@@ -235,6 +235,7 @@ def _shorten(name: str) -> str:
     name = " ".join(name.split())
     if _measure(name, _TEXT) <= _LABEL_LIMIT:
         return name
+    name = name[:_LABEL_LIMIT]  # no letter is narrower than a pixel, and measuring takes as long as the name is
     while name and _measure(name + "...", _TEXT) > _LABEL_LIMIT:
         name = name[:-1]
     return name.rstrip() + "..."

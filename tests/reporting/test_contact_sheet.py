@@ -177,3 +177,10 @@ def test_png_is_deterministic_and_faithful() -> None:
 def test_bad_input_is_named(pixels: torch.Tensor, labels: torch.Tensor, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         image_grid(pixels, labels, ["a", "b"], **options)
+
+
+def test_a_name_of_any_length_is_cut_to_the_label_column():
+    def width(name):
+        return image_grid(flat_images([[0.5]]), torch.tensor([0]), [name], cell=64).width
+
+    assert width("long " * 20_000) == width("long " * 100) < 64 + 250
