@@ -36,14 +36,8 @@ class SweepResult:
 
     def table(self) -> str:
         """Rows are what was pruned, columns what was masked: mean and standard deviation over seeds and networks."""
-        prunes, masks = self.axes()
-        lines = ["| pruned \\ masked | " + " | ".join(" ".join(words(mask)) for mask in masks) + " |"]
-        lines.append("|---" * (len(masks) + 1) + "|")
-        for prune in prunes:
-            cells = [mean_std(self.accuracies[prune, mask]) for mask in masks]
-            texts = [f"{mean:.1f} ± {spread:.1f}" for mean, spread in cells]
-            lines.append(f"| {' '.join(words(prune))} | " + " | ".join(texts) + " |")
-        return "\n".join(lines)
+        header, *rows = ["| " + " | ".join(cells) + " |" for cells in self._cells()]
+        return "\n".join([header, "|---" * (len(self.axes()[1]) + 1) + "|", *rows])
 
     def axes(self) -> tuple[list[Setting], list[Setting]]:
         """Pruning settings and mask settings, in the order asked for."""
@@ -69,10 +63,19 @@ class SweepResult:
                 )
                 sections.append(section(heading, chart))
         networks = sorted({len(values) for values in self.accuracies.values()})
-        header, _, *rows = [line.strip("| ").split(" | ") for line in self.table().splitlines()]
+        header, *rows = self._cells()
         note = hint(f"Mean ± standard deviation over {' or '.join(map(str, networks))} networks.")
         sections.append(section("Every cell", table(header, rows) + note))
         return page(f"{self.method.upper()} on {self.dataset}, {self.ipc} per class", Markup(), sections)
+
+    def _cells(self) -> list[list[str]]:
+        """The table's header and then its rows."""
+        prunes, masks = self.axes()
+        rows = [["pruned \\ masked", *(" ".join(words(mask)) for mask in masks)]]
+        for prune in prunes:
+            cells = [mean_std(self.accuracies[prune, mask]) for mask in masks]
+            rows.append([" ".join(words(prune)), *(f"{mean:.1f} ± {spread:.1f}" for mean, spread in cells)])
+        return rows
 
     def _lines(self, kinds: Sequence[str], flip: bool) -> list[Line]:
         """A curve over the ratios of each of these kinds, for every setting on the other axis."""
