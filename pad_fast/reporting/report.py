@@ -37,7 +37,7 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is that has not finished.
+    """Progress of a run that has not finished.
 
     Attributes:
         stage: the one under way, or the last one it got to.
