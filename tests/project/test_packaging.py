@@ -21,7 +21,7 @@ import pytest
 import pad_fast
 from pad_fast._version import __version__
 
-from ..support.paths import ROOT
+from ..support.paths import ROOT, copy_tree
 
 # Run first wherever pad_fast is imported from a folder of a test's own: an editable install in the environment
 # of the tests would supply whatever that folder lacks.
@@ -78,8 +78,7 @@ def install(*source: str | Path, target: Path, **changes: str) -> subprocess.Com
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source tree with what an editable install left in it, away from the original."""
     folder = tmp_path_factory.mktemp("source") / "pad_fast"
-    skipped = (".*", "build", "dist", "runs", "*.egg-info", "__pycache__", "golden")
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*skipped))
+    copy_tree(folder, ".*", "build", "dist", "*.egg-info", "__pycache__", "golden")
     return folder
 
 
@@ -110,12 +109,12 @@ def unpacked(dists: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 def tracked_modules() -> set[str]:
-    """Every module and typing file under its installed name."""
+    """Every module, typing file, template and style sheet under its installed name."""
     return {
         f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
         for package, folder in (("pad_fast", "pad_fast"), ("pad_fast/kernels", "kernels"))
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".pyi") or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi", ".html", ".css") or path.name == "py.typed"
     }
 
 
@@ -126,6 +125,8 @@ def test_sdist_holds_every_source_and_no_build_product(unpacked: Path) -> None:
     wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
     wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "kernels").rglob("*.py")}
     wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "pad_fast").rglob("*.py")}
+    html = ROOT / "pad_fast" / "reporting" / "html"
+    wanted |= {path.relative_to(ROOT).as_posix() for path in (*html.rglob("*.html"), html / "style.css")}
     wanted |= {
         "setup.py",
         "pyproject.toml",
@@ -146,6 +147,7 @@ def test_wheel_holds_the_package_and_nothing_else(dists: tuple[Path, Path]) -> N
         record = json.loads(wheel.read("pad_fast/_build.json"))
     assert {name.partition("/")[0] for name in names} == {"pad_fast"}
     assert {"pad_fast/kernels/__init__.py", "pad_fast/py.typed", "pad_fast/_C.pyi"} <= tracked_modules()
+    assert {f"pad_fast/reporting/html/{name}" for name in ("style.css", "templates/page.html")} <= tracked_modules()
     assert tracked_modules() - names == set()
     (extension,) = (name for name in names if name.endswith(".so"))
     assert extension.startswith("pad_fast/_C.")
@@ -162,7 +164,9 @@ def test_wheel_installs_and_imports_elsewhere(dists: tuple[Path, Path], tmp_path
 import json, pad_fast, pad_fast.kernels, torch
 from pad_fast.runtime import extension
 from pad_fast.scoring import native
+from pad_fast.reporting.report import ReportData, render_report
 scores = native.el2n(torch.zeros(2, 4), torch.tensor([3, 1]))
+assert "--accent" in render_report(ReportData("title")), "templates and style sheet are found where it is installed"
 files = [pad_fast.__file__, pad_fast.kernels.__file__, extension.loaded().__file__]
 print(json.dumps([pad_fast.__version__, scores.tolist(), files]))
 """
@@ -193,6 +197,8 @@ def test_editable_install_maps_both_folders(copy: Path, tmp_path: Path) -> None:
 import site
 site.addsitedir({str(target)!r})
 import pad_fast, pad_fast.kernels
+from pad_fast.reporting.report import ReportData, render_report
+assert "--accent" in render_report(ReportData("title"))
 print(pad_fast.__file__, pad_fast.kernels.__file__, sep="\\n")
 """
     done = run(sys.executable, "-P", "-c", ALONE + program, cwd=tmp_path, PYTHONPATH=str(target))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -20,7 +19,7 @@ from pad_fast.reporting.html.page import details, empty, hint, page, section, sh
 from pad_fast.reporting.html.render import part
 
 from ..support.html import Page
-from ..support.paths import ROOT
+from ..support.paths import ROOT, copy_tree
 from .test_report import small_png
 
 NAMES = (
@@ -113,8 +112,7 @@ def test_the_style_sheet_is_valid_and_part_of_every_page() -> None:
 @pytest.mark.slow
 def test_templates_and_style_are_in_the_wheel(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    left = shutil.ignore_patterns(".venv", ".git", "build", "*.so", "runs", "_build.json")
-    shutil.copytree(ROOT, source, ignore=left)
+    copy_tree(source, ".venv", ".git", "build", "*.so", "_build.json")
     options = ["-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     command = [sys.executable, "-m", "pip", "wheel", *options, "."]
     environment = {**os.environ, "CXX": "/nonexistent", "PAD_FAST_CUDA": "0", "PAD_FAST_REQUIRE_EXTENSION": "0"}
