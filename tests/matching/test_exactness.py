@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from pad_fast import ConvNet, trajectory_matching_loss
-from pad_fast.engines import record_backends
+from pad_fast.engines import Adjoint, Student, Wants, record_backends
 from pad_fast.errors import InputError
+from pad_fast.matching import replay
+from pad_fast.matching.replay import CheckedStudent
+from pad_fast.models.flat import FlatNetwork
 
 from ..support.comparison import relative_error
 from ..support.exactness import KINDS, Kind, Layer, Tokens, body, flat, kinds_table, problem, usual_loop
@@ -128,6 +131,66 @@ def test_the_check_fails_on_one_wrong_step() -> None:
     given = problem(network)
     with pytest.raises(InputError, match="when step 3 was evaluated again"):
         trajectory_matching_loss(network, **given).backward()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("answers", ["labels", "its own answers"])
+@pytest.mark.parametrize("depth", [2, 3])
+def test_rounding_is_no_reason_to_refuse(
+    threads: int, answers: str, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The passes may take sums in different orders: here, with one thread, torch's convolutions do.
+
+    Less than a tenth of what is allowed is used, because other processors have other orders.
+    """
+    rounding = replay._rounding
+    monkeypatch.setattr(replay, "_rounding", lambda gradient: rounding(gradient) / 100)
+    before = torch.get_num_threads()
+    torch.manual_seed(0)
+    network, images = ConvNet(depth=depth), torch.randn(10, 3, 32, 32, requires_grad=True)
+    theta, lr = flat(network), torch.tensor(1e-3, requires_grad=True)
+    with torch.no_grad():
+        labels = network(images) if answers == "its own answers" else torch.randn(10, 10)
+    try:
+        torch.set_num_threads(threads)
+        loss = trajectory_matching_loss(
+            network, theta, theta + 0.01, images, labels, lr, batches=[torch.arange(10)] * 4, backend="autograd"
+        )
+        loss.backward()
+    finally:
+        torch.set_num_threads(before)
+    assert images.grad is not None and images.grad.norm() > 0
+
+
+@pytest.mark.parametrize("share", [2e-3, 2e-2, 0.3])
+@pytest.mark.parametrize("size", [7, 300, 40_000])
+def test_the_check_sees_a_gradient_that_is_slightly_another_one(share: float, size: int) -> None:
+    """In float32, where rounding is near; whichever numbers differ, and however they lean."""
+    draws = torch.Generator().manual_seed(0)
+    gradient = torch.randn(2, size, generator=draws)
+
+    class Given(Student):
+        def gradient(self, *_: Any) -> Tensor:
+            return gradient
+
+        def adjoint(self, *_: Any) -> Adjoint:
+            return Adjoint(torch.zeros(2), None, None, None, again)
+
+    def check() -> None:
+        checked = CheckedStudent(Given(), FlatNetwork(nn.Linear(1, 1)), steps=3)
+        for step in range(3):
+            checked.gradient(step, gradient, gradient, gradient)
+        checked.adjoint(1, gradient, gradient, gradient, gradient, Wants())
+        checked.end()
+
+    again = gradient * (1 + 1e-6 * torch.randn(2, size, generator=draws))
+    check()
+    several = torch.arange(size) % 3 == 0
+    noise = torch.randn(2, size, generator=draws)
+    for difference in (noise, noise.abs(), noise * several, gradient, gradient.roll(1, 1), gradient.flip(1) - gradient):
+        again = gradient + share * difference * gradient.norm() / difference.norm()
+        with pytest.raises(InputError, match="when step 1 was evaluated again"):
+            check()
 
 
 @pytest.mark.parametrize("change", ["eval", "train", "statistics", "autocast", "rate", "layer"])
@@ -390,7 +453,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 REFUSED = {"random numbers of Python", "random numbers of numpy", "counted by Python"}
 
 
-def random_network(seed: int) -> tuple[nn.Module, list[str]]:
+def random_network(seed: int, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
     """A network of up to five layers drawn from the table, some in eval mode, and their names."""
     draws = random.Random(seed)
     names = draws.choices(sorted(LAYERS), k=draws.randint(1, 5))
@@ -401,18 +464,18 @@ def random_network(seed: int) -> tuple[nn.Module, list[str]]:
         attention = Tokens(nn.TransformerEncoderLayer(16, 2, 16, dropout=draws.choice([0.0, 0.2]), batch_first=True))
         both = Layer(lambda layer, x: layer.one(x) + layer.two(x), one=network, two=attention)
         network = both
-    network.double()
+    network.to(dtype)
     for module in network.modules():
         if draws.random() < 0.15:
             module.training = False
     return network, names
 
 
-def compare_at_random(seed: int) -> None:
-    network, names = random_network(seed)
+def compare_at_random(seed: int, dtype: torch.dtype) -> None:
+    network, names = random_network(seed, dtype)
     print(f"seed {seed}: {', '.join(names)}")
     draws = random.Random(-seed)
-    given = problem(network, seed=seed, steps=draws.randint(1, 4))
+    given = problem(network, seed=seed, steps=draws.randint(1, 4), dtype=dtype)
     reference = copy.deepcopy(network)
     expected = gradients(seeded(lambda: usual_loop(reference, **given)), given)
     augment = None
@@ -422,23 +485,25 @@ def compare_at_random(seed: int) -> None:
         if change in ("eval", "train"):
             network.train(change == "train")
         elif change == "call":
-            network(torch.randn(4, 1, 8, 8, dtype=torch.float64))
+            network(torch.randn(4, 1, 8, 8, dtype=dtype))
         elif change == "draw":
             torch.rand(5)
         found = gradients(loss, given)
     except InputError as error:
         assert REFUSED & set(names), f"refused without a reason: {error}"
         return
-    assert differences(found, expected) < TOLERANCE, f"{names}, {change} in between"
+    tolerance = TOLERANCE if dtype == torch.float64 else 1e-4
+    assert differences(found, expected) < tolerance, f"{names}, {change} in between"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("seed", range(20))
-def test_random_networks_are_exact_or_refused(seed: int) -> None:
-    compare_at_random(seed)
+def test_random_networks_are_exact_or_refused(seed: int, dtype: torch.dtype) -> None:
+    compare_at_random(seed, dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(10))
 def test_three_hundred_random_networks_are_exact_or_refused(block: int) -> None:
     for seed in range(100 + 30 * block, 130 + 30 * block):
-        compare_at_random(seed)
+        compare_at_random(seed, torch.float64 if seed % 3 else torch.float32)
