@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 from .support import shapes  # isort: skip  # ahead of whatever imports pad_fast
 from .support.golden import golden_path
@@ -103,5 +104,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return made
 
+    # `with torch.device(...)` knows the functions it redirects by identity, from a list made at its first use: one made
+    # with these in place would leave it without torch.empty for the rest of the process.
+    _device_constructors()
     for place, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
         monkeypatch.setattr(place, name, poison(getattr(place, name)))
