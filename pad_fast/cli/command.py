@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
+REPEAT = "what is finished is kept; repeat the command to continue"
+
 
 @dataclass(frozen=True)
 class Command:
@@ -16,6 +18,7 @@ class Command:
         summary: its line in the list of commands.
         flags: adds its flags to its parser.
         run: does its work; the options are those of its parser.
+        goes_on: how it is continued after an interruption; empty where there is nothing to continue.
         joins: whether several processes (torchrun) that run it make one group. Those of a sweep do different runs, and
             need not know of each other.
     """
@@ -24,4 +27,5 @@ class Command:
     summary: str
     flags: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
+    goes_on: str = ""
     joins: bool = True

@@ -29,6 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{who}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("pad-fast: interrupted; finished stages are kept, continue with --resume", file=sys.stderr)
+        print("; ".join(filter(None, ("pad-fast: interrupted", options.command.goes_on))), file=sys.stderr)
         return 130
     return 0

@@ -120,9 +120,11 @@ def stack_images(items: Sequence[Tensor], describe: Callable[[int], str]) -> Ten
             )
     channels = max(item.shape[0] for item in items)
     for index, item in enumerate(items):
-        if item.shape[0] not in (1, channels):
+        # Grey beside RGB is what folders of pictures hold; a band beside several bands is a mistake.
+        if item.shape[0] != channels and (item.shape[0], channels) != (1, 3):
             raise DatasetError(
-                f"images with different channels: {describe(index)} has {item.shape[0]}, others have {channels}."
+                f"images with different channels: {describe(index)} has {item.shape[0]}, others have {channels}. Give "
+                "all of them with the same channels."
             )
     kinds = {item.dtype for item in items}
     if DEEP in kinds and len(kinds) > 1:  # a single kind waits for the other split

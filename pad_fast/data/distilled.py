@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from .._version import __version__
 from ..errors import StoreError
 from ..runtime import files, tensor_files
 from . import Normalization, normalization_from_state
+from .trio import Trio, find_trio
 
 FORMAT = "pad_fast distilled 1"
 DISTILLED = "distilled.safetensors"
-TRIO = ("images_best.pt", "labels_best.pt", "lr_best.pt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,27 +119,41 @@ class DistilledDataset:
         data = tensor_files.pack_tensors(tensors, described)
         files.write_bytes(folder / DISTILLED, data)
         targets = self.labels if self.label_logits is None else self.label_logits
-        for name, value in zip(TRIO, (self.images, targets, tensors["lr"]), strict=True):
-            files.write_torch(folder / name, value.clone())
+        Trio(folder).write(self.images, targets, tensors["lr"])
         return folder / DISTILLED
 
 
-def load(path: str | os.PathLike[str]) -> DistilledDataset:
-    """Load a distilled set: a folder or `distilled.safetensors` of ours, or a folder with the reference's trio.
+def load(
+    path: str | os.PathLike[str], *, lr: float | None = None, whitening: Normalization | None = None
+) -> DistilledDataset:
+    """Load a distilled set: a folder or `distilled.safetensors` of ours, or what published programs save.
+
+    Of theirs (`images_X.pt`, `labels_X.pt`, `lr_X.pt`) a folder's best set is read, else the one of the latest
+    iteration; naming an images file reads that one. Integer labels are hard; floating ones are logits, or
+    probabilities where every row adds up to 1.
+
+    Args:
+        lr: learning rate in place of the stored one; MTT's program stores none.
+        whitening: how the images were normalised, in place of what is stored; published programs store nothing, but
+            :func:`pad_fast.data.fit_normalization` finds it again from the data.
 
     Raises:
         StoreError: nothing there, truncated, or foreign.
+
+    Warns:
+        UserWarning: labels are probabilities.
     """
     path = Path(path)
     file = path / DISTILLED if path.is_dir() else path
-    if not file.exists() and all((path / name).exists() for name in TRIO):
-        return _load_trio(path)
+    trio = None if file.exists() and path.is_dir() else find_trio(path)
+    if trio is not None:
+        return _of_trio(*trio.read(lr), whitening)
     if not file.exists():
-        raise StoreError(f"no distilled set at {path}: {os.strerror(errno.ENOENT)}")
+        raise StoreError(f"no distilled set at {path}: there is neither {DISTILLED} nor images_*.pt")
     way_out = "repeat the run that wrote it, or bring it back from a copy"
     with tensor_files.read_tensors(file, "distilled set", FORMAT, way_out=way_out) as (tensors, described):
         state = {k.removeprefix("whitening."): v for k, v in tensors.items() if k.startswith("whitening.")}
-        return DistilledDataset(
+        stored = DistilledDataset(
             images=tensors["images"],
             label_logits=tensors.get("label_logits"),
             labels=tensors["labels"],
@@ -150,23 +163,21 @@ def load(path: str | os.PathLike[str]) -> DistilledDataset:
             history=described["history"],
             class_names=tuple(described["class_names"]),
         )
+    return replace(
+        stored,
+        lr=stored.lr if lr is None else lr,
+        whitening=stored.whitening if whitening is None else whitening,
+    )
 
 
-def _load_trio(folder: Path) -> DistilledDataset:
-    images, targets, lr = (files.read_torch(folder / name, "distilled set") for name in TRIO)
-    if not all(isinstance(value, Tensor) for value in (images, targets)):
-        raise StoreError(f"{folder}: {TRIO[0]} and {TRIO[1]} must hold one tensor each")
-    try:
-        alpha = float(lr)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise StoreError(f"{folder / TRIO[2]} must hold one number ({error})") from error
+def _of_trio(images: Tensor, targets: Tensor, lr: float, whitening: Normalization | None) -> DistilledDataset:
     soft = targets.is_floating_point()
     return DistilledDataset(
-        images=images.detach().float(),
-        label_logits=targets.detach().float() if soft else None,
+        images=images,
+        label_logits=targets if soft else None,
         labels=_classes(targets) if soft else targets.long(),
-        lr=alpha,
-        whitening=None,
+        lr=lr,
+        whitening=whitening,
         config={},
     )
 

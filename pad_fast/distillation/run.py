@@ -83,7 +83,10 @@ def run(
             state.require_same()
         except DistillationStopped as error:
             save()
-            raise DistillationStopped(f"{error}. The last good state is in {checkpoint}") from None
+            raise DistillationStopped(
+                f"{error}. The last good state is in {checkpoint}; a run with other settings does not go on from it: "
+                "begin anew with overwrite=True (--overwrite), which keeps scores and experts, or in another folder"
+            ) from None
         except RankLost as error:
             if begun:  # on a GPU, these can no longer be waited for; the checkpoint on disk is an earlier one
                 raise

@@ -27,7 +27,7 @@ from .base import (
     cross_entropy,
     differentiable_twice,
 )
-from .leaves import refuse_unknown_leaves
+from .leaves import refuse_single_derivatives, refuse_unknown_leaves
 from .triton.kernel_forms import kernel_gradient_distance
 
 # Images of 32 x 32 whose activations may be alive at once where groups go in one pass: a few GB for the ConvNets.
@@ -133,6 +133,7 @@ def _batches(task: Task, size: int) -> bool:
 class _AutogradStudent(Student):
     def __init__(self, task: Task) -> None:
         self.network = task.network
+        self.looked = False  # at how a gradient is computed, which one step shows
 
     def gradient(
         self, step: int, theta: Float[Tensor, "K P"], images: Float[Tensor, "B ..."], labels: Labels
@@ -166,6 +167,9 @@ class _AutogradStudent(Student):
                 y = labels.detach().requires_grad_(wants.labels)
                 loss = cross_entropy(self.network(leaf, x), y)
                 (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+                if not self.looked:
+                    refuse_single_derivatives(gradient, [leaf, x, y], type(self.network.module).__name__)
+                    self.looked = True
                 phi = torch.dot(gradient, v)
                 asked = ((leaf, wants.theta), (x, wants.images), (y, wants.labels))
                 wanted = [tensor for tensor, asks in asked if asks]

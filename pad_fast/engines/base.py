@@ -18,6 +18,7 @@ from ..data.augment import DSA, DSADraw
 from ..errors import InputError
 from ..models.flat import Channels, FlatNetwork
 from ..models.updates import Updates
+from .leaves import not_twice
 
 Labels = Float[Tensor, "B classes"] | Int[Tensor, " B"]
 """Logits of soft labels, or classes, of a batch."""
@@ -482,8 +483,7 @@ def differentiable_twice(network: FlatNetwork) -> Iterator[None]:
         name, said = type(network.module).__name__, str(error).strip().splitlines()[0]
         twice = "not implemented" in said or "double backward" in said
         raise InputError(
-            f"an operation of {name} cannot be differentiated twice, which the gradient through a training step takes "
-            f"({said}); replace it by operations that can"
+            not_twice(name, said)
             if twice
             else f"{name} failed on these images and parameters ({said}); check shapes and dtypes, its buffers' too"
         ) from error

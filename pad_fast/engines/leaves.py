@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from ..errors import InputError
 
@@ -13,18 +14,7 @@ def leaves_of(output: Tensor) -> list[Tensor]:
     """Leaves that a gradient of `output` would reach, in the order they are met."""
     if output.grad_fn is None:
         return [output] if output.requires_grad else []
-    found: list[Tensor] = []
-    waiting, seen = [output.grad_fn], {output.grad_fn}
-    while waiting:
-        node = waiting.pop()
-        leaf = getattr(node, "variable", None)  # of AccumulateGrad nodes
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        for further, _ in node.next_functions:
-            if further is not None and further not in seen:
-                seen.add(further)
-                waiting.append(further)
-    return found
+    return [leaf for leaf in map(_leaf, _nodes(output.grad_fn)) if leaf is not None]
 
 
 def refuse_unknown_leaves(output: Tensor, known: Sequence[Tensor], who: str) -> None:
@@ -40,3 +30,47 @@ def refuse_unknown_leaves(output: Tensor, known: Sequence[Tensor], who: str) -> 
                 "in parameters= if augment uses it, make it a parameter of the network, or detach() it; "
                 "gradient='unroll' also reaches it"
             )
+
+
+def refuse_single_derivatives(gradient: Tensor, known: Sequence[Tensor], who: str) -> None:
+    """Refuse a gradient through an operation that is differentiable once (torch's `once_differentiable`).
+
+    Torch hangs its error on a leaf of its own, which is not on the way to any tensor that was asked for: a second
+    derivative would silently leave out what passes through the operation.
+
+    Raises:
+        InputError: there is one.
+    """
+    if gradient.grad_fn is None:
+        return
+    for node in _nodes(gradient.grad_fn):
+        if type(node).__name__ != "Error":
+            continue
+        for behind, _ in node.next_functions:
+            leaf = None if behind is None else _leaf(behind)
+            if leaf is not None and not any(leaf is each for each in known):
+                raise InputError(not_twice(who, "it is marked once_differentiable"))
+
+
+def not_twice(who: str, said: str) -> str:
+    """What is said of an operation without a second derivative."""
+    return (
+        f"an operation of {who} cannot be differentiated twice, which the gradient through a training step takes "
+        f"({said}); replace it by operations that can"
+    )
+
+
+def _nodes(root: Node) -> Iterator[Node]:
+    waiting, seen = [root], {root}
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for further, _ in node.next_functions:
+            if further is not None and further not in seen:
+                seen.add(further)
+                waiting.append(further)
+
+
+def _leaf(node: Node) -> Tensor | None:
+    variable = getattr(node, "variable", None)  # of AccumulateGrad nodes
+    return variable if isinstance(variable, Tensor) else None

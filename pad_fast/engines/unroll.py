@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..models.flat import FlatNetwork
 from .base import Augment, cross_entropy, differentiable_twice
+from .leaves import refuse_single_derivatives
 
 
 def unroll(
@@ -37,5 +38,8 @@ def unroll(
             with differentiable_twice(network):
                 loss = cross_entropy(network(theta, inputs), labels[batch])
                 (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+            if step == 0:
+                known = (theta, theta_start, images, labels, lr)
+                refuse_single_derivatives(gradient, known, type(network.module).__name__)
             theta = theta - lr * gradient
     return theta

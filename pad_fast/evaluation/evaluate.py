@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data import ImageDataset, Normalization, fit_normalization, load_dataset
+from ..data import ImageDataset, Normalization, load_dataset
 from ..data.distilled import DistilledDataset, load
 from ..errors import ConfigError, DatasetError
 from ..models.spec import NetworkSpec
@@ -17,6 +16,7 @@ from ..runtime.progress import Progress
 from ..scoring.difficulty import Difficulty
 from ..scoring.score import score
 from .comparison import Comparison
+from .normalization import normalization_of
 from .results import Results, key_of
 from .sets import RealBaselines, TrainingSet, baseline_names
 from .settings import EvaluationSettings
@@ -42,6 +42,7 @@ def evaluate(
     dsa_mode: str = "fast",
     baselines: bool | Sequence[str] = True,
     robust: bool = False,
+    whitening: str | Normalization | None = None,
     difficulty: Difficulty | str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -58,8 +59,9 @@ def evaluate(
     (`pad_fast.distributed.join()`) divide the networks between them and get the same report.
 
     Args:
-        distilled: a result, or the folder or file it was saved in (the reference's trio too). Several by name make a
-            row each; the first gives the baselines their size and learning rate.
+        distilled: a result, or the folder or file it was saved in (published programs' too, see
+            :func:`pad_fast.load`). Several by name make a row each; the first gives the baselines their size and
+            learning rate.
         dataset: the real data, anything :func:`pad_fast.load_dataset` takes.
         models: networks by name; "ConvNet" is the one the set was distilled with, where that is known.
         repeats: fresh networks per row.
@@ -69,17 +71,20 @@ def evaluate(
         dsa: augmentation strategy; None takes the one the set was distilled with.
         baselines: rows with the same recipe: "random" real images (as many per class, another draw for each network),
             the "easiest" by EL2N, "kmeans" (the centres, per class), and the "full" set; True for all.
+        whitening: how sets that do not say it were normalised, as published programs' do not: "zca", "mean-std", or a
+            :class:`pad_fast.data.Normalization`.
         robust: add DD-Ranking's label- and augmentation-robust scores, and the rows they need (docs/evaluation.md).
         difficulty: EL2N scores for "easiest" (an object or a file); computed when None.
         cache_dir: folder that keeps every network's result as soon as it is there; repeats are taken from it, and a
             killed call is continued by repeating it.
 
     Raises:
-        InputError: class counts or image shapes do not match, a count below 1, or training diverged.
+        InputError: class counts or image shapes do not match, sets were normalised in different ways, a count below
+            1, or training diverged.
         StoreError: a file is foreign or damaged, or `cache_dir` cannot be written to.
 
     Warns:
-        UserWarning: the set carries no whitening, so the test images may be normalised in another way.
+        UserWarning: a set does not say how it was normalised, and neither does `whitening`.
     """
     settings = EvaluationSettings(
         models=tuple(models),
@@ -96,7 +101,7 @@ def evaluate(
         robust=robust,
         seed=seed,
     )
-    sets = _by_name(distilled)
+    sets = _by_name(distilled, lr)
     first = next(iter(sets.values()))
     data = load_dataset(dataset, data_dir=data_dir)
     for each in sets.values():
@@ -104,7 +109,7 @@ def evaluate(
     specs = _specs(settings, first, data)
     trial = Trial(
         data,
-        _normalization(first, data),
+        normalization_of(sets, data, whitening, cache_dir),
         seed=seed,
         device=resolve_device(device),
         backend=backend,
@@ -113,6 +118,8 @@ def evaluate(
     )
     counts = first.labels.bincount(minlength=data.classes).tolist() if settings.sized else []
     real = RealBaselines(data, trial.normalization, trial.device, counts, seed)
+    for note in real.notes:
+        trial.progress.say(f"evaluate: {note}")
     comparison = Comparison(sets, real, settings)
     rows = comparison.rows(lambda: _difficulty(difficulty, first, real, trial, cache_dir))
     jobs = _jobs(comparison, rows, specs, trial)
@@ -143,11 +150,11 @@ def _jobs(comparison: Comparison, rows: Sequence[TrainingSet], specs: Sequence[N
     return jobs
 
 
-def _by_name(distilled: Distilled | Mapping[str, Distilled]) -> dict[str, DistilledDataset]:
+def _by_name(distilled: Distilled | Mapping[str, Distilled], lr: float | None) -> dict[str, DistilledDataset]:
     """Distilled sets by the names of their rows."""
 
     def loaded(each: Distilled) -> DistilledDataset:
-        return each if isinstance(each, DistilledDataset) else load(each)
+        return each if isinstance(each, DistilledDataset) else load(each, lr=lr)
 
     if isinstance(distilled, Mapping):
         if not distilled:
@@ -155,19 +162,6 @@ def _by_name(distilled: Distilled | Mapping[str, Distilled]) -> dict[str, Distil
         return {str(name): loaded(each) for name, each in distilled.items()}
     one = loaded(distilled)
     return {str(one.config.get("method", "distilled")).upper(): one}
-
-
-def _normalization(distilled: DistilledDataset, data: ImageDataset) -> Normalization:
-    if distilled.whitening is not None:
-        return distilled.whitening
-    warnings.warn(
-        "this distilled set carries no whitening; test images are normalised with mean and std. If it was made with "
-        "ZCA, the accuracies are wrong: pass the folder that pad_fast saved, or set `whitening` of what pad_fast.load "
-        "returns to fit_normalization(data, 'zca')",
-        UserWarning,
-        stacklevel=3,
-    )
-    return fit_normalization(data, "mean-std")
 
 
 def _difficulty(

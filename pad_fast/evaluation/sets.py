@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import ImageDataset, Normalization
-from ..errors import ConfigError, DatasetError, nearest
+from ..errors import ConfigError, nearest
 from ..runtime.rng import derive_seed, generator
 from ..scoring.difficulty import Difficulty
 from .network import EvaluationRecipe
@@ -63,10 +63,10 @@ class RealBaselines:
 
     Args:
         data: the real data; `normalization` of its images, which are brought to `device` when they are needed.
-        counts: images per class of the distilled set.
+        counts: images per class of the distilled set; a class that has fewer real ones gives all of them.
 
-    Raises:
-        DatasetError: a class has fewer images than the distilled set.
+    Attributes:
+        notes: a sentence about each of these classes.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class RealBaselines:
         seed: int,
     ) -> None:
         self.data, self.normalization, self.device = data, normalization, device
-        self.counts, self.seed = tuple(counts), seed
-        for label, count in enumerate(self.counts):
-            size = len(data.images_of_class(label))
-            if count > size:
-                raise DatasetError(
-                    f"the distilled set has {count} images of class {label} ({data.class_names[label]}), {data.name} "
-                    f"only {size}: no real images of the same number; use baselines='full' or baselines=False"
-                )
+        real = torch.bincount(data.train_labels, minlength=data.classes).tolist()
+        self.counts, self.seed = tuple(map(min, counts, real)), seed
+        self.notes = [
+            f"class {label} ({data.class_names[label]}) has {size} real images and {count} distilled ones: baselines "
+            "of the distilled size take all of them"
+            for label, (count, size) in enumerate(zip(counts, real, strict=False))
+            if count > size
+        ]
 
     @functools.cached_property
     def images(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from ..data import DSA, ImageDataset
 from ..distillation.batch_matching import make_criterion, require_alone
 from ..distillation.trajectory_matching import require_possible
 from ..engines import Task, select
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, StoreError
 from ..experts import curriculum_of, prune
 from ..runs.folder import CHECKPOINT, CONFIG, DESCRIPTION, DISTILLED, read_description
 from ..runtime import distributed, files
@@ -39,6 +40,21 @@ def require_usable(config: Config, data: ImageDataset, device: torch.device) -> 
         config.require_snapshots(config.train_epochs, "experts are trained for train_epochs")
         _require_kept(config)
     _require_curriculum(config, data)
+
+
+def as_recorded(config: Config, data: ImageDataset, folder: Path) -> Config:
+    """The settings, with the data named as the run in `folder` names it, where its data are the same.
+
+    A relative path, an absolute one and a copy elsewhere are the same data, but settings are compared, and stages
+    found again, by their words.
+    """
+    try:
+        theirs = read_description(folder)
+    except StoreError:
+        return config
+    if theirs.get("dataset_fingerprint") != data.fingerprint:
+        return config
+    return replace(config, **{name: theirs[name] for name in ("dataset", "resolution") if name in theirs})
 
 
 def claim(config: Config, data: ImageDataset, out: Path, *, resume: bool, overwrite: bool) -> None:

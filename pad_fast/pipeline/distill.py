@@ -98,7 +98,14 @@ def distill(
     run_config = settings.config
     where = resolve_device(settings.device)
     if out is None:
-        label = "".join(c if c.isalnum() else "-" for c in run_config.dataset.rpartition("/")[2].lower())
-        out = Path("runs") / f"{label}-ipc{run_config.ipc}-{run_config.method}"
+        out = Path("runs") / f"{_label(run_config.dataset)}-ipc{run_config.ipc}-{run_config.method}"
     pipeline = Pipeline(run_config, Path(out), where, progress, resume=resume, overwrite=overwrite, log=trackers)
     return pipeline.run(run_config.dataset if named else dataset, settings.data_dir, download=download)
+
+
+def _label(dataset: str) -> str:
+    """A data set's name as a part of a folder's."""
+    last = dataset.rstrip("/").rpartition("/")[2].lower()
+    if last.rpartition(":")[2] in ("", ".", ".."):
+        last = Path(dataset.rpartition(":")[2] or "/").resolve().name.lower()
+    return "".join(c if c.isalnum() else "-" for c in last) or "data"

@@ -31,6 +31,7 @@ import torch
 from ..data import ImageDataset, Normalization, fit_normalization
 from ..data.distilled import DistilledDataset, load
 from ..distillation.state import State
+from ..errors import StoreError
 from ..evaluation import EvaluationReport
 from ..experts import ExpertStore
 from ..reporting.present import present
@@ -44,7 +45,7 @@ from ..runtime.rng import derive_seed
 from ..scoring.difficulty import Difficulty
 from ..settings.config import Config
 from .cached import distillation_key, experts_folder, given_experts, given_order, key_of, scores_path
-from .checks import claim, require_usable
+from .checks import as_recorded, claim, require_usable
 from .configured import (
     configured_data,
     evaluate_as_configured,
@@ -87,11 +88,11 @@ class Pipeline:
 
     def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None, *, download: bool = False) -> DistilledDataset:
         """All stages; returns the evaluated result."""
-        config = self.config
         with ExitStack() as held:
             held.callback(self._close_trackers)
             with self.stages.stage("data"):
-                data, validation = configured_data(config, dataset, data_dir, download=download)
+                data, validation = configured_data(self.config, dataset, data_dir, download=download)
+                config = self.config = as_recorded(self.config, data, self.out)
                 self.require_usable(data)
                 distributed.group().require_shared(files.require_writable(self.out))
                 held.enter_context(self._writing())
@@ -123,11 +124,22 @@ class Pipeline:
             report = self._evaluate(distilled, data, difficulty)
         distilled = replace(distilled, evaluation=report.rows)
         self.stages.finish()
-        if distributed.group().main:
-            present(self.out)
+        self._present()
         for tracker in self._trackers(config.iterations):
             tracker.result(report.rows, self.out / PICTURE, config.iterations)
         return distilled
+
+    def _present(self) -> None:
+        """Picture and page; whatever is wrong with them, the run's results are there and are returned."""
+        if not distributed.group().main:
+            return
+        try:
+            present(self.out)
+        except Exception as error:
+            self.progress.say(
+                f"report: not drawn ({type(error).__name__}: {error}); everything else is in {self.out}, and "
+                f"`pad-fast report {self.out}` draws it again"
+            )
 
     def _trackers(self, begun: int) -> Sequence[Tracker]:
         """Opened when they are first asked for, closed when the run ends; of several ranks, the main one has any."""
@@ -200,10 +212,10 @@ class Pipeline:
         store: ExpertStore | None,
         difficulty: Difficulty | None,
     ) -> DistilledDataset:
-        done = self.out / DISTILLED
-        if self._distilled(data):
-            self._reuse("distill", done)
-            return load(done)
+        done = self._distilled(data)
+        if done is not None:
+            self._reuse("distill", self.out / DISTILLED)
+            return done
         source = store if store is not None else real_images(self.config, data, normalization, difficulty)
         work = Distillation(self.config, data, normalization, source, self.out, self.device, self.progress)
         state = self._start(work)
@@ -224,13 +236,20 @@ class Pipeline:
         group.on_main("the distilled set to be written", lambda: distilled.save(self.out))
         return distilled
 
-    def _distilled(self, data: ImageDataset) -> bool:
-        """Whether the result in the folder is that of these settings."""
-        checkpoint = self.out / CHECKPOINT
-        if self.overwrite or not (checkpoint.exists() and (self.out / DISTILLED).exists()):
-            return False
+    def _distilled(self, data: ImageDataset) -> DistilledDataset | None:
+        """The result in the folder, if it is that of these settings and whole."""
+        checkpoint, done = self.out / CHECKPOINT, self.out / DISTILLED
+        if self.overwrite or not (checkpoint.exists() and done.exists()):
+            return None
         state = State.load(checkpoint, distillation_key(self.config, data), self.device)
-        return state.iteration == self.config.iterations
+        if state.iteration != self.config.iterations:
+            return None
+        try:
+            return load(done)
+        except StoreError as error:
+            self.progress.say(f"distill: {error}; the checkpoint has the same state, and writes it again")
+            self.resume = True
+            return None
 
     def _start(self, work: Distillation) -> State:
         """The state to go on from: the checkpoint's, or the first."""

@@ -23,7 +23,7 @@ from ..errors import ConfigError, nearest
 from ..evaluation import EvaluationReport
 from ..reporting.numbers import own_rows
 from ..reporting.sweep_page import NONE, Setting, SweepResult, words
-from ..runs.folder import CACHE, EVALUATION, RUNS, read_description
+from ..runs.folder import CACHE, EVALUATION, RUNS, read_description, runs_in
 from ..runs.timing import TIMING, read_timing
 from ..runtime import files
 from ..runtime.device import resolve_device
@@ -31,6 +31,8 @@ from ..runtime.progress import Progress
 from ..settings.choices import MASKS, PRUNES
 from ..settings.config import Config
 from ..settings.resolve import UNSET, Settings, Unset, make_settings, override
+from .checks import as_recorded
+from .configured import configured_data
 from .pipeline import Pipeline
 
 _MASKS = tuple(kind for kind in MASKS if kind != NONE[0])
@@ -145,7 +147,6 @@ def sweep(
     )
     prunes, masks, seeds = _axes(settings, prune, mask, seeds)
     cells = [Cell(*each) for each in product(prunes, masks, dict.fromkeys(seeds))]
-    configs = {cell: cell.config(settings.config) for cell in cells}
     where = _own_gpu(resolve_device(settings.device))
     index, count = _part() if part is None else part
     if not 0 <= index < count:
@@ -156,6 +157,10 @@ def sweep(
         resolution=settings.config.resolution,
         download=download,
     )
+    config = settings.config
+    for folder in runs_in(out)[:1]:
+        config = as_recorded(config, configured_data(config, data, None)[0], folder)
+    configs = {cell: cell.config(config) for cell in cells}
     pipelines = {}
     for cell in cells:
         folder = out / RUNS / cell.name
@@ -163,19 +168,19 @@ def sweep(
             configs[cell], folder, where, progress, resume=True, overwrite=overwrite, cache=out / CACHE
         )
         pipelines[cell].require_usable(data)  # every cell, before the first of them runs
-    for cell in _share(cells, settings.config.uses_experts, index, count):
+    for cell in _share(cells, config.uses_experts, index, count):
         progress.say(f"sweep: {cell.name} ({cells.index(cell) + 1} of {len(cells)})")
         pipelines[cell].run(data, None)
     found = _collect(out, cells, configs)
     if found is None:
         progress.say("sweep: other processes have runs to do; whoever comes last writes the result")
         return None
-    result = SweepResult(settings.config.method, settings.config.dataset, settings.config.ipc, found)
+    result = SweepResult(config.method, config.dataset, config.ipc, found)
     rows = [
         {"prune": prune, "mask": mask, "accuracies": values, "networks": len(values)}
         for (prune, mask), values in found.items()
     ]
-    shared = replace(settings.config, prune="none", mask="none", mask_ratio=0.0)
+    shared = replace(config, prune="none", mask="none", mask_ratio=0.0)
     files.write_json(out / "sweep.json", {"settings": asdict(shared), "seeds": list(seeds), "cells": rows})
     files.write_text(out / "sweep.md", result.table() + "\n")
     files.write_text(out / PAGE, result.page())

@@ -46,7 +46,8 @@ def image_grid(
     have no row. The same input gives the same pixels.
 
     Args:
-        pixels: images [N, C, H, W], C 1 (grey) or 3 (RGB); floats with 1.0 for full brightness, clamped to
+        pixels: images [N, C, H, W], C 1 (grey), 3 (RGB) or any other number, whose mean is drawn in grey;
+            floats with 1.0 for full brightness, clamped to
             [0, 1], or uint8 with 255.
         labels: class of each image, int64 [N].
         class_names: name of each class; labels index it.
@@ -78,7 +79,7 @@ def image_grid(
     classes_left = int(labels.unique().numel()) - len(rows)
     # Only what is drawn is enlarged: a set may hold far more images than its sheet shows.
     shown = [index for row in rows for index in row.shown]
-    images = dict(zip(shown, _enlarged(to_bytes(pixels[shown], stretch=stretch), cell), strict=True))
+    images = dict(zip(shown, _enlarged(gray_unless_rgb(to_bytes(pixels[shown], stretch=stretch)), cell), strict=True))
     layout = _arrange(rows, *images[shown[0]].shape[:2])
     sheet_notes = f"+{classes_left} more classes" if classes_left else ""
     top = _MARGIN + (_TITLE + 16 if title else 0)
@@ -99,11 +100,23 @@ def image_grid(
 
 
 def single_png(image: Tensor) -> bytes:
-    """One image `[C, H, W]` uint8, C 1 (grey) or 3 (RGB), as a PNG file of its own size."""
+    """One image `[C, H, W]` uint8, C as for :func:`image_grid`, as a PNG file of its own size."""
+    return png_bytes(_picture(gray_unless_rgb(image).permute(1, 2, 0)))
+
+
+def gray_unless_rgb(images: Tensor) -> Tensor:
+    """Bytes `[..., C, H, W]` as they can be drawn: grey and RGB as they are, else the mean over channels."""
+    if images.shape[-3] in (1, 3):
+        return images
+    return images.float().mean(-3, keepdim=True).round().to(torch.uint8)
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """Bytes `[h, w, C]`, C 1 or 3."""
     from PIL import Image
 
-    array = image.permute(1, 2, 0).contiguous().numpy()
-    return png_bytes(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array))
+    array = image.contiguous().numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
 def png_bytes(image: Image.Image) -> bytes:
@@ -133,8 +146,8 @@ class _Layout:
 
 
 def _check(pixels: Tensor, labels: Tensor, class_names: Sequence[str], **limits: int) -> None:
-    if pixels.dim() != 4 or pixels.shape[1] not in (1, 3) or 0 in pixels.shape:
-        raise InputError(f"image_grid draws images [N, C, H, W] with 1 or 3 channels, got shape {list(pixels.shape)}")
+    if pixels.dim() != 4 or 0 in pixels.shape:
+        raise InputError(f"image_grid draws images [N, C, H, W], got shape {list(pixels.shape)}")
     if not pixels.is_floating_point() and pixels.dtype != torch.uint8:
         raise InputError(f"image_grid draws float or uint8 images, got {pixels.dtype}")
     if labels.shape != pixels.shape[:1] or labels.is_floating_point():
@@ -207,14 +220,11 @@ def _arrange(rows: list[_Row], cell_height: int, cell_width: int) -> _Layout:
 def _draw_row(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, row: _Row, images: dict[int, Tensor], layout: _Layout, x: int, y: int
 ) -> None:
-    from PIL import Image
-
     middle = y + layout.cell_height // 2
     draw.text((x + layout.label_width - 10, middle), row.label, fill=_INK, font=_font(_TEXT), anchor="rm")
     x += layout.label_width
     for index in row.shown:
-        array = images[index].numpy()  # [h, w, C]
-        sheet.paste(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), (x, y))
+        sheet.paste(_picture(images[index]), (x, y))
         x += layout.cell_width + _GAP
     if row.note:
         draw.text((x + 6, middle), row.note, fill=_FAINT, font=_font(_TEXT), anchor="lm")

@@ -172,6 +172,9 @@ def picture_rows(distilled: DistilledDataset) -> tuple[tuple[PictureRow, ...], s
         remarks.append(f"{left:,} more are not shown.")
     if distilled.whitening is None:
         remarks.append("Drawn as they are trained on (whitened), each stretched to its own range.")
+    channels = distilled.images.shape[1]
+    if channels not in (1, 3):
+        remarks.append(f"The mean of {channels} channels is drawn, in grey.")
     return tuple(rows), " ".join(remarks)
 
 

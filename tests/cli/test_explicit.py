@@ -146,7 +146,7 @@ def test_other_options_are_what_was_typed(command: str, action: argparse.Action)
         for word in [*other.option_strings[:1], *required[other.dest]]
     ]
     value = FLAG.get(action.dest) if action.default in (None, argparse.SUPPRESS) else action.default
-    value = "x" if value is None or isinstance(value, list) else value
+    value = {float: 0.5}.get(action.type, "x") if value is None or isinstance(value, list) else value
     options = parser.parse_args([*words, *typed(action, value)])
     assert getattr(options, action.dest) in (value, [value])
 
@@ -163,7 +163,7 @@ def test_evaluate_passes_every_flag_on(tmp_path: Path, monkeypatch: pytest.Monke
         given.update(options, data=data)
         raise Resolved
 
-    monkeypatch.setattr("pad_fast.data.distilled.load", lambda path: Distilled())
+    monkeypatch.setattr("pad_fast.data.distilled.load", lambda path, lr: Distilled())
     monkeypatch.setattr("pad_fast.data.load_dataset", lambda name, **options: (name, options["data_dir"]))
     monkeypatch.setattr("pad_fast.pipeline.configured.evaluate", stop)
     mine = {a.dest: a for a in PARSERS["evaluate"]._actions if a.dest in FLAG and a.dest != "model"}

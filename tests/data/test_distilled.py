@@ -127,13 +127,13 @@ def test_sets_that_make_no_sense(changed, named):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(StoreError, match="no distilled set at .*: No such file"):
+    with pytest.raises(StoreError, match="no distilled set at .*: there is neither distilled.safetensors nor images_"):
         load(tmp_path)
     with pytest.raises(StoreError, match="no distilled set at .*missing"):
         load(tmp_path / "missing")
     distilled().save(tmp_path)
     (tmp_path / "distilled.safetensors").unlink()
-    (tmp_path / "lr_best.pt").unlink()
+    (tmp_path / "images_best.pt").unlink()
     with pytest.raises(StoreError, match="no distilled set at"):
         load(tmp_path)
 
@@ -168,8 +168,8 @@ def test_damaged_and_foreign_files(tmp_path, damage):
 @pytest.mark.parametrize(
     ("name", "value", "named"),
     [
-        ("images", [torch.zeros(2)], "must hold one tensor each"),
-        ("labels", "words", "must hold one tensor each"),
+        ("images", [torch.zeros(2)], "one tensor is expected"),
+        ("labels", "words", "one tensor is expected"),
         ("lr", torch.ones(3), r"lr_best\.pt must hold one number"),
         ("lr", "words", r"lr_best\.pt must hold one number"),
         ("lr", torch.tensor(-1.0), "must be positive"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from pad_fast import DistilledDataset, evaluate, score
-from pad_fast.errors import ConfigError, DatasetError, InputError
+from pad_fast import Progress, evaluate, score
+from pad_fast.errors import ConfigError, InputError
 from pad_fast.evaluation.network import Network, train_networks
 from pad_fast.models.spec import NetworkSpec
 
@@ -87,13 +88,17 @@ def test_baselines_can_be_chosen():
     assert [row.name for row in report.rows] == ["random real", "DATM", "full data"]
     with pytest.raises(ConfigError, match="unknown baseline 'rondom'.*Did you mean 'random'"):
         evaluate(real_images(data), data, baselines="rondom", progress=QUIET, **SETTINGS)
+
+
+def test_a_class_with_fewer_real_images_gives_all_it_has(trained_on, capsys):
+    data = small_data()  # 13, 9 and 16 images
     large = real_images(data, ipc=5)
-    repeated = DistilledDataset(
-        large.images.repeat(2, 1, 1, 1), None, large.labels.repeat(2), large.lr, large.whitening, {"model": MODEL}
-    )
-    with pytest.raises(DatasetError, match="has 10 images of class 1 .* only 9: .*baselines='full'"):
-        evaluate(repeated, data, progress=QUIET, **SETTINGS)
-    assert len(evaluate(repeated, data, baselines="full", progress=QUIET, **SETTINGS).rows) == 2
+    twice = replace(large, images=large.images.repeat(2, 1, 1, 1), label_logits=None, labels=large.labels.repeat(2))
+    evaluate(twice, data, baselines=["random", "easiest", "kmeans"], progress=Progress(), **SETTINGS)
+    assert "class 1 (1) has 9 real images and 10 distilled ones: baselines" in capsys.readouterr().err
+    for name in ROWS[:3]:
+        for _, labels, _ in trained_on[name]:
+            assert labels.bincount().tolist() == [10, 9, 10]
 
 
 def test_several_sets_by_name_see_the_same_networks():

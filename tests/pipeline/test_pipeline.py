@@ -18,7 +18,9 @@ from PIL import Image
 
 import pad_fast
 from pad_fast import Config, DistilledDataset, ExpertStore, Progress
+from pad_fast.cli.main import main
 from pad_fast.errors import ConfigError, DatasetError, DistillationStopped, InputError, StoreError
+from pad_fast.evaluation import EvaluationReport
 from pad_fast.pipeline import configured
 from pad_fast.reporting.present import present, report_data
 from pad_fast.reporting.report import render_report
@@ -445,3 +447,29 @@ def test_download_is_passed_on(tmp_path, monkeypatch):
         with pytest.raises(DatasetError, match="not there"):
             pad_fast.distill("cifar10", ipc=1, out=tmp_path / "run", download=download)
     assert asked == [("cifar10", False), ("cifar10", True)]
+
+
+@pytest.mark.parametrize("channels", [2, 4, 13])
+@pytest.mark.parametrize("method", ["pad", "dm"])
+def test_images_of_any_channels_reach_the_report(tmp_path, channels, method):
+    own = {"threshold": None, "curriculum": False} if method == "dm" else {}
+    given = {"iterations": 2, "checkpoint_every": 1, "eval_epochs": 1, "eval_baselines": False, **own}
+    images, labels = torch.rand(30, channels, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    distill(tmp_path, (images, labels), method=method, **given)
+    assert (tmp_path / "images.png").exists()
+    assert f"The mean of {channels} channels is drawn, in grey." in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("error", [InputError("no font"), OSError("no room"), RuntimeError("odd")])
+def test_a_page_that_cannot_be_drawn_costs_nothing(tmp_path, monkeypatch, capsys, error):
+    def fail(folder):
+        raise error
+
+    monkeypatch.setattr("pad_fast.pipeline.pipeline.present", fail)
+    result = distill(tmp_path, progress=Progress())
+    said = capsys.readouterr().err
+    assert f"not drawn ({type(error).__name__}: {error})" in said and f"pad-fast report {tmp_path}" in said
+    assert len(result.evaluation) == len(EvaluationReport.read(tmp_path / "evaluation.json").rows) > 1
+    monkeypatch.undo()
+    assert main(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "images.png").exists() and (tmp_path / "report.html").exists()

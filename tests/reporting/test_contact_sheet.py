@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from pad_fast.data.arrays import to_bytes
 from pad_fast.errors import InputError
-from pad_fast.reporting.contact_sheet import image_grid, png_bytes
+from pad_fast.reporting.contact_sheet import image_grid, png_bytes, single_png
 
 
 def colours(sheet: Image.Image) -> set[tuple[int, int, int]]:
@@ -161,7 +162,6 @@ def test_png_is_deterministic_and_faithful() -> None:
 @pytest.mark.parametrize(
     ("pixels", "labels", "options", "message"),
     [
-        (torch.rand(2, 2, 8, 8), torch.tensor([0, 1]), {}, "1 or 3 channels"),
         (torch.rand(3, 8, 8), torch.tensor([0, 1, 0]), {}, "N, C, H, W"),
         (torch.rand(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64), {}, "N, C, H, W"),
         (torch.rand(2, 3, 8, 8), torch.tensor([0, 1, 1]), {}, "one integer label per image"),
@@ -177,6 +177,19 @@ def test_png_is_deterministic_and_faithful() -> None:
 def test_bad_input_is_named(pixels: torch.Tensor, labels: torch.Tensor, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         image_grid(pixels, labels, ["a", "b"], **options)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5, 13])
+@pytest.mark.parametrize("stretch", [False, True])
+def test_other_channels_are_drawn_as_their_mean(channels: int, stretch: bool) -> None:
+    pixels = torch.rand(4, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(4) % 2
+    as_bytes = to_bytes(pixels, stretch=stretch)
+    mean = as_bytes.double().mean(1, keepdim=True).round().byte()
+    drawn = image_grid(pixels, labels, ["a", "b"], stretch=stretch)
+    assert drawn.tobytes() == image_grid(mean, labels, ["a", "b"]).tobytes()
+    assert single_png(as_bytes[0]) == single_png(mean[0])
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(single_png(as_bytes[0])))), mean[0, 0].numpy())
 
 
 def test_a_name_of_any_length_is_cut_to_the_label_column():

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 STRIDED = 4 * 4 * 4  # features behind the convolution of `body`
 
@@ -87,6 +89,24 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self, x)
+
+
+class Once(torch.autograd.Function):
+    """Twice its argument, with a derivative that has none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * grad
+
+
+def _checkpointed(x: Tensor, reentrant: bool) -> Tensor:
+    found: Tensor = checkpoint(lambda part: (part * part).sin(), x, use_reentrant=reentrant)
+    return found
 
 
 def _moving_average(layer: Any, x: Tensor) -> Tensor:
@@ -196,6 +216,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("a transformer layer", lambda: Tokens(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True))),
     Kind("recurrent layers", lambda: Tokens(Recurrent(16, 8, batch_first=True), 8)),
     Kind("operations in place", lambda: body(nn.ReLU(inplace=True))),
+    Kind("`torch.utils.checkpoint` without reentrance", lambda: body(Layer(lambda layer, x: _checkpointed(x, False)))),
     Kind("`nn.DataParallel`", lambda: nn.DataParallel(body()), note="the network inside is taken"),
     Kind("`torch.compile`", lambda: torch.compile(body(), backend="aot_eager"), note="runs as written, not compiled"),
     Kind("scripted or traced modules", lambda: torch.jit.script(body()), "pass the nn.Module it was made of"),
@@ -209,6 +230,10 @@ KINDS: tuple[Kind, ...] = (
          "requires a gradient and would get none"),
     Kind("tuples or dictionaries returned", lambda: nn.Sequential(body(), Layer(lambda layer, x: {"logits": x})),
          "the network returned a dict; wrap it"),
+    Kind("reentrant `torch.utils.checkpoint`", lambda: body(Layer(lambda layer, x: _checkpointed(x, True))),
+         "set use_reentrant=False"),
+    Kind("operations that are differentiable once",
+         lambda: body(Layer(lambda layer, x: Once.apply(x))), "replace it by operations that can"),
     Kind("lazy modules", lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "call the network once on a batch"),
     Kind("complex or sparse parameters", _complex, "real floating numbers only"),
     Kind("buffers of another dtype", _mixed_buffers, "check shapes and dtypes, its buffers' too"),

@@ -32,4 +32,10 @@ def _run(options: argparse.Namespace) -> None:
     print_once(f"\n{result!r}")
 
 
-DISTILL = Command("distill", "run every stage: scores, experts, distillation, evaluation", _flags, _run)
+DISTILL = Command(
+    "distill",
+    "run every stage: scores, experts, distillation, evaluation",
+    _flags,
+    _run,
+    "what is finished is kept; repeat the command with --resume to continue",
+)

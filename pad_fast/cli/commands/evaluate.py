@@ -5,16 +5,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ...errors import ConfigError
+from ...data.normalize import NORMALIZATIONS
+from ...errors import ConfigError, DatasetError
 from ...runtime import distributed
 from ...settings.config import Config
-from ..command import Command
+from ...settings.fields import alternatives
+from ..command import REPEAT, Command
 from ..options import add_field, add_fields, add_place, given, progress
 from ..output import print_once
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("distilled", metavar="PATH", help="folder or file of a distilled set (the .pt trio too)")
+    parser.add_argument("--lr", type=float, metavar="X", help="learning rate (default: the distilled one)")
+    parser.add_argument(
+        "--whitening",
+        metavar="NAME",
+        help=f"{alternatives(NORMALIZATIONS)}: how the set was normalised, where it does not say so itself, as "
+        "published ones do not",
+    )
     parser.add_argument("--dataset", help="real data (default: what the set was distilled from)")
     parser.add_argument("--model", action="append", help="network, may be repeated (default: the distilled one's)")
     add_field(parser, "seed", default=Config.seed)
@@ -44,12 +53,20 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.out:
         require_writable(Path(options.out).parent)
-    distilled = load(options.distilled)
+    distilled = load(options.distilled, lr=options.lr)
     dataset = options.dataset or distilled.config.get("dataset")
     if dataset is None:
         raise ConfigError(f"{options.distilled} does not say which data it was distilled from; name it with --dataset")
     resolution = distilled.config.get("resolution")
-    data = load_dataset(dataset, data_dir=options.data_dir, resolution=resolution, download=options.download)
+    try:
+        data = load_dataset(dataset, data_dir=options.data_dir, resolution=resolution, download=options.download)
+    except DatasetError as error:
+        if options.dataset:
+            raise
+        raise DatasetError(
+            f"{error} The set says only that it was distilled from {dataset!r}, as it was named then and there; name "
+            "the data as they are here with --dataset (and --data-dir)"
+        ) from error
     if options.ddranking:
         print_once(export_ddranking(distilled, options.ddranking))
     place = Path(options.distilled)
@@ -62,10 +79,12 @@ def _run(options: argparse.Namespace) -> None:
         device=options.device,
         progress=progress(options),
         difficulty=options.difficulty,
+        lr=options.lr,
+        whitening=options.whitening,
     )
     print_once(report.table())
     if options.out and distributed.group().main:
         report.write(options.out)
 
 
-EVALUATE = Command("evaluate", "train fresh networks on a distilled set and test them", _flags, _run)
+EVALUATE = Command("evaluate", "train fresh networks on a distilled set and test them", _flags, _run, REPEAT)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...errors import StoreError
 from ...runtime import distributed
 from ...settings.config import Config
-from ..command import Command
+from ..command import REPEAT, Command
 from ..options import add_field, add_quiet, add_settings, progress
 from ..output import print_once
 from ..single_stage import stage_inputs
@@ -90,7 +90,7 @@ def _convert(options: argparse.Namespace) -> None:
     print_once(repr(store))
 
 
-EXPERTS = Command("experts", "train expert trajectories", _train_flags, _train)
+EXPERTS = Command("experts", "train expert trajectories", _train_flags, _train, REPEAT)
 INFO = Command("experts info", "say what is in an expert store", _info_flags, _info)
 VERIFY = Command("experts verify", "compare every byte of a store with its checksums", _verify_flags, _verify)
-CONVERT = Command("experts convert", "write experts in another form, one at a time", _convert_flags, _convert)
+CONVERT = Command("experts convert", "write experts in another form, one at a time", _convert_flags, _convert, REPEAT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ...runtime import distributed
-from ..command import Command
+from ..command import REPEAT, Command
 from ..options import add_settings
 from ..output import print_once
 from ..single_stage import stage_inputs
@@ -37,4 +37,4 @@ def _run(options: argparse.Namespace) -> None:
     print_once(f"{difficulty!r} -> {written.main}\n{written.page}")
 
 
-SCORE = Command("score", "score the difficulty of every training image", _flags, _run)
+SCORE = Command("score", "score the difficulty of every training image", _flags, _run, REPEAT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..command import Command
+from ..command import REPEAT, Command
 from ..options import RUN_STAGES, add_settings, run_arguments
 from ..output import print_once
 
@@ -52,4 +52,6 @@ def _run(options: argparse.Namespace) -> None:
         print_once(f"{result.table()}\n\n{Path(options.out) / PAGE}")
 
 
-SWEEP = Command("sweep", "run distill over a grid of what is pruned and what is masked", _flags, _run, joins=False)
+SWEEP = Command(
+    "sweep", "run distill over a grid of what is pruned and what is masked", _flags, _run, REPEAT, joins=False
+)

@@ -1,0 +1,82 @@
+"""Evaluated as distilled: one normalisation for all sets and test images, said by the sets or by the caller."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from pad_fast import evaluate, load
+from pad_fast.data import fit_normalization
+from pad_fast.data.distilled import DISTILLED
+from pad_fast.errors import ConfigError
+
+from ..support.evaluation import SETTINGS, real_images
+from ..support.small import QUIET, small_data
+
+
+def whitened(data, kind):
+    white = fit_normalization(data, kind)
+    rows = torch.cat([data.images_of_class(label)[:2] for label in range(data.classes)])
+    return real_images(data, images=white.apply(data.train_images[rows]), whitening=white)
+
+
+def silent(distilled):
+    """The same, as published programs' files have it."""
+    return real_images(small_data(), images=distilled.images, whitening=None)
+
+
+def accuracies(distilled, **given):
+    report = evaluate(distilled, small_data(noise=1.0), baselines=False, progress=QUIET, **SETTINGS, **given)
+    return [row.accuracies for row in report.rows]
+
+
+@pytest.mark.parametrize("kind", ["zca", "mean-std"])
+def test_what_a_set_does_not_say_is_given(kind):
+    said = whitened(small_data(noise=1.0), kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        by_name = accuracies(silent(said), whitening=kind)
+        by_value = accuracies(silent(said), whitening=said.whitening)
+    assert by_name == by_value == accuracies(said)
+
+
+def test_a_fitted_zca_is_kept_beside_the_results(tmp_path, monkeypatch):
+    data = small_data(noise=1.0)
+    accuracies(silent(whitened(data, "zca")), whitening="zca", cache_dir=tmp_path)
+    monkeypatch.setattr("pad_fast.data.normalize.fit_zca", lambda *_, **__: pytest.fail("fitted again"))
+    accuracies(silent(real_images(data)), whitening="zca", cache_dir=tmp_path)
+
+
+def test_what_a_set_says_is_not_contradicted():
+    said = whitened(small_data(noise=1.0), "zca")
+    with pytest.raises(ConfigError, match=r"DATM says itself how it was normalised \(zca\)"):
+        accuracies(said, whitening="mean-std")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_sets_of_two_normalisations_are_not_tested_on_the_images_of_one(order):
+    data = small_data(noise=1.0)
+    sets = dict(list({"a": whitened(data, "zca"), "b": whitened(data, "mean-std")}.items())[::order])
+    with pytest.raises(ConfigError, match="in calls of their own"):
+        accuracies(sets)
+    mixed = {"a": whitened(data, "zca"), "b": silent(whitened(data, "zca"))}
+    with pytest.warns(UserWarning, match="carries no whitening"), pytest.raises(ConfigError, match="in calls of their"):
+        accuracies(dict(list(mixed.items())[::order]))
+    beside = accuracies(dict(list(mixed.items())[::order]), whitening="zca")
+    assert beside[0] == beside[1] == accuracies(mixed["a"])[0]
+
+
+def test_a_name_is_checked():
+    with pytest.raises(ConfigError, match="Did you mean 'zca'"):
+        accuracies(silent(real_images(small_data())), whitening="zac")
+
+
+def test_a_set_without_rate_takes_the_one_of_the_evaluation(tmp_path):
+    data = small_data(noise=1.0)
+    real_images(data).save(tmp_path)
+    (tmp_path / DISTILLED).unlink()
+    expected = accuracies(load(tmp_path), whitening="mean-std", lr=0.05)
+    (tmp_path / "lr_best.pt").unlink()
+    assert accuracies(tmp_path, whitening="mean-std", lr=0.05) == expected

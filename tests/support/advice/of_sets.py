@@ -1,0 +1,212 @@
+"""Distilled sets, normalisation, augmentation and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pad_fast import DSA, DistilledDataset, evaluate, load, load_dataset
+from pad_fast.data import MeanStd, fit_normalization, fit_zca
+from pad_fast.data.distilled import DISTILLED
+from pad_fast.reporting.contact_sheet import image_grid, png_bytes
+from pad_fast.reporting.html.page import sheet
+
+from ..evaluation import SETTINGS, real_images
+from ..small import MODEL, QUIET, small_data
+from .entry import Entry, changed, command, in_turn, pixels
+
+X, Y = pixels(12, 1, 8, 8), torch.arange(12) % 3
+
+
+def trio(root: Path, *, lr: bool = True, labels: bool = True, soft: torch.Tensor | None = None) -> Path:
+    data = small_data()
+    real_images(data).save(root)
+    (root / DISTILLED).unlink()
+    if not lr:
+        (root / "lr_best.pt").unlink()
+    if not labels:
+        (root / "labels_best.pt").unlink()
+    return root
+
+
+def quick(distilled: Any, **changes: Any) -> None:
+    evaluate(distilled, small_data(), progress=QUIET, **changed(SETTINGS, baselines=False, **changes))
+
+
+def white(kind: str) -> DistilledDataset:
+    return real_images(small_data(), whitening=fit_normalization(small_data(), kind))
+
+
+def digits(folder: Path) -> Path:
+    """Digits in published programs' files, without the learning rate."""
+    real_images(load_dataset("digits")).save(folder)
+    (folder / DISTILLED).unlink()
+    (folder / "lr_best.pt").unlink()
+    return folder
+
+
+SETS = (
+    Entry(
+        "an evaluation of nothing",
+        lambda _: evaluate({}, small_data()),
+        "name at least one",
+        lambda _: quick({"a": real_images(small_data())}),
+    ),
+    Entry(
+        "DSA of integers",
+        lambda _: DSA("color")(torch.zeros(2, 1, 8, 8).long()),
+        r"floating point images \[N, C, H, W\]",
+        lambda _: DSA("color")(torch.zeros(2, 1, 8, 8)),
+    ),
+    Entry("a mode of DSA", lambda _: DSA("color", mode="quick"), "use one of", lambda _: DSA("color", mode="fast")),
+    Entry(
+        "an operation of DSA",
+        lambda _: DSA("colour_crop"),
+        "join some of .* Did you mean 'color'",
+        lambda _: in_turn(lambda: DSA("color_crop"), lambda: DSA("none")),
+    ),
+    Entry("an operation twice", lambda _: DSA("crop_crop"), "name each operation once", lambda _: DSA("crop")),
+    Entry(
+        "draws for other images",
+        lambda _: DSA("crop").apply(X, DSA("crop").draw(5, (8, 8))),
+        "draw for the batch's size, or siamese",
+        lambda _: in_turn(
+            lambda: DSA("crop").apply(X, DSA("crop").draw(12, (8, 8))),
+            lambda: DSA("crop").apply(X, DSA("crop", siamese=True).draw(12, (8, 8))),
+        ),
+    ),
+    Entry(
+        "a seed and a generator",
+        lambda _: DSA("color")(X, generator=torch.Generator(), seed=1),
+        "drop one of them",
+        lambda _: in_turn(lambda: DSA("color")(X, generator=torch.Generator()), lambda: DSA("color")(X, seed=1)),
+    ),
+    Entry(
+        "ZCA without regulariser",
+        lambda _: fit_zca(X, eps=0.0),
+        "0.1 is the published value",
+        lambda _: fit_zca(X, eps=0.1),
+    ),
+    Entry("ZCA of one image", lambda _: fit_zca(X[:1]), "at least two training images", lambda _: fit_zca(X[:2])),
+    Entry(
+        "ZCA of large images",
+        lambda _: fit_zca(torch.zeros(2, 3, 128, 128)),
+        "Use mean-std normalisation or a smaller resolution",
+        lambda _: in_turn(lambda: fit_normalization(small_data(), "mean-std"), lambda: fit_zca(pixels(4, 3, 4, 4))),
+    ),
+    Entry(
+        "ZCA of what is no number",
+        lambda _: fit_zca(torch.cat([X, X[:1] * torch.nan])),
+        "remove those images",
+        lambda _: fit_zca(X),
+    ),
+    Entry(
+        "a normalisation's name",
+        lambda _: fit_normalization(small_data(), "zac"),
+        "Did you mean 'zca'",
+        lambda _: fit_normalization(small_data(), "zca"),
+    ),
+    Entry(
+        "normalising integers",
+        lambda _: MeanStd(torch.ones(1), torch.ones(1)).apply(Y),
+        r"floating point images \[N, C, H, W\]",
+        lambda _: MeanStd(torch.ones(1), torch.ones(1)).apply(X),
+    ),
+    Entry(
+        "a std of nothing",
+        lambda _: MeanStd(torch.ones(1), torch.zeros(1)),
+        "positive stds",
+        lambda _: MeanStd(torch.ones(1), torch.ones(1)),
+    ),
+    Entry(
+        "means of two lengths",
+        lambda _: MeanStd(torch.ones(2), torch.ones(1)),
+        "one mean and one std per channel",
+        lambda _: MeanStd(torch.ones(2), torch.ones(2)),
+    ),
+    Entry(
+        "a set without learning rate",
+        lambda tmp: load(trio(tmp, lr=False)),
+        r"pass it as lr= \(--lr\)",
+        lambda tmp: in_turn(
+            lambda: load(tmp, lr=0.01),
+            lambda: quick(tmp, lr=0.01, whitening="mean-std"),
+            lambda: command(
+                "evaluate",
+                digits(tmp / "other"),
+                "--lr",
+                0.01,
+                "--whitening",
+                "mean-std",
+                "--dataset",
+                "digits",
+                "--model",
+                MODEL,
+                "--eval-networks",
+                1,
+                "--eval-epochs",
+                1,
+                "--no-eval-baselines",
+                "--quiet",
+            ),
+        ),
+    ),
+    Entry(
+        "a set without labels",
+        lambda tmp: load(trio(tmp, labels=False)),
+        "no labels_best.pt, .* copy it",
+        lambda tmp: (torch.save(torch.arange(6) // 2, tmp / "labels_best.pt"), load(tmp)),
+    ),
+    Entry(
+        "no set at all",
+        lambda tmp: load(tmp / "run"),
+        "neither distilled.safetensors nor images_",
+        lambda tmp: in_turn(lambda: load(real_images(small_data()).save(tmp / "run")), lambda: load(trio(tmp / "run"))),
+    ),
+    Entry(
+        "whitening of a set that says it",
+        lambda _: quick(white("zca"), whitening="mean-std"),
+        "leave out whitening=",
+        lambda _: quick(white("zca")),
+    ),
+    Entry(
+        "two ways of whitening",
+        lambda _: quick({"a": white("zca"), "b": white("mean-std")}),
+        "in calls of their own",
+        lambda _: in_turn(lambda: quick(white("zca")), lambda: quick(white("mean-std"))),
+    ),
+    Entry(
+        "a sheet that is no picture",
+        lambda _: sheet("a", b"GIF", "b"),
+        r"pass the bytes png_bytes\(\) returns",
+        lambda _: sheet("a", png_bytes(image_grid(X, Y, ["a", "b", "c"])), "b"),
+    ),
+    Entry(
+        "a picture of two axes",
+        lambda _: image_grid(X[0, 0], Y[:1], ["a"]),
+        r"images \[N, C, H, W\]",
+        lambda _: image_grid(X[:1], Y[:1], ["a"]),
+    ),
+    Entry(
+        "a picture of integers",
+        lambda _: image_grid(X.long(), Y, ["a", "b", "c"]),
+        "float or uint8 images",
+        lambda _: in_turn(
+            lambda: image_grid(X, Y, ["a", "b", "c"]), lambda: image_grid((X * 255).byte(), Y, ["a", "b", "c"])
+        ),
+    ),
+    Entry(
+        "a picture without label",
+        lambda _: image_grid(X, Y[:3], ["a", "b", "c"]),
+        "one integer label per image",
+        lambda _: image_grid(X, Y, ["a", "b", "c"]),
+    ),
+    Entry(
+        "a column of nothing",
+        lambda _: image_grid(X, Y, ["a", "b", "c"], max_columns=0),
+        "must be at least 1",
+        lambda _: image_grid(X, Y, ["a", "b", "c"], max_columns=1),
+    ),
+)
