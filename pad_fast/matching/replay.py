@@ -99,7 +99,7 @@ class CheckedStudent(Student):
     """A student whose recomputed gradients are compared with those of the forward pass, once, at the end.
 
     Per step and trajectory a sketch of `PIECES` + 1 numbers is kept: sums of pieces of the gradient under random signs.
-    Two gradients lie as far apart as their sketches, give or take a third. Signs, because the two passes may sum in
+    Gradients are as long, and as far apart, as their sketches, give or take a third. Signs, because the two passes may sum in
     different orders, and rounding that leans to one side would add up under weights that do not change theirs.
     """
 
@@ -116,7 +116,6 @@ class CheckedStudent(Student):
             self._begin(gradient)
         self._sketch(gradient, self.sketches[step])
         self.again[step] = self.sketches[step]
-        torch.linalg.vector_norm(gradient, dim=1, out=self.sizes[step])
         return gradient
 
     def adjoint(
@@ -135,7 +134,7 @@ class CheckedStudent(Student):
         signs = torch.randint(2, (count // self.pieces,), generator=generator, device=gradient.device)
         self.signs = (2 * signs - 1).to(gradient.dtype)
         self.sketches = gradient.new_zeros(self.steps, trajectories, self.pieces + 1)
-        self.again, self.sizes = torch.zeros_like(self.sketches), gradient.new_zeros(self.steps, trajectories)
+        self.again = torch.zeros_like(self.sketches)
 
     def _sketch(self, gradient: Float[Tensor, "K P"], out: Float[Tensor, "K sketch"]) -> None:
         assert self.signs is not None  # _begin() ran
@@ -154,7 +153,7 @@ class CheckedStudent(Student):
             return
         # Half of the digits: two orders of summation leave more of them equal, another state or mode fewer. A gradient
         # near zero (labels that are the student's own answers) is rounding altogether, hence the absolute term.
-        allowed = self.rounding**0.5 * self.sizes + 100 * self.rounding
+        allowed = self.rounding**0.5 * self.sketches.norm(dim=2) + 100 * self.rounding
         wrong = ((self.again - self.sketches).norm(dim=2) > allowed).any(1)
         if bool(wrong.any()):
             name = type(self.network.module).__name__
