@@ -27,7 +27,7 @@ from .base import (
     cross_entropy,
     differentiable_twice,
 )
-from .leaves import refuse_single_derivatives, refuse_unknown_leaves
+from .leaves import refuse_single_derivatives, refuse_unknown_leaves, rounding_of
 from .triton.kernel_forms import kernel_gradient_distance
 
 # Images of 32 x 32 whose activations may be alive at once where groups go in one pass: a few GB for the ConvNets.
@@ -145,6 +145,7 @@ class _AutogradStudent(Student):
                 loss = cross_entropy(self.network(leaf, images), labels)
                 if step == 0:
                     refuse_unknown_leaves(loss, [leaf], type(self.network.module).__name__)
+                    self.rounding = rounding_of(loss)
                 rows.append(torch.autograd.grad(loss, leaf)[0])
         return torch.stack(rows)
 

@@ -91,9 +91,12 @@ class Student(ABC):
     Attributes:
         random: whether a step may draw from torch's default generators (dropout), which are then rewound for its
             adjoint.
+        rounding: spacing near 1 of the coarsest numbers that step 0 was computed in, where that may be coarser than the
+            tensors' own.
     """
 
     random = True
+    rounding = 0.0
 
     @abstractmethod
     def gradient(

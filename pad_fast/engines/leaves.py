@@ -1,9 +1,10 @@
-"""Leaves of an autograd graph: which tensors a gradient would reach, and which of them nobody asked about."""
+"""What an autograd graph tells: tensors that a gradient would reach, operations without a second one, precision."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
@@ -50,6 +51,15 @@ def refuse_single_derivatives(gradient: Tensor, known: Sequence[Tensor], who: st
             leaf = None if behind is None else _leaf(behind)
             if leaf is not None and not any(leaf is each for each in known):
                 raise InputError(not_twice(who, "it is marked once_differentiable"))
+
+
+def rounding_of(output: Tensor) -> float:
+    """Spacing near 1 of the coarsest floating numbers between `output` and its leaves: autocast's, wherever it is."""
+    dtypes = {output.dtype}
+    if output.grad_fn is not None:
+        # A private name of torch: without it, mixed precision would be held to the precision of the result.
+        dtypes |= {each.dtype for node in _nodes(output.grad_fn) for each in getattr(node, "_input_metadata", ())}
+    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
 
 
 def not_twice(who: str, said: str) -> str:

@@ -99,8 +99,8 @@ class CheckedStudent(Student):
     """A student whose recomputed gradients are compared with those of the forward pass, once, at the end.
 
     Per step and trajectory a sketch of `PIECES` + 1 numbers is kept: sums of pieces of the gradient under random signs.
-    Gradients are as long, and as far apart, as their sketches, give or take a third. Signs, because the two passes may sum in
-    different orders, and rounding that leans to one side would add up under weights that do not change theirs.
+    Gradients are as long, and as far apart, as their sketches, give or take a third. Signs, because the two passes may
+    sum in different orders, and rounding that leans to one side would add up under weights that do not change theirs.
     """
 
     PIECES = 32
@@ -129,7 +129,7 @@ class CheckedStudent(Student):
     def _begin(self, gradient: Float[Tensor, "K P"]) -> None:
         trajectories, count = gradient.shape
         self.pieces = min(self.PIECES, count)
-        self.rounding = _rounding(gradient)
+        self.rounding = max(self.inner.rounding, _rounding(gradient))
         generator = torch.Generator(gradient.device).manual_seed(0)
         signs = torch.randint(2, (count // self.pieces,), generator=generator, device=gradient.device)
         self.signs = (2 * signs - 1).to(gradient.dtype)
@@ -257,15 +257,11 @@ def captured_by(augment: Augment, images: Tensor, batch: Tensor) -> list[Tensor]
 
 
 def _rounding(gradient: Tensor) -> float:
-    """Spacing of the coarsest numbers near 1 that products of this gradient's step were taken in."""
-    kind = gradient.device.type
-    coarsest = torch.finfo(gradient.dtype).eps
-    if _autocasts(kind) and torch.is_autocast_enabled(kind):
-        coarsest = max(coarsest, torch.finfo(torch.get_autocast_dtype(kind)).eps)
+    """Spacing near 1 of the numbers that products of such tensors are taken in."""
     tf32 = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
-    if kind == "cuda" and gradient.dtype == torch.float32 and tf32:
-        coarsest = max(coarsest, 2.0**-10)
-    return coarsest
+    if gradient.device.type == "cuda" and gradient.dtype == torch.float32 and tf32:
+        return 2.0**-10
+    return torch.finfo(gradient.dtype).eps
 
 
 def _autocasts(kind: str) -> bool:

@@ -162,6 +162,31 @@ def test_rounding_is_no_reason_to_refuse(
     assert images.grad is not None and images.grad.norm() > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("inside", [False, True])
+def test_mixed_precision_is_no_reason_to_refuse(dtype: torch.dtype, inside: bool) -> None:
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = ConvNet(depth=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype, enabled=inside):
+                found: Tensor = self.body(x).float()
+                return found
+
+    torch.manual_seed(0)
+    network, images = Inside(), torch.randn(10, 3, 32, 32, requires_grad=True)
+    theta, lr = flat(network), torch.tensor(1e-3)
+    with torch.autocast("cpu", dtype, enabled=not inside):
+        loss = trajectory_matching_loss(
+            network, theta, theta + 0.01, images, torch.randn(10, 10), lr, batches=[torch.arange(10)] * 3,
+            backend="autograd",
+        )  # fmt: skip
+    loss.backward()
+    assert images.grad is not None and images.grad.norm() > 0
+
+
 @pytest.mark.parametrize("share", [2e-3, 2e-2, 0.3])
 @pytest.mark.parametrize("size", [7, 300, 40_000])
 def test_the_check_sees_a_gradient_that_is_slightly_another_one(share: float, size: int) -> None:
