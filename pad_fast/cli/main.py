@@ -1,4 +1,4 @@
-"""The command line: `pad-fast score | experts | distill | sweep | evaluate | report | compare | bench | env`."""
+"""The command line: `pad-fast COMMAND ...`."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from . import distributed
 def resolve_device(device: str | torch.device) -> torch.device:
     """`"auto"` is a GPU when there is one, else the CPU; anything else is taken literally.
 
-    The GPU is the first, or, of several processes, the one with the number of the process on this machine.
+    The GPU is the first, or, of several processes, the one with the number of the process on this machine; its number
+    is part of what is returned.
 
     Raises:
         InputError: a device that torch does not know or that this machine does not have.
@@ -24,7 +25,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         device(type='cpu')
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _numbered(torch.device("cuda")) if torch.cuda.is_available() else torch.device("cpu")
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
@@ -37,14 +38,21 @@ def resolve_device(device: str | torch.device) -> torch.device:
                 "use device='auto' or 'cpu'"
             )
         group = distributed.group()
-        if group.size > 1 and (resolved.index is not None or group.local_rank >= count):
+        other = resolved.index is not None and resolved != _numbered(torch.device("cuda"))
+        if group.size > 1 and (other or group.local_rank >= count):
             raise InputError(
                 f"every process takes a GPU of its own, and this one, {group.local_rank} on its machine, cannot take "
                 f"{device!r} of {count}; use device='auto' and --nproc-per-node {count}"
             )
+        return _numbered(resolved)
     elif resolved.type != "cpu":
         raise InputError(f"device {device!r} is not supported; use 'auto', 'cpu', 'cuda' or 'cuda:N'")
     return resolved
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """`cuda` with the number that its tensors name: to torch, `cuda` and `cuda:0` are not equal."""
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -22,6 +22,7 @@ WORDS = {
     "report": ["run"],
     "compare": ["a", "b"],
     "bench": ["unroll"],
+    "check": [],
 }
 
 

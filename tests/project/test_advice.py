@@ -48,6 +48,7 @@ ELSEWHERE = {
         "start all of them with torchrun",
         "with fewer workers if need be",
     ),
+    "run for minutes": ("set TRITON_INTERPRET=1 to",),
     "need another installation": (
         "the benchmarks are in the source tree",
         "pip install scikit-learn",

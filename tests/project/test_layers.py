@@ -20,7 +20,7 @@ FLOORS = (
     ("pad_fast.kernels", "pad_fast.settings"),
     ("pad_fast.engines",),
     ("pad_fast.matching", "pad_fast.training"),
-    ("pad_fast.scoring",),
+    ("pad_fast.scoring", "pad_fast.verification"),
     ("pad_fast.experts",),
     ("pad_fast.distillation", "pad_fast.evaluation"),
     ("pad_fast.runs",),

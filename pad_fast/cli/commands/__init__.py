@@ -5,6 +5,7 @@ Imported by the parser alone; commands import what they need when they run, so t
 
 from ..command import Command
 from .bench import BENCH
+from .check import CHECK
 from .compare import COMPARE
 from .distill import DISTILL
 from .env import ENV
@@ -26,6 +27,7 @@ COMMANDS: tuple[Command, ...] = (
     REPORT,
     COMPARE,
     BENCH,
+    CHECK,
     ENV,
 )
 """All commands, in the order of the help."""

@@ -31,6 +31,7 @@ from ..base import (
     contiguous_data,
 )
 from ..convnet_layout import config_of, refuse_network, require_batch
+from . import verdicts
 from .graphs import CudaRecorder, Graphs, Recorder, signature
 from .kernel_forms import KernelDistance, KernelDSA, KernelUpdates, kernel_gradient_distance, on
 from .operations import Operations
@@ -63,6 +64,8 @@ class TritonEngine(Engine):
     Args:
         operations: what steps are made of; the Triton kernels when None.
         recorder: records work on any device; CUDA graphs on CUDA devices when None.
+        objection: says why `backend="auto"` should not take this engine on a device, or None; what a check of the card
+            has found when None (:mod:`pad_fast.engines.triton.verdicts`).
 
     Environment:
         PAD_FAST_GRAPHS=0 starts every kernel by itself.
@@ -71,11 +74,16 @@ class TritonEngine(Engine):
     name = "triton"
 
     def __init__(
-        self, operations: Operations | None = None, *, recorder: Callable[[torch.device], Recorder] | None = None
+        self,
+        operations: Operations | None = None,
+        *,
+        recorder: Callable[[torch.device], Recorder] | None = None,
+        objection: Callable[[torch.device], str | None] | None = None,
     ) -> None:
         self._given = operations
         self._operations = operations
         self._records_anywhere = recorder is not None
+        self._objection = objection
         self.graphs = Graphs(CudaRecorder if recorder is None else recorder)
         self.distance = KernelDistance(lambda: self.operations)
         self.updates = KernelUpdates(lambda: self.operations)
@@ -103,9 +111,11 @@ class TritonEngine(Engine):
         return refuse_network(task)
 
     def hesitate(self, task: Task) -> str | None:
-        """On a CPU its kernels are interpreted, which is for tests; on a GPU nobody has measured it yet."""
+        """On a CPU its kernels are interpreted, which is for tests; a card has to pass a check first."""
+        if self._objection is not None:
+            return self._objection(task.device)
         if task.device.type == "cuda":
-            return "its kernels have not been run on a GPU yet; ask for it with backend='triton'"
+            return verdicts.objection(task.device)
         return "on a CPU its kernels would be interpreted"
 
     def student(self, task: Task) -> Student:

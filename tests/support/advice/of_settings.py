@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pad_fast import Config
+from pad_fast.engines.triton import verdicts
 from pad_fast.runs.trackers import require_trackers
 from pad_fast.runtime.device import cache_bytes, resolve_device
 from pad_fast.settings.presets import preset
@@ -28,6 +31,13 @@ def of_yaml(folder: Path, text: str) -> Config:
 
 def dm(**given: Any) -> Config:
     return settings(method="dm", **given)
+
+
+def limited(seconds: str) -> float:
+    """The time limit of a card's check."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PAD_FAST_CHECK_SECONDS", seconds)
+        return verdicts._limit()
 
 
 SETTINGS = (
@@ -190,6 +200,12 @@ SETTINGS = (
         lambda _: in_turn(
             *(lambda each=each: cache_bytes(each, resolve_device("cpu")) for each in ("1000", "0", "auto"))
         ),
+    ),
+    Entry(
+        "a limit of a check",
+        lambda _: limited("soon"),
+        "a number of seconds, above 0",
+        lambda _: limited("300"),
     ),
     Entry(
         "a tracker",
