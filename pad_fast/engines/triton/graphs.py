@@ -1,8 +1,9 @@
 """Work recorded once and replayed: on small batches, starting kernels one by one costs more than running them.
 
 A recording is a CUDA graph with tensors of its own as inputs and outputs. Work is run plainly the first time its shapes
-are seen, which compiles and chooses kernels; recorded the second time; replayed from then on. Recordings that were not
-used for longest are dropped.
+are seen, which compiles and chooses kernels; recorded when it comes again; replayed from then on. The first plain run,
+too, works on copies: kernels are compiled for the alignment and the strides of what they are given, and nothing may be
+left to compile while a graph is captured. Recordings that were not used for longest are dropped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ Work = Callable[..., tuple[Tensor | None, ...]]
 
 # Work whose shapes are known, with or without a recording.
 _KEYS_KEPT = 64
+
+# Plain calls of a function before it is recorded: GSAM asks twice in a step, and a curriculum that grows leaves a last
+# batch of a new size in every epoch, which comes once.
+_PLAIN_CALLS = 4
 
 
 class Recorder(Protocol):
@@ -47,12 +52,18 @@ class CudaRecorder:
     def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """See :class:`Recorder`."""
         graph = torch.cuda.CUDAGraph()
-        # Only this thread is held to what a capture allows: others may go on with work of their own.
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"),
-        ):
-            result = work()
+        with torch.cuda.device(self.device):
+            before = torch.cuda.current_stream()
+            try:
+                # A stream of this device: torch's own for captures belongs to the device of the first one. Only this
+                # thread is held to what a capture allows; others may go on with work of their own.
+                with torch.cuda.graph(
+                    graph, pool=self.pool, stream=torch.cuda.Stream(), capture_error_mode="thread_local"
+                ):
+                    result = work()
+            finally:
+                # A capture that fails at its end leaves its stream current.
+                torch.cuda.set_stream(before)
         return graph.replay, result
 
 
@@ -96,8 +107,11 @@ class Graphs:
         """`work(*inputs)`, recorded when it is called again with the same key and shapes. Returns new tensors."""
         key = key, signature(inputs)
         known = self._known(self._functions, key)
-        if not known.seen or known.refused:
+        if not known.seen:
             known.seen = True
+            return work(*(tensor.detach().clone() for tensor in inputs))
+        known.plain += 1
+        if known.refused or known.plain < _PLAIN_CALLS:
             return work(*inputs)
         if not known.free:
             self._make_room(self._functions)
@@ -170,6 +184,7 @@ class _Known:
 
     def __init__(self) -> None:
         self.seen = False
+        self.plain = 0
         self.reversed = False
         self.refused = False
         self.free: list[Any] = []
@@ -190,10 +205,11 @@ class _Warming(Passes):
         self.passes, self.known = passes, known
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return self.passes.forward(inputs)
+        self.inputs = _copies(inputs)
+        return self.passes.forward(self.inputs)
 
     def reverse(self, inputs: Inputs, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grads = self.passes.reverse(inputs, grad_loss)
+        grads = self.passes.reverse(self.inputs, grad_loss.detach().clone())
         self.known.reversed = True
         return grads
 
@@ -257,7 +273,7 @@ class _RecordedPasses:
 
     def forward(self, inputs: Inputs) -> Tensor:
         if self.inputs is None or self._forward is None:
-            own = Inputs._make(None if tensor is None else tensor.detach().clone() for tensor in inputs)
+            own = _copies(inputs)
             self._forward = self.graphs.record(self.recorder, lambda: self.inner.forward(own))
             self.inputs = own
         else:
@@ -281,7 +297,7 @@ class _RecordedPasses:
 
     def plain_reverse(self, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         """The reverse pass without a recording."""
-        return self.inner.reverse(self._own(), grad_loss)
+        return self.inner.reverse(self._own(), grad_loss.detach().clone())
 
     def _own(self) -> Inputs:
         assert self.inputs is not None  # forward() ran
@@ -299,6 +315,10 @@ class _RecordedFunction:
         _copy(inputs, self.inputs)
         self.replay()
         return tuple(None if output is None else output.clone() for output in self.outputs)
+
+
+def _copies(inputs: Inputs) -> Inputs:
+    return Inputs._make(None if tensor is None else tensor.detach().clone() for tensor in inputs)
 
 
 def _copy(source: Sequence[Tensor | None], target: Sequence[Tensor | None]) -> None:

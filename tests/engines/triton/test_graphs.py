@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from pad_fast import ParameterMask, trajectory_matching_loss
 from pad_fast.engines import Task
 from pad_fast.engines.base import Inputs, Passes
 from pad_fast.engines.triton.engine import TritonEngine
-from pad_fast.engines.triton.graphs import Graphs
+from pad_fast.engines.triton.graphs import CudaRecorder, Graphs
 from pad_fast.engines.triton.operations import Operations
 
 from ...support.comparison import relative_error
@@ -161,7 +163,7 @@ def test_what_cannot_be_recorded_runs_plainly(monkeypatch, caplog, error):
             assert_same(gradients(problem, backend="triton"), gradients(problem, gradient="unroll"))
     assert Broken.asked == 1 and len(caplog.records) == 1 and str(error) in caplog.text
     task, theta = Task(problem["model"], CPU, torch.float64), problem["theta_start"][0]
-    for _ in range(3):
+    for _ in range(6):
         engine.loss_and_grad(task, theta, problem["images"], problem["labels"])
     assert Broken.asked == 2
 
@@ -228,9 +230,123 @@ def test_functions_are_recorded_by_shape():
         calls.append(1)
         return a * b, a.sum()
 
-    for value in range(1, 5):
+    for value in range(1, 9):
         for size in (2, 3):
             a = torch.full((size,), float(value))
             product, total = graphs.call("work", work, (a, a), CPU)
             assert product.tolist() == [value**2] * size and float(total) == value * size
-    assert len(calls) == 4 and graphs.recorded == 2
+    assert len(calls) == 10 and graphs.recorded == 2, "four plain calls of each, and one that is recorded"
+
+
+def places(tensors: Any) -> list[Any]:
+    """What Triton compiles a kernel for: dtypes, strides and alignments of tensors."""
+    return [
+        None if tensor is None else (tensor.dtype, tensor.stride(), tensor.data_ptr() % 16 == 0) for tensor in tensors
+    ]
+
+
+class Noting(Passes):
+    """Notes what both passes are given."""
+
+    def __init__(self) -> None:
+        self.given: list[Any] = []
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        self.given.append(places(inputs))
+        return inputs.theta_start.sum(-1)
+
+    def reverse(self, inputs: Inputs, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        self.given.append(places([*inputs, grad_loss]))
+        return (grad_loss.clone(),)
+
+
+def test_the_plain_run_and_the_recorded_one_are_compiled_for_the_same():
+    """Inputs as callers have them: expanded over trajectories, rows of a table, at odd places."""
+    graphs = Graphs(Emulated)
+    table = torch.randn(5, 7, dtype=torch.float32)
+    expanded, row, shifted = table[:1].expand(2, 7), table[1:3], torch.randn(15)[1:].view(2, 7)
+    runs = []
+    for given in (expanded, row, shifted):
+        key = len(runs)
+        for _ in range(2):
+            passes = Noting()
+            lease = graphs.passes(key, lambda passes=passes: passes, CPU)
+            inputs = Inputs(given, given, *(torch.ones(1) for _ in range(4)), None)
+            lease.forward(inputs)
+            lease.reverse(inputs, torch.ones(()).expand(2))
+            runs.append(passes.given)
+        assert runs[-2] == runs[-1]
+    noted: list[Any] = []
+
+    def work(*tensors: Tensor) -> tuple[Tensor, ...]:
+        noted.append(places(tensors))
+        return (tensors[0].sum(),)
+
+    for _ in range(8):
+        graphs.call("step", work, [expanded, shifted], CPU)
+    assert noted[0] == noted[-1] != noted[1]
+
+
+def test_only_what_recurs_is_recorded():
+    """Two calls in a step of GSAM, with a last batch of another size in every epoch of a growing curriculum."""
+    graphs = Graphs(Emulated)
+
+    def step(size: int) -> None:
+        for _ in range(2):
+            (total,) = graphs.call("step", lambda x: (x.sum(),), [torch.ones(size)], CPU)
+            assert total == size
+
+    for epoch in range(21):
+        for _ in range(3):
+            step(256)
+        step(epoch + 1)
+    assert graphs.recorded == 1
+
+
+class Streams:
+    """The parts of torch.cuda that a recording touches, as they are while a capture fails."""
+
+    def __init__(self, *, fails_at_end: bool) -> None:
+        self.fails_at_end, self.current, self.given = fails_at_end, "the caller's", []
+        self.device_now = None
+
+    def graph(self, graph: Any, *, pool: Any, stream: Any, capture_error_mode: str) -> Any:
+        self.given.append(stream)
+        return self
+
+    def __enter__(self) -> None:
+        self.current = self.given[-1]
+
+    def __exit__(self, *error: Any) -> None:
+        if self.fails_at_end:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.current = "the caller's"
+
+
+@pytest.mark.parametrize("fails_at_end", [False, True])
+def test_a_capture_uses_a_stream_of_its_device_and_gives_the_callers_back(monkeypatch, fails_at_end):
+    streams = Streams(fails_at_end=fails_at_end)
+
+    @contextmanager
+    def device(which: torch.device) -> Iterator[None]:
+        streams.device_now = which
+        yield
+        streams.device_now = None
+
+    for name, value in {
+        "graph": streams.graph,
+        "device": device,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+        "Stream": lambda: f"a stream of {streams.device_now}",
+        "current_stream": lambda: streams.current,
+        "set_stream": lambda stream: setattr(streams, "current", stream),
+        "graph_pool_handle": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    recorder = CudaRecorder(torch.device("cuda:1"))
+    if fails_at_end:
+        with pytest.raises(RuntimeError, match="previous error"):
+            recorder.record(lambda: 1)
+    else:
+        assert recorder.record(lambda: 1)[1] == 1
+    assert streams.given == ["a stream of cuda:1"] and streams.current == "the caller's"

@@ -96,7 +96,7 @@ def test_whole_epochs(recording, monkeypatch, optimizer):
         net = FlatNetwork(ConvNet(**NETS["digits"]))
         trainer = Trainer(net, device=CPU, backend=backend)
         optimizer._buffer = None
-        for _ in range(2):
+        for _ in range(6):
             batches = torch.arange(11).split(4)
             trainer.epoch(images.float(), labels, batches, optimizer)
         ends.append(trainer.theta - net.initial())
