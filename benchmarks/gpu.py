@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ from benchmarks.gpu_cases import (
 )
 from benchmarks.rivals import Step, compiled_step, plain_gsam_epoch, plain_sgd_epoch, plain_unroll
 from pad_fast import DSA, ConvNet, trajectory_matching_loss
-from pad_fast.engines import record_backends
+from pad_fast.engines import record_backends, registry
+from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.matching import normalized_distance
 from pad_fast.models import FlatNetwork
 from pad_fast.runtime.rng import generator
@@ -55,6 +57,8 @@ UNROLL_TOLERANCE = 2e-2
 # Of the weights' movement over an epoch.
 EPOCH_TOLERANCE = 1e-1
 MATCHING_TOLERANCE = 1e-5
+
+_VARIANT = " | "  # between a case's name and a variant's
 
 
 class Rival:
@@ -130,15 +134,27 @@ def environment(changes: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def measure(device: Device, rivals: list[Rival], *, rounds: int, seconds: float) -> None:
-    """Warm up and watch the memory of each alone, then let them take turns, `rounds` times or until time is up."""
+def recorded() -> int:
+    """CUDA graphs that were recorded so far."""
+    engine = registry._engines["triton"]
+    assert isinstance(engine, TritonEngine)
+    return engine.graphs.recorded
+
+
+def measure(device: Device, rivals: list[Rival], *, rounds: int, seconds: float, warm: int = 3) -> None:
+    """Warm up and watch the memory of each alone, then let them take turns, `rounds` times or until time is up.
+
+    Args:
+        warm: runs after which everything is compiled and recorded: plainly, recorded, replayed; more where a run has
+            work that comes once in it, which is recorded later.
+    """
     begin = time.monotonic()
     for rival in rivals:
         device.clean()
         before = device.reserved()
         try:
             with environment(rival.environment):
-                for _ in range(3):  # plainly, recorded, replayed
+                for _ in range(warm):
                     device.time(rival.run)
                     if time.monotonic() - begin > seconds:
                         break
@@ -146,7 +162,7 @@ def measure(device: Device, rivals: list[Rival], *, rounds: int, seconds: float)
             rival.out_of_memory = True
         rival.peak = device.peak() - before
     device.clean()
-    left = [rival for rival in rivals if not rival.out_of_memory]
+    left, before_timing = [rival for rival in rivals if not rival.out_of_memory], recorded()
     for round_ in range(rounds):
         for rival in left:
             with environment(rival.environment):
@@ -156,6 +172,8 @@ def measure(device: Device, rivals: list[Rival], *, rounds: int, seconds: float)
                     rival.out_of_memory = True
         if round_ and time.monotonic() - begin > seconds:
             break
+    if recorded() != before_timing:
+        raise SystemExit("CUDA graphs were recorded while they were timed")
 
 
 @contextmanager
@@ -223,11 +241,13 @@ class Unroll:
             return harness.relative_error(checked, self.plain(steps, augmented=False)[0])
 
 
-def run_unroll(case: UnrollCase, device: Device, backend: str, *, rounds: int, seconds: float) -> list[Rival]:
-    """Plain loop and ours; where the plain loop does not fit, also one with fewer steps."""
+def run_unroll(
+    case: UnrollCase, device: Device, backend: str, *, rounds: int, seconds: float, variant: str = "ours"
+) -> list[Rival]:
+    """Plain loop and one variant of ours; where the plain loop does not fit, also one with fewer steps."""
     problem = Unroll(case, device, backend)
     rivals = [Rival("plain loop", lambda: problem.plain(case.steps), steps=case.steps)]
-    names = ("ours", *case.more)
+    names = (variant,)
     with record_backends() as used:
         errors = {name: problem.check(VARIANTS[name]) for name in names}
     if set(used) != {backend}:
@@ -364,7 +384,7 @@ def run_epochs(case: EpochCase, device: Device, backend: str, *, rounds: int) ->
     if set(used) != {backend}:
         raise SystemExit(f"ours ran on {set(used)}")
     refuse_wrong(rivals, EPOCH_TOLERANCE)
-    measure(device, rivals, rounds=rounds, seconds=10)
+    measure(device, rivals, rounds=rounds, seconds=10, warm=6)
     return rivals
 
 
@@ -376,9 +396,16 @@ def refuse_wrong(rivals: list[Rival], tolerance: float) -> None:
 
 
 def cases(suites: list[str], *, tiny: bool) -> list[tuple[str, str]]:
-    """(suite, case) in the order in which they run."""
+    """(suite, case) in the order in which they run; behind a case's name the variant of ours, where it has several.
+
+    Each has a process of its own: more variants in one would drop each other's recordings while they take turns.
+    """
+    unrolls = TINY if tiny else UNROLLS
     named = {
-        "unroll": list(TINY if tiny else UNROLLS),
+        "unroll": [
+            *unrolls,
+            *(f"{name}{_VARIANT}{variant}" for name, case in unrolls.items() for variant in case.more),
+        ],
         "matching": [f"{kind} mask, K={k}" for kind in ("depth", "loss") for k in ((1,) if tiny else (1, 8))],
         "epochs": list(EPOCHS),
     }
@@ -387,14 +414,25 @@ def cases(suites: list[str], *, tiny: bool) -> list[tuple[str, str]]:
 
 def run_case(suite: str, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run one case in this process."""
+    variant = ""
     device = Device(options.device)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     if suite == "unroll":
+        name, _, variant = name.partition(_VARIANT)
         case = (TINY if options.tiny else UNROLLS)[name]
+        if variant:
+            case = replace(case, compiled=False)  # timed beside "ours"
         if options.compile:
             run_once(case, device, options.backend)
             return []
-        rivals = run_unroll(case, device, options.backend, rounds=options.rounds, seconds=options.case_seconds)
+        rivals = run_unroll(
+            case,
+            device,
+            options.backend,
+            rounds=options.rounds,
+            seconds=options.case_seconds,
+            variant=variant or "ours",
+        )
         described = {"batch": case.batch}
     elif suite == "matching":
         trajectories = int(name.rpartition("=")[2])
@@ -414,7 +452,9 @@ def run_case(suite: str, name: str, options: argparse.Namespace) -> list[dict[st
             return []
         rivals = run_epochs(epochs, device, options.backend, rounds=options.rounds)
         described = {"batch": epochs.images, "networks": epochs.networks}
-    return [{"suite": suite, "case": name, **described, **rival.row()} for rival in rivals]
+    rows = with_ratios([{"suite": suite, "case": name, **described, **rival.row()} for rival in rivals])
+    # The yardstick of a variant is the one of its own process, and shown where "ours" is.
+    return [row for row in rows if row["rival"].startswith("ours")] if variant else rows
 
 
 def compile_kernels(arguments: list[str], named: list[tuple[str, str]], seconds: float) -> None:
@@ -545,7 +585,8 @@ def main() -> None:
     begin, rows = time.monotonic(), []
     named = cases(options.suites, tiny=options.tiny)
     if options.backend == "triton":
-        compile_kernels(arguments, [case for case in named if case[0] != "matching"], 15 * options.minutes)
+        compiled = [case for case in named if case[0] != "matching" and _VARIANT not in case[1]]
+        compile_kernels(arguments, compiled, 15 * options.minutes)
     for suite, name in named:
         left = 60 * options.minutes - (time.monotonic() - begin)
         if left < 5:
@@ -554,7 +595,6 @@ def main() -> None:
             )
         else:
             rows += in_process(suite, name, arguments, min(left, 5 * options.case_seconds))
-        with_ratios(rows)
         write(options.json, command, rows)  # what is there survives whoever stops this program
     print(table(rows))
     if options.suites[0] == "unroll" and not options.tiny:

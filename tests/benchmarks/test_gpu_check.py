@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_check, rivals
+from pad_fast.engines import registry
 
 SMALL = gpu.UnrollCase(4, 4, width=4, more=("ours, 8 trajectories",))
 
@@ -25,7 +26,9 @@ def options(**changes: Any) -> argparse.Namespace:
 
 @pytest.mark.parametrize(("suite", "case"), gpu.cases(list(gpu.SUITES), tiny=True), ids=str)
 def test_every_suite_runs(suite, case):
-    rows = gpu.with_ratios(gpu.run_case(suite, case, options()))
+    rows = gpu.run_case(suite, case, options())
+    case, _, variant = case.partition(" | ")
+    assert not variant or [row["rival"] for row in rows] == [variant]
     assert all(row["status"] == "ok" and row["ms"]["n"] == 2 for row in rows)
     ours = [row for row in rows if row["rival"].startswith("ours")]
     assert suite == "matching" or all(row["error"] < 1e-4 and row["times_faster"] > 0 for row in ours)
@@ -77,6 +80,20 @@ def test_no_speed_is_reported_of_something_else(monkeypatch):
         gpu.run_unroll(SMALL, gpu.Device("cpu"), "autograd", rounds=1, seconds=5)
 
 
+def test_nothing_is_recorded_while_it_is_timed(monkeypatch):
+    counts = iter([0, 1])
+    monkeypatch.setattr(gpu, "recorded", lambda: next(counts))
+    rival = gpu.Rival("ours", lambda: None, steps=1)
+    with pytest.raises(SystemExit, match="recorded while they were timed"):
+        gpu.measure(gpu.Device("cpu"), [rival], rounds=1, seconds=1)
+
+
+def test_no_process_has_more_variants_than_recordings_are_kept():
+    assert gpu.recorded() == registry._engines["triton"].graphs.recorded
+    names = [name for _, name in gpu.cases(["unroll"], tiny=False)]
+    assert len(names) == len(set(names)) == sum(1 + len(case.more) for case in gpu.UNROLLS.values())
+
+
 def test_a_case_that_fails_becomes_a_row(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(Path(__file__).parents[2])
     file = tmp_path / "gpu.json"
@@ -85,8 +102,9 @@ def test_a_case_that_fails_becomes_a_row(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu", *arguments, "--json", str(file)])
     with pytest.raises(SystemExit, match="some cases failed"):
         gpu.main()
-    (row,) = json.loads(file.read_text())["rows"]
-    assert row["status"] == "failed" and "needs a CUDA device" in row["reason"]
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["case"] for row in rows] == ["tiny", "tiny | ours, 8 trajectories"]
+    assert all(row["status"] == "failed" and "needs a CUDA device" in row["reason"] for row in rows)
     assert "needs a CUDA device" in capsys.readouterr().out
     assert gpu.in_process("unroll", "tiny", ["--device", "cpu"], 0.1)[0]["reason"] == "took longer than 0 s"
 
