@@ -7,7 +7,6 @@ import os
 import statistics
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ...errors import InputError
 from ..launch import Cost, note
+from .choices import Choice, Choices
 from .layer import TAPS, Layer, Weights
 
 
@@ -136,30 +136,20 @@ MARGIN = 1.1
 """How much slower a kernel may be than cuDNN and still be used."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A measurement of :func:`choose`: milliseconds per call, and the relative difference of the results."""
-
-    route: str
-    triton_ms: float
-    cudnn_ms: float
-    difference: float
-
-
-_choices: dict[tuple[str, Layer], Choice] = {}
+_choices = Choices()
 
 
 def choices() -> dict[tuple[str, Layer], Choice]:
-    """Everything measured so far in this process."""
-    return dict(_choices)
+    """Everything that was chosen by measurement in this process, or in one before and used here."""
+    return _choices.used()
 
 
 def choose(op: str, layer: Layer, kernel: Callable[..., Any]) -> str:
     """The faster one for this operation, shape, precision and device: "triton" (also when close) or "cudnn".
 
-    Measured on the first call and kept in memory. It is Triton without measuring while a CUDA graph is captured (so run
-    once before), without a GPU, and in bf16, where cuDNN would round its results, too. The environment variable
-    PAD_FAST_CONV=triton or cudnn settles it; bf16 stays with Triton.
+    Measured on the first call on this card and kept (:mod:`.choices`). It is Triton without measuring while a CUDA
+    graph is captured (so run once before), without a GPU, and in bf16, where cuDNN would round its results, too. The
+    environment variable PAD_FAST_CONV=triton or cudnn settles it; bf16 stays with Triton.
 
     Args:
         op: a key of :data:`CUDNN`.
@@ -175,19 +165,18 @@ def choose(op: str, layer: Layer, kernel: Callable[..., Any]) -> str:
         return "triton"
     if forced:
         return forced
-    known = _choices.get((op, layer))
-    if known:
-        return known.route
     if layer.device.type != "cuda" or not torch.backends.cudnn.is_available():
         return "triton"
+    known = _choices.get(op, layer)
+    if known is not None:
+        return known.route
     if torch.cuda.is_current_stream_capturing():
         return "triton"
     try:
-        choice = _measure(op, layer, kernel)
+        choice, measured = _measure(op, layer, kernel), True
     except torch.OutOfMemoryError:
-        choice = Choice("triton", math.nan, math.nan, math.nan)
-    _choices[op, layer] = choice
-    return choice.route
+        choice, measured = Choice("triton", math.nan, math.nan, math.nan), False
+    return _choices.put(op, layer, choice, keep=measured).route
 
 
 def _measure(op: str, layer: Layer, kernel: Callable[..., Any]) -> Choice:

@@ -11,6 +11,7 @@ RUN/
   distilled.safetensors          the result; images_best.pt labels_best.pt lr_best.pt for the reference's scripts
   last/                          the last iterate, where validation chose another one; validation.json says which
   evaluation.json images.png report.html
+  convolutions.json              on a GPU: which route of each convolution was measured to be faster
   run.lock                       held while a process writes to the folder
   timing.json                    time and memory per stage; two equal runs differ in it, and in the page that shows it
 """
@@ -31,11 +32,12 @@ import torch
 from ..data import ImageDataset, Normalization, fit_normalization
 from ..data.distilled import DistilledDataset, load
 from ..distillation.state import State
+from ..engines.triton.engine import chosen_convolutions
 from ..errors import StoreError
 from ..evaluation import EvaluationReport
 from ..experts import ExpertStore
 from ..reporting.present import present
-from ..runs.folder import CACHE, CHECKPOINT, DISTILLED, EVALUATION, LAST, LOCK, PICTURE, write_validation
+from ..runs.folder import CACHE, CHECKPOINT, CONVOLUTIONS, DISTILLED, EVALUATION, LAST, LOCK, PICTURE, write_validation
 from ..runs.preview import write_preview
 from ..runs.timing import StageLog
 from ..runs.trackers import Tracker, open_trackers
@@ -123,11 +125,18 @@ class Pipeline:
         with self.stages.stage("evaluate"):
             report = self._evaluate(distilled, data, difficulty)
         distilled = replace(distilled, evaluation=report.rows)
+        self._note_convolutions()
         self.stages.finish()
         self._present()
         for tracker in self._trackers(config.iterations):
             tracker.result(report.rows, self.out / PICTURE, config.iterations)
         return distilled
+
+    def _note_convolutions(self) -> None:
+        """What else than settings and seed the last bits of this run depend on."""
+        chosen = chosen_convolutions()
+        if chosen and distributed.group().main:
+            files.write_json(self.out / CONVOLUTIONS, chosen)
 
     def _present(self) -> None:
         """Picture and page; whatever is wrong with them, the run's results are there and are returned."""

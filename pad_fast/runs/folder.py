@@ -27,6 +27,7 @@ __all__ = [
     "CACHE",
     "CHECKPOINT",
     "CONFIG",
+    "CONVOLUTIONS",
     "DESCRIPTION",
     "DISTILLED",
     "EVALUATION",
@@ -52,6 +53,8 @@ __all__ = [
 CONFIG = "config.yaml"
 DESCRIPTION = "run.json"
 EVALUATION = "evaluation.json"
+CONVOLUTIONS = "convolutions.json"
+"""The routes of convolutions that were chosen by measurement on the run's card; only where there were any."""
 VALIDATION = "validation.json"
 PICTURE = "images.png"
 PAGE = "report.html"

@@ -38,6 +38,7 @@ def test_the_names_of_a_run_are_those_of_earlier_versions() -> None:
     named = {name: getattr(folder, name) for name in folder.__all__ if name.isupper()}
     assert named == {
         "CACHE": "cache",
+        "CONVOLUTIONS": "convolutions.json",
         "CHECKPOINT": "checkpoint",
         "CONFIG": "config.yaml",
         "DESCRIPTION": "run.json",

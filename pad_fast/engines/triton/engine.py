@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict
 from typing import TypeVar
 
 import torch
@@ -412,6 +414,16 @@ class _Kept:
 
     def __init__(self, size: int, parts: list[list[Tensor]]) -> None:
         self.bytes, self.parts = size, parts
+
+
+def chosen_convolutions() -> dict[str, dict[str, object]]:
+    """The routes of convolutions that were chosen by measurement and used in this process, by operation and layer."""
+    if "pad_fast.kernels.conv.cudnn" not in sys.modules:  # nothing was computed by kernels
+        return {}
+    from ...kernels.conv.choices import key_of
+    from ...kernels.conv.cudnn import choices
+
+    return {key_of(op, layer): asdict(choice) for (op, layer), choice in choices().items()}
 
 
 def _refuse_device(device: torch.device) -> str | None:

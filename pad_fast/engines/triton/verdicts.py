@@ -8,10 +8,7 @@ depend on: card, driver, versions and the sources of the kernels.
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib.metadata
 import importlib.util
-import json
 import logging
 import os
 import subprocess
@@ -23,9 +20,9 @@ from pathlib import Path
 
 import torch
 
-from ..._version import __version__
 from ...errors import InputError, StoreError
 from ...runtime import files, locks
+from ...runtime.cards import card_and_versions, digest_of_sources, file_name
 from ...runtime.user_cache import cache_folder
 
 logger = logging.getLogger("pad_fast")
@@ -124,27 +121,12 @@ class Verdict:
 
 def subject_of(device: torch.device) -> dict[str, str]:
     """All that a verdict depends on."""
-    if device.type == "cuda":
-        card = torch.cuda.get_device_name(device)
-        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
-        driver = str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]
-    else:
-        card, capability, driver = str(device), "none", "none"
-    return {
-        "card": card,
-        "capability": capability,
-        "driver": driver,
-        "torch": torch.__version__,
-        "triton": importlib.metadata.version("triton"),
-        "pad_fast": __version__,
-        "kernels": _sources(),
-    }
+    return {**card_and_versions(device), "kernels": _sources()}
 
 
 def path_of(subject: Mapping[str, str]) -> Path:
     """The file of a verdict."""
-    digest = hashlib.sha256(json.dumps(dict(subject), sort_keys=True).encode()).hexdigest()[:16]
-    return cache_folder() / "verdicts" / f"{digest}.json"
+    return cache_folder() / "verdicts" / file_name(subject)
 
 
 def read(path: Path, subject: Mapping[str, str]) -> Verdict | None:
@@ -277,8 +259,4 @@ def _sources() -> str:
     """Digest of the kernels and of what starts them."""
     found = importlib.util.find_spec("pad_fast.kernels")
     assert found is not None and found.submodule_search_locations is not None  # a part of this package
-    digest = hashlib.sha256()
-    for folder in (Path(found.submodule_search_locations[0]), Path(__file__).parent):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return digest_of_sources([Path(found.submodule_search_locations[0]), Path(__file__).parent])
