@@ -568,6 +568,7 @@ def main() -> None:
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES), help="which (default: all)")
     parser.add_argument("--minutes", type=float, default=5.0, help="start no case after this long (default: 5)")
     parser.add_argument("--case-seconds", type=float, default=15.0, help="stop repeating a case then (default: 15)")
+    parser.add_argument("--variants", choices=("with", "without", "alone"), default="with", help="variants of ours")
     parser.add_argument("--tiny", action="store_true", help="small networks, to try the program itself")
     parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--worker", nargs=2, metavar=("SUITE", "CASE"), help=argparse.SUPPRESS)
@@ -583,9 +584,13 @@ def main() -> None:
         print(torch.cuda.get_device_name())
     print(harness.heading(command) + "\n", flush=True)
     begin, rows = time.monotonic(), []
-    named = cases(options.suites, tiny=options.tiny)
+    named = [
+        (suite, name)
+        for suite, name in cases(options.suites, tiny=options.tiny)
+        if options.variants == "with" or (_VARIANT in name) == (options.variants == "alone")
+    ]
     if options.backend == "triton":
-        compiled = [case for case in named if case[0] != "matching" and _VARIANT not in case[1]]
+        compiled = sorted({(suite, name.partition(_VARIANT)[0]) for suite, name in named if suite != "matching"})
         compile_kernels(arguments, compiled, 15 * options.minutes)
     for suite, name in named:
         left = 60 * options.minutes - (time.monotonic() - begin)
@@ -597,7 +602,7 @@ def main() -> None:
             rows += in_process(suite, name, arguments, min(left, 5 * options.case_seconds))
         write(options.json, command, rows)  # what is there survives whoever stops this program
     print(table(rows))
-    if options.suites[0] == "unroll" and not options.tiny:
+    if options.suites[0] == "unroll" and options.variants != "alone" and not options.tiny:
         print("\n" + verdict(rows))
     if any(row["status"] in ("failed", "not run") and row["case"] not in OPTIONAL for row in rows):
         raise SystemExit("some cases failed")

@@ -1,6 +1,7 @@
-"""Everything that needs a GPU in one go: the `gpu` tests and the GPU benchmarks, within ten minutes, without a network.
+"""Everything that needs a GPU, in stages: is it right, how fast is it, and the rest; ten minutes in all, no network.
 
-    make gpu-check OUT=results
+    python3 -m benchmarks.gpu_check --out results --stage smoke,headline
+    make gpu-check OUT=results        # all stages
 
 Uses whatever this Python can import and installs nothing: the sources are copied to build/gpu-check, the extension is
 compiled there if pybind11 is found. Every part has a time limit, and what it found is in OUT even when it failed or ran
@@ -29,10 +30,40 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "build" / "gpu-check"
 ENGINE_TESTS = "tests/engines/gpu"
+VERDICT = "verdict.json"
 NEEDED = ("torch", "triton", "numpy", "safetensors", "PIL", "yaml", "tqdm", "jaxtyping", "pytest")
 USEFUL = ("torchvision", "sklearn", "pybind11", "setuptools")
+STAGES = {
+    "smoke": "the check of pad_fast.verification: every family of kernels against torch, recorded and plain",
+    "headline": "one gradient of the published settings beside the plain loop, and its memory",
+    "training": "epochs of experts and evaluation networks",
+    "matching": "the matching loss by itself",
+    "variants": "one gradient in other ways: activations kept, bf16, float32, 8 trajectories, no graphs",
+    "tests": "everything marked gpu, dealt out to several processes",
+    "scores": "scoring by CUDA, where the extension has it",
+    "sanitizer": "compute-sanitizer on the smallest cases",
+}
+"""In the order in which they run."""
+
 # Seconds. With the copying, and what a part gets to finish in when its time is up, they stay under ten minutes.
-LIMITS = {"extension": 50, "collection": 25, "tests": 120, "scores": 20, "benchmarks": 285, "sanitizer": 50}
+LIMITS = {
+    "smoke": 60,
+    "headline": 120,
+    "training": 55,
+    "matching": 20,
+    "variants": 80,
+    "extension": 50,
+    "collection": 25,
+    "tests": 120,
+    "scores": 20,
+    "sanitizer": 40,
+}
+_BENCHMARKS = {
+    "headline": ["--suites", "unroll", "--variants", "without"],
+    "training": ["--suites", "epochs"],
+    "matching": ["--suites", "matching"],
+    "variants": ["--suites", "unroll", "--variants", "alone"],
+}
 GRACE = 5
 # Processes that run tests side by side: most of the time goes into compiling kernels, on processor cores. Each has its
 # own share of the tests, so that one that takes the device down with it does not take the others' results along.
@@ -173,14 +204,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the time limits (default: 1)")
-    parser.add_argument("--device", default="cuda", help="of the benchmarks; with cpu they are tiny (default: cuda)")
+    parser.add_argument("--device", default="cuda", help="with cpu, benchmarks are tiny (default: cuda)")
+    parser.add_argument("--stage", type=_stages, default=list(STAGES), help=f"of {', '.join(STAGES)} (default: all)")
     options = parser.parse_args()
-    scale: float = options.scale
+    stages: list[str] = options.stage
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     have = importable(NEEDED + USEFUL)
-    report: dict[str, Any] = {"python": platform.python_version(), "importable": have}
+    report: dict[str, Any] = {"python": platform.python_version(), "importable": have, "stages": stages}
     parts: list[Part] = []
+
+    def seconds_of(name: str) -> float:
+        return float(LIMITS[name] * options.scale)
 
     def note(part: Part) -> None:
         parts.append(part)
@@ -196,48 +231,90 @@ def main() -> int:
         if golden.is_dir():
             environment.setdefault("PAD_FAST_GOLDEN", str(golden))
 
-    if have["pybind11"] and have["setuptools"]:
+    def smoke() -> None:
+        command = [sys.executable, "-m", "pad_fast.verification", options.device, str(out / VERDICT)]
+        interpreted = {"TRITON_INTERPRET": "1"} if options.device == "cpu" else {}
+        log, given = out / "smoke.log", {**environment, **interpreted}
+        part = run("smoke", command, log, seconds=seconds_of("smoke"), environment=given)
+        wrong = [line for line in verdict_of(out) if line.startswith("WRONG")]
+        if wrong:
+            part.state, part.detail = "failed", wrong[0]
+        note(part)
+
+    def benchmark(stage: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.gpu", "--json", str(out / f"{stage}.json")]
+        command += ["--device", options.device, "--minutes", str(seconds_of(stage) / 60 - 0.1), *_BENCHMARKS[stage]]
+        if options.device == "cpu":
+            command += ["--backend", "autograd", "--tiny", "--rounds", "2"]
+        note(run(stage, command, out / f"{stage}.log", seconds=seconds_of(stage), environment=environment))
+
+    def extension() -> None:
+        if not (have["pybind11"] and have["setuptools"]):
+            note(Part("extension", "skipped", detail="no pybind11; nothing but scores needs it"))
+            return
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        seconds = LIMITS["extension"] * scale
+        seconds = seconds_of("extension")
         built = run("extension", command, out / "extension.log", seconds=seconds, environment=environment)
         built.found = {"library": [path.name for path in (TREE / "pad_fast").glob("_C*.so")]}
         if not built.found["library"]:
             built.state = "skipped"
-            built.detail += " no extension; nothing here needs it"
+            built.detail += " no extension; nothing but scores needs it"
         note(built)
-    else:
-        note(Part("extension", "skipped", detail="no pybind11; nothing here needs it"))
 
-    sanitized: list[str] = []
-    if have["pytest"]:
-        tests = collect(["tests"], environment=environment, seconds=LIMITS["collection"] * scale)
+    def scores() -> None:
+        if options.device != "cuda" or not built_with_cuda():
+            note(Part("scores", "skipped", detail="no CUDA code in the extension (no nvcc?), or no GPU asked for"))
+            return
+        command = [sys.executable, "-m", "benchmarks.scoring", "--parts", "cuda", "--json", str(out / "scores.json")]
+        note(run("scores", command, out / "scores.log", seconds=seconds_of("scores"), environment=environment))
+
+    if "smoke" in stages:
+        smoke()
+    for stage in _BENCHMARKS:
+        if stage in stages:
+            benchmark(stage)
+    if {"tests", "scores"} & {*stages}:
+        extension()
+    if have["pytest"] and {"tests", "sanitizer"} & {*stages}:
+        tests = collect(["tests"], environment=environment, seconds=seconds_of("collection"))
         sanitized = [test for test in tests if "sanitizer" in test]
         # The engine's first, then those of the kernels and scores.
-        rest = [test for test in tests if test not in sanitized]
-        rest.sort(key=lambda test: not test.startswith(ENGINE_TESTS))
+        rest = sorted({*tests} - {*sanitized}, key=lambda test: (not test.startswith(ENGINE_TESTS), tests.index(test)))
         rest = rest or [ENGINE_TESTS]  # without their names, at least all of those in one process
-        note(run_tests("tests", rest, out, seconds=LIMITS["tests"] * scale, environment=environment))
-
-    if options.device == "cuda" and built_with_cuda():
-        command = [sys.executable, "-m", "benchmarks.scoring", "--parts", "cuda", "--json", str(out / "scores.json")]
-        seconds = LIMITS["scores"] * scale
-        note(run("scores", command, out / "scores.log", seconds=seconds, environment=environment))
-    else:
-        note(Part("scores", "skipped", detail="no CUDA code in the extension (no nvcc?), or no GPU asked for"))
-
-    command = [sys.executable, "-m", "benchmarks.gpu", "--json", str(out / "gpu.json"), "--device", options.device]
-    command += ["--minutes", str(LIMITS["benchmarks"] * scale / 60 - 0.2)]
-    if options.device == "cpu":
-        command += ["--backend", "autograd", "--tiny", "--rounds", "2"]
-    seconds = LIMITS["benchmarks"] * scale
-    note(run("benchmarks", command, out / "gpu.log", seconds=seconds, environment=environment))
-    if sanitized:
-        # Last, because it is slow; the kernels were compiled on the way.
-        note(run_tests("sanitizer", sanitized, out, seconds=LIMITS["sanitizer"] * scale, environment=environment))
+        if "tests" in stages:
+            note(run_tests("tests", rest, out, seconds=seconds_of("tests"), environment=environment))
+        if "sanitizer" in stages and sanitized:
+            note(run_tests("sanitizer", sanitized, out, seconds=seconds_of("sanitizer"), environment=environment))
+    if "scores" in stages:
+        scores()
     summary = summarise(parts, out)
     (out / "summary.txt").write_text(summary, encoding="utf-8")
     print(summary)
     return 0 if all(part.state in ("ok", "skipped") for part in parts) else 1
+
+
+def _stages(text: str) -> list[str]:
+    """Names of :data:`STAGES`, in their order."""
+    wanted = text.split(",")
+    for name in wanted:
+        if name not in STAGES:
+            raise argparse.ArgumentTypeError(f"there is no stage {name!r}; there are {', '.join(STAGES)}")
+    return [name for name in STAGES if name in wanted]
+
+
+def verdict_of(out: Path) -> list[str]:
+    """What the smoke stage has found so far, a line each."""
+    try:
+        verdict = json.loads((out / VERDICT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    lines = [", ".join(f"{name} {value}" for name, value in verdict["subject"].items())]
+    for each in verdict["findings"]:
+        right = not each["problem"] and each["error"] <= each["tolerance"]
+        said = each["problem"] or f"error {each['error']:.1e}, allowed {each['tolerance']:.0e}"
+        lines.append(f"{'right' if right else 'WRONG'}  {each['family']}, {each['precision']}: {said}")
+    times = f"ours {verdict['kernels_ms']:.2f} ms, torch {verdict['torch_ms']:.2f} ms"
+    return [*lines, f"one gradient: {times}" if verdict["kernels_ms"] else "not timed", verdict["failure"]]
 
 
 def summarise(parts: list[Part], out: Path) -> str:
@@ -249,12 +326,10 @@ def summarise(parts: list[Part], out: Path) -> str:
             asked = f" ({part.found['asked for']} asked for)"
             lines += ["", f"{part.name}: " + ", ".join(counts) + asked, *part.found["failed"]]
     errors = [line for log in sorted(out.glob("tests-*.log")) for line in log.read_text("utf-8").splitlines()]
-    lines += ["", *(line for line in errors if line.startswith("error "))]
-    for log in ("scores.log", "gpu.log"):
-        try:
+    lines += ["", *(line for line in errors if line.startswith("error ")), "", *verdict_of(out)]
+    for log in (f"{part.name}.log" for part in parts if part.name in (*_BENCHMARKS, "scores")):
+        if (out / log).exists():
             lines += ["", *(out / log).read_text(encoding="utf-8").splitlines()[1:]]
-        except OSError:
-            lines += ["", f"no {log}: that part was not run"]
     return "\n".join(lines) + "\n"
 
 

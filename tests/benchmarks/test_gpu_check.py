@@ -119,10 +119,37 @@ def test_the_check_writes_its_results_although_parts_fail(monkeypatch, tmp_path,
     report = json.loads((tmp_path / "out" / "gpu-check.json").read_text())
     states = {part["name"]: part["state"] for part in report["parts"]}
     assert states["modules"] == "ok" and states["extension"] == states["scores"] == "skipped"
-    assert {states["benchmarks"], states["tests"]} <= {"timed out", "failed"}
+    assert {*states} == {"modules", "extension", *gpu_check.STAGES} - {"sanitizer"}  # whose names nobody collected
+    rest = {states[name] for name in ("smoke", "headline", "training", "variants", "tests")}
+    assert rest <= {"timed out", "failed"}
     summary = (tmp_path / "out" / "summary.txt").read_text()
     assert all(name in summary for name in states) and summary in capsys.readouterr().out
     assert (tmp_path / "tree" / "pad_fast" / "kernels" / "launch.py").is_file()
+
+
+def test_a_stage_alone_and_what_it_found(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu_check, "TREE", tmp_path / "tree")
+    monkeypatch.setattr(gpu_check, "LIMITS", {**gpu_check.LIMITS, "smoke": 25.0, "matching": 60.0})
+    arguments = ["--out", str(tmp_path / "out"), "--device", "cpu", "--stage", "matching,smoke"]
+    monkeypatch.setattr(sys, "argv", ["gpu_check", *arguments])
+    gpu_check.main()
+    report = json.loads((tmp_path / "out" / "gpu-check.json").read_text())
+    parts = {part["name"]: part["state"] for part in report["parts"]}
+    assert [*parts] == ["modules", "smoke", "matching"] and parts["matching"] == "ok"
+    said = capsys.readouterr().out
+    assert "right  a training run, soft labels (3x8x8, D2 W4), float64: error " in said and "depth mask" in said
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", "x", "--stage", "smoke,headlines"])
+    with pytest.raises(SystemExit):
+        gpu_check.main()
+    assert "there is no stage 'headlines'; there are smoke, headline" in capsys.readouterr().err
+
+
+def test_a_wrong_kernel_fails_the_smoke_stage(tmp_path):
+    finding = {"family": "loss", "precision": "ieee", "error": 0.4, "tolerance": 0.01, "problem": ""}
+    verdict = {"subject": {"card": "X"}, "findings": [finding], "kernels_ms": 0, "torch_ms": 0, "failure": ""}
+    (tmp_path / gpu_check.VERDICT).write_text(json.dumps(verdict))
+    assert gpu_check.verdict_of(tmp_path)[1] == "WRONG  loss, ieee: error 4.0e-01, allowed 1e-02"
+    assert gpu_check.verdict_of(tmp_path / "nothing") == []
 
 
 @pytest.mark.parametrize(
