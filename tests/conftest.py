@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 
@@ -10,6 +11,7 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 import jaxtyping
@@ -25,6 +27,18 @@ from .support.golden import golden_path
 # Without a GPU, kernels run in Triton's interpreter, which must be chosen before any of them is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_configure() -> None:
+    """Refuse versions that cannot interpret a kernel: hundreds of failures would hide what is wrong."""
+    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+        return
+    triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+    if triton < (3, 7) and numpy >= (2, 4):
+        raise pytest.UsageError(
+            f"the interpreter of Triton {version('triton')} fails with NumPy {version('numpy')}, which no longer turns "
+            "arrays of one number into numbers: pip install 'numpy<2.4', or Triton 3.7"
+        )
 
 
 def pytest_report_header() -> str:
