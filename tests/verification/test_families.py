@@ -9,9 +9,11 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 
+from pad_fast.engines.triton import verdicts
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.operations import Operations
 from pad_fast.verification import check, families
+from pad_fast.verification.__main__ import main
 from pad_fast.verification.families import SMALL
 
 from ..support.triton import Emulated, register
@@ -106,9 +108,24 @@ def test_every_broken_operation_is_found(naive, monkeypatch, family, name, fault
         assert any("illegal memory access" in finding.problem for finding in bad)
 
 
-def test_times_are_of_both(naive):
-    kernels, plain = check._times(CPU)
-    assert kernels > 0 and plain > 0
+def test_the_verdict_that_is_written_is_the_one_that_is_read(naive, tmp_path):
+    out, told = tmp_path / "verdict.json", []
+    main(["cpu", str(out)])
+    verdict = verdicts.read(out, verdicts.subject_of(CPU))
+    assert verdict is not None and len(verdict.findings) == 18 and verdict.kernels_ms > 0 and verdict.torch_ms > 0
+    assert verdict.objection is None or "torch is faster" in verdict.objection
+    assert check.run(CPU, told=told.append).findings == tuple(told)
+
+
+def test_what_was_found_before_a_crash_is_there(naive, monkeypatch, tmp_path):
+    def crash(*args, **options):
+        raise KeyboardInterrupt  # nothing that could be handled
+
+    monkeypatch.setattr(naive, "augment", Broken(naive.augment, "apply", crash))
+    with pytest.raises(KeyboardInterrupt):
+        main(["cpu", str(tmp_path / "verdict.json")])
+    verdict = verdicts.read(tmp_path / "verdict.json", verdicts.subject_of(CPU))
+    assert verdict is not None and len(verdict.findings) == 9 and verdict.objection is not None
 
 
 def test_sizes_reach_both_kinds_of_networks():

@@ -182,11 +182,9 @@ def verdict(device: torch.device) -> Verdict:
 
     Two processes do not check at once: the second one waits and reads what the first has found.
     """
-    subject = subject_of(device)
-    key = tuple(subject.items())
-    if key not in _known:
-        _known[key] = _kept_or_checked(device, subject)
-    return _known[key]
+    if device not in _known:  # asked for with every gradient
+        _known[device] = _kept_or_checked(device, subject_of(device))
+    return _known[device]
 
 
 def objection(device: torch.device) -> str | None:
@@ -194,7 +192,7 @@ def objection(device: torch.device) -> str | None:
     return verdict(device).objection
 
 
-_known: dict[tuple[tuple[str, str], ...], Verdict] = {}
+_known: dict[torch.device, Verdict] = {}
 
 
 def _kept_or_checked(device: torch.device, subject: Mapping[str, str]) -> Verdict:
@@ -203,16 +201,17 @@ def _kept_or_checked(device: torch.device, subject: Mapping[str, str]) -> Verdic
     if kept is not None:
         return _said(kept, path)
     logger.warning(f"checking the Triton kernels on {subject['card']} against torch, once; this takes a minute or two")
+    found: Verdict | None = None
     try:
         with locks.locked(path.with_suffix(".lock")):
-            kept = read(path, subject)  # another process may have been quicker
-            found = check(device) if kept is None else kept
-            if kept is None and found.keep:
-                write(path, found)
+            found = read(path, subject)  # another process may have been quicker
+            if found is None:
+                found = check(device)
+                if found.keep:
+                    write(path, found)
     except StoreError as error:
         logger.warning(f"the verdict cannot be kept, so every process checks anew ({error}); set PAD_FAST_CACHE_DIR")
-        found = check(device)
-    return _said(found, path)
+    return _said(check(device) if found is None else found, path)
 
 
 def _said(found: Verdict, path: Path) -> Verdict:

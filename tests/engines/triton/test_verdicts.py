@@ -22,7 +22,7 @@ from pad_fast.engines.triton import verdicts
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.operations import Operations
 from pad_fast.engines.triton.verdicts import Finding, Verdict
-from pad_fast.errors import InputError
+from pad_fast.errors import InputError, StoreError
 
 from ...support.settings import SMALL
 from ...support.small import MODEL, QUIET, small_data
@@ -33,29 +33,31 @@ pytest.importorskip("triton", reason="the kernels' modules import Triton")
 CPU = torch.device("cpu")
 GOOD = (Finding("blocks", "ieee", 1e-6, 1e-2), Finding("blocks", "tf32", 3e-3, 1e-1))
 WRONG = Finding("loss (3x32x32)", "ieee", 0.4, 1e-2)
+# Without imports of ours: a process for every case, each of which would take seconds to start.
 PRELUDE = """
-    import sys, os, time
+    import json, os, sys, time
     from pathlib import Path
-    import torch
-    from pad_fast.engines.triton.verdicts import Finding, Verdict, subject_of, write
-    device, out = torch.device(sys.argv[1]), Path(sys.argv[2])
+    out = Path(sys.argv[2])
     Path(os.environ["PAD_FAST_CACHE_DIR"], "started").open("a").write("x")
+    def finding(family, precision, error, tolerance, problem=""):
+        return dict(family=family, precision=precision, error=error, tolerance=tolerance, problem=problem)
     def found(*findings, **more):
-        write(out, Verdict(subject_of(device), findings, **more))
-    good = Finding("blocks", "ieee", 1e-6, 1e-2)
+        verdict = dict(format=os.environ["FORMAT"], subject=json.loads(os.environ["SUBJECT"]), findings=findings)
+        out.write_text(json.dumps({**verdict, "kernels_ms": 0, "torch_ms": 0, "failure": "", "keep": True, **more}))
+    good = finding("blocks", "ieee", 1e-6, 1e-2)
 """
 ENDS = {
     "right": "found(good, kernels_ms=1.0, torch_ms=5.0)",
     "slow": "found(good, kernels_ms=5.0, torch_ms=1.0)",
-    "wrong": "found(good, Finding('loss (3x32x32)', 'ieee', 0.4, 1e-2))",
-    "nan": "found(good, Finding('loss (3x32x32)', 'ieee', float('nan'), 1e-2))",
-    "refuses to compile": "found(good, Finding('loss', 'tf32', float('nan'), 0.1, 'CompilationError: at 3:4'))",
+    "wrong": "found(good, finding('loss (3x32x32)', 'ieee', 0.4, 1e-2))",
+    "nan": "found(good, finding('loss (3x32x32)', 'ieee', float('nan'), 1e-2))",
+    "refuses to compile": "found(good, finding('loss', 'tf32', float('nan'), 0.1, 'CompilationError: at 3:4'))",
     "crashes": "found(good); os.abort()",
     "raises": "raise RuntimeError('no driver')",
     "hangs": "found(good); time.sleep(600)",
     "is silent": "",
     "writes nonsense": "out.write_text('{')",
-    "runs out of memory": "found(Finding('blocks', 'ieee', float('nan'), 1e-2, 'OutOfMemoryError: 3 GiB'), keep=False)",
+    "runs out of memory": "found(finding('blocks', 'ieee', float('nan'), 1e-2, 'OutOfMemoryError: 3 GiB'), keep=False)",
 }
 
 
@@ -63,6 +65,8 @@ ENDS = {
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PAD_FAST_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("PAD_FAST_CHECK_SECONDS", "60")
+    monkeypatch.setenv("FORMAT", verdicts.FORMAT)
+    monkeypatch.setenv("SUBJECT", json.dumps(verdicts.subject_of(CPU)))
     monkeypatch.setattr(verdicts, "_known", {})
     return tmp_path
 
@@ -114,7 +118,7 @@ def test_a_card_that_passes_is_used_and_said(cache, monkeypatch, caplog):
 @pytest.mark.parametrize("end", [end for end in ENDS if end not in ("right", "slow")])
 def test_anything_else_ends_in_torch_with_a_reason_and_a_report(cache, monkeypatch, caplog, end):
     stand_in(monkeypatch, end)
-    monkeypatch.setenv("PAD_FAST_CHECK_SECONDS", "8" if end == "hangs" else "60")
+    monkeypatch.setenv("PAD_FAST_CHECK_SECONDS", "2" if end == "hangs" else "60")
     assert backend() == "autograd"
     expected = {
         "wrong": "its kernels are wrong on cpu (loss (3x32x32) in ieee: error 0.4, allowed 0.01)",
@@ -122,7 +126,7 @@ def test_anything_else_ends_in_torch_with_a_reason_and_a_report(cache, monkeypat
         "refuses to compile": "loss in tf32: CompilationError: at 3:4",
         "crashes": "exit code -6",
         "raises": "exit code 1: RuntimeError: no driver",
-        "hangs": "it did not end within 8 s",
+        "hangs": "it did not end within 2 s",
         "is silent": "ended without a verdict",
         "writes nonsense": "ended without a verdict",
         "runs out of memory": "OutOfMemoryError",
@@ -162,6 +166,23 @@ def test_a_folder_that_cannot_be_written_to_costs_a_check_per_process(cache, mon
     assert "set PAD_FAST_CACHE_DIR" in caplog.text
     another_process(monkeypatch)
     assert backend() == "triton" and started(cache) == 2
+
+
+def test_a_disk_that_is_full_costs_no_second_check(cache, monkeypatch, caplog):
+    def full(path, verdict):
+        raise StoreError(f"cannot write {path}: No space left on device")
+
+    stand_in(monkeypatch, "right")
+    monkeypatch.setattr(verdicts, "write", full)
+    assert backend() == backend() == "triton" and started(cache) == 1
+    assert "No space left on device" in caplog.text
+
+
+def test_a_gradient_does_not_look_at_the_card_again(cache, monkeypatch):
+    stand_in(monkeypatch, "right")
+    assert backend() == "triton"
+    monkeypatch.setattr(verdicts, "subject_of", lambda device: pytest.fail("looked again"))
+    assert backend() == "triton"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "pad_fast verdict 0"}', '{"format": 1, "subject": {}}'])
