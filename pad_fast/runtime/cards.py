@@ -18,7 +18,9 @@ def card_and_versions(device: torch.device) -> dict[str, str]:
     if device.type == "cuda":
         card = torch.cuda.get_device_name(device)
         capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
-        driver = str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]
+        # A private name of torch; without it, a new driver is not noticed.
+        of_torch = getattr(torch._C, "_cuda_getDriverVersion", None)
+        driver = "unknown" if of_torch is None else str(of_torch())
     else:
         card, capability, driver = str(device), "none", "none"
     return {

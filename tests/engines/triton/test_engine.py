@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pad_fast import DSA, ConvNet, ParameterMask, trajectory_matching_loss
 from pad_fast.engines import Task, record_backends, select
+from pad_fast.engines.triton import verdicts
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.operations import Operations
 from pad_fast.errors import BackendError
@@ -239,7 +240,11 @@ def test_refusals_of_devices(monkeypatch):
         select("triton", task)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert select("triton", task).name == "triton"
-    assert select("auto", task).name == "autograd", "until it has run on a GPU it must be asked for"
+    asked = []
+    for objection, name in (("its kernels are wrong", "autograd"), (None, "triton")):
+        monkeypatch.setattr(verdicts, "objection", lambda device, said=objection: asked.append(device) or said)
+        assert select("auto", task).name == name
+    assert asked == [torch.device("cuda", 0)] * 2, "a card has to pass its check"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BackendError, match="Triton is not installed"):
         select("triton", task)
