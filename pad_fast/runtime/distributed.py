@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..errors import RankError, RankLost
 from . import files
+from .variables import seconds_from
 
 Item = TypeVar("Item")
 
@@ -215,10 +216,10 @@ def join() -> Group:
         torch.cuda.set_device(local_rank)
     try:
         if not begun:
-            answer = timedelta(seconds=_seconds("PAD_FAST_ANSWER_SECONDS", ANSWER_SECONDS))
+            answer = timedelta(seconds=seconds_from("PAD_FAST_ANSWER_SECONDS", ANSWER_SECONDS, RankError))
             torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=answer)
             _end_well()
-        work = timedelta(seconds=_seconds("PAD_FAST_WORK_SECONDS", WORK_SECONDS))
+        work = timedelta(seconds=seconds_from("PAD_FAST_WORK_SECONDS", WORK_SECONDS, RankError))
         _waiting = torch.distributed.new_group(backend="gloo", timeout=work)
     except (RuntimeError, ValueError) as error:
         raise RankError(
@@ -246,17 +247,6 @@ def _ended(number: int, frame: Any) -> NoReturn:
         flush=True,
     )
     raise SystemExit(128 + number)
-
-
-def _seconds(name: str, default: int) -> float:
-    text = os.environ.get(name, str(default))
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise RankError(f"{name} is {text!r}; it is a number of seconds, above 0")
-    return seconds
 
 
 def _reason(error: Exception) -> str:

@@ -25,7 +25,7 @@ def _run(options: argparse.Namespace) -> None:
             f"there is nothing to check on {device}: Triton kernels are for NVIDIA GPUs; set TRITON_INTERPRET=1 to "
             "have them interpreted on the CPU, which takes minutes"
         )
-    verdict = run(device, told=lambda finding: print_once(f"{'right' if finding.right else 'WRONG'}  {finding}"))
+    verdict = run(device, told=lambda finding: print_once(finding.line))
     path = verdicts.path_of(verdict.subject)
     verdicts.write(path, verdict)
     print_once(f"\n{verdict.report()}")

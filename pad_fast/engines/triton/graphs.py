@@ -94,7 +94,7 @@ class Graphs:
         """
         known = self._known(self._runs, key)
         if not known.seen or known.refused:
-            known.seen = True
+            known.seen += 1
             return _Warming(make(), known)
         if not known.free:
             if not self._make_room(self._runs):
@@ -107,11 +107,10 @@ class Graphs:
         """`work(*inputs)`, recorded when it is called again with the same key and shapes. Returns new tensors."""
         key = key, signature(inputs)
         known = self._known(self._functions, key)
-        if not known.seen:
-            known.seen = True
+        known.seen += 1
+        if known.seen == 1:
             return work(*(tensor.detach().clone() for tensor in inputs))
-        known.plain += 1
-        if known.refused or known.plain < _PLAIN_CALLS:
+        if known.refused or known.seen <= _PLAIN_CALLS:
             return work(*inputs)
         if not known.free:
             self._make_room(self._functions)
@@ -180,11 +179,10 @@ def signature(tensors: Sequence[Tensor | None]) -> tuple[Hashable, ...]:
 
 
 class _Known:
-    """Work that was seen: whether its kernels are ready, its recordings, and how many of them there are in all."""
+    """Work that was seen, how often until it was recorded, its recordings, and how many of them there are in all."""
 
     def __init__(self) -> None:
-        self.seen = False
-        self.plain = 0
+        self.seen = 0
         self.reversed = False
         self.refused = False
         self.free: list[Any] = []

@@ -24,6 +24,7 @@ from ...errors import InputError, StoreError
 from ...runtime import files, locks
 from ...runtime.cards import card_and_versions, digest_of_sources, file_name
 from ...runtime.user_cache import cache_folder
+from ...runtime.variables import seconds_from
 
 logger = logging.getLogger("pad_fast")
 
@@ -53,6 +54,11 @@ class Finding:
     def right(self) -> bool:
         """Whether the kernels computed the same as torch."""
         return not self.problem and self.error <= self.tolerance  # NaN is not
+
+    @property
+    def line(self) -> str:
+        """It in a list of others."""
+        return f"{'right' if self.right else 'WRONG'}  {self}"
 
     def __str__(self) -> str:
         said = self.problem or f"error {self.error:.2g}, allowed {self.tolerance:.2g}"
@@ -114,7 +120,7 @@ class Verdict:
     def report(self) -> str:
         """Everything, to attach to a report of a fault."""
         lines = [f"{name}: {value}" for name, value in self.subject.items()]
-        lines += [f"{'right' if finding.right else 'WRONG'}  {finding}" for finding in self.findings]
+        lines += [finding.line for finding in self.findings]
         lines.append(f"one gradient: kernels {self.kernels_ms:.3g} ms, torch {self.torch_ms:.3g} ms")
         return "\n".join([*lines, *([f"failure: {self.failure}"] if self.failure else []), ""])
 
@@ -167,7 +173,7 @@ def check(device: torch.device, *, seconds: float | None = None) -> Verdict:
         seconds: at most; `$PAD_FAST_CHECK_SECONDS` or 300 when None.
     """
     subject = subject_of(device)
-    limit = _limit() if seconds is None else seconds
+    limit = seconds_from("PAD_FAST_CHECK_SECONDS", _SECONDS, InputError) if seconds is None else seconds
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "verdict.json"
         failure = _run(command(device, out), limit)
@@ -238,19 +244,6 @@ def _run(words: Sequence[str], seconds: float) -> str:
         return ""
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
     return f"its process ended with exit code {done.returncode}: {last}"
-
-
-def _limit() -> float:
-    text = os.environ.get("PAD_FAST_CHECK_SECONDS")
-    if text is None:
-        return _SECONDS
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise InputError(f"PAD_FAST_CHECK_SECONDS is {text!r}; it is a number of seconds, above 0")
-    return seconds
 
 
 @functools.cache

@@ -11,6 +11,8 @@ import torch
 
 from pad_fast.cli.parser import parse
 
+from ..small import MODEL
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -49,3 +51,9 @@ def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
 def changed(values: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """The same with some values exchanged."""
     return {**values, **changes}
+
+
+def evaluated(distilled: Path, *words: object) -> None:
+    """`pad-fast evaluate` at its smallest."""
+    smallest = ("--model", MODEL, "--eval-networks", 1, "--eval-epochs", 1, "--no-eval-baselines", "--quiet")
+    command("evaluate", distilled, *words, *smallest)

@@ -16,7 +16,7 @@ from ..evaluation import SETTINGS as EVALUATION
 from ..evaluation import real_images
 from ..settings import SMALL
 from ..small import MODEL, QUIET, small_data
-from .entry import Entry, changed, command, in_turn, pixels
+from .entry import Entry, changed, command, evaluated, in_turn, pixels
 
 DATA = small_data()
 TINY = changed(
@@ -57,22 +57,6 @@ def swept(folder: Path, **changes: Any) -> Any:
 
 def quick(**changes: Any) -> Any:
     return evaluate(real_images(DATA), DATA, progress=QUIET, **{**EVALUATION, "baselines": False, **changes})
-
-
-def evaluated(folder: Path, *words: Any) -> None:
-    command(
-        "evaluate",
-        folder / "set",
-        "--model",
-        MODEL,
-        "--eval-networks",
-        1,
-        "--eval-epochs",
-        1,
-        "--no-eval-baselines",
-        "--quiet",
-        *words,
-    )
 
 
 def set_of(folder: Path, **config: Any) -> None:
@@ -229,15 +213,15 @@ RUNS = (
     ),
     Entry(
         "a set that does not name its data",
-        lambda tmp: (set_of(tmp), evaluated(tmp)),
+        lambda tmp: (set_of(tmp), evaluated(tmp / "set")),
         "name it with --dataset",
-        lambda tmp: evaluated(tmp, "--dataset", "digits"),
+        lambda tmp: evaluated(tmp / "set", "--dataset", "digits"),
     ),
     Entry(
         "a set whose data are elsewhere",
-        lambda tmp: (set_of(tmp, dataset="imagefolder:gone"), evaluated(tmp)),
+        lambda tmp: (set_of(tmp, dataset="imagefolder:gone"), evaluated(tmp / "set")),
         "name the data as they are here with --dataset",
-        lambda tmp: evaluated(tmp, "--dataset", "digits"),
+        lambda tmp: evaluated(tmp / "set", "--dataset", "digits"),
     ),
     Entry(
         "uneven classes for DD-Ranking",

@@ -14,8 +14,8 @@ from pad_fast.reporting.contact_sheet import image_grid, png_bytes
 from pad_fast.reporting.html.page import sheet
 
 from ..evaluation import SETTINGS, real_images
-from ..small import MODEL, QUIET, small_data
-from .entry import Entry, changed, command, in_turn, pixels
+from ..small import QUIET, small_data
+from .entry import Entry, changed, evaluated, in_turn, pixels
 
 X, Y = pixels(12, 1, 8, 8), torch.arange(12) % 3
 
@@ -133,24 +133,7 @@ SETS = (
         lambda tmp: in_turn(
             lambda: load(tmp, lr=0.01),
             lambda: quick(tmp, lr=0.01, whitening="mean-std"),
-            lambda: command(
-                "evaluate",
-                digits(tmp / "other"),
-                "--lr",
-                0.01,
-                "--whitening",
-                "mean-std",
-                "--dataset",
-                "digits",
-                "--model",
-                MODEL,
-                "--eval-networks",
-                1,
-                "--eval-epochs",
-                1,
-                "--no-eval-baselines",
-                "--quiet",
-            ),
+            lambda: evaluated(digits(tmp / "other"), "--lr", 0.01, "--whitening", "mean-std", "--dataset", "digits"),
         ),
     ),
     Entry(

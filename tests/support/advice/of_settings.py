@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from pad_fast import Config
-from pad_fast.engines.triton import verdicts
+from pad_fast.errors import InputError
 from pad_fast.runs.trackers import require_trackers
 from pad_fast.runtime.device import cache_bytes, resolve_device
+from pad_fast.runtime.variables import seconds_from
 from pad_fast.settings.presets import preset
 from pad_fast.settings.resolve import make_settings
 from pad_fast.settings.snapshot_ranges import parse_snapshots
@@ -37,7 +38,7 @@ def limited(seconds: str) -> float:
     """The time limit of a card's check."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PAD_FAST_CHECK_SECONDS", seconds)
-        return verdicts._limit()
+        return seconds_from("PAD_FAST_CHECK_SECONDS", 300, InputError)
 
 
 SETTINGS = (
