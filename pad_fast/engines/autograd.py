@@ -18,7 +18,6 @@ from torch import Tensor
 from .base import (
     Adjoint,
     Engine,
-    GradientDistance,
     Labels,
     Pullback,
     Student,
@@ -28,7 +27,6 @@ from .base import (
     differentiable_twice,
 )
 from .leaves import refuse_single_derivatives, refuse_unknown_leaves, rounding_of
-from .triton.kernel_forms import kernel_gradient_distance
 
 # Images of 32 x 32 whose activations may be alive at once where groups go in one pass: a few GB for the ConvNets.
 _IMAGES_AT_ONCE = 4096
@@ -38,10 +36,7 @@ _FEW_IMAGES = 4
 
 
 class AutogradEngine(Engine):
-    """Torch's own steps: any module, any device, any floating dtype.
-
-    On a GPU with Triton the distance of gradient matching is the kernel's, which needs nothing of the network.
-    """
+    """Torch's own steps: any module, any device, any floating dtype."""
 
     name = "autograd"
     side_by_side = True
@@ -58,10 +53,6 @@ class AutogradEngine(Engine):
     def student(self, task: Task) -> Student:
         """A run that keeps nothing between steps."""
         return _AutogradStudent(task)
-
-    def gradient_distance(self, task: Task) -> GradientDistance | None:
-        """The kernel's, where it runs on the task's device."""
-        return kernel_gradient_distance(task.device)
 
     def loss_grad_logits(
         self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."], labels: Labels

@@ -14,6 +14,7 @@ from ..engines import Task, select
 from ..engines.triton.kernel_forms import on
 from ..engines.triton.operations import Operations
 from ..matching import ParameterMask, trajectory_matching_loss
+from ..matching.gradients import channels_of, match_gradients
 from ..models import ConvNet, FlatNetwork
 
 TOLERANCES = {"float64": 1e-9, "ieee": 1e-2, "tf32": 1e-1}
@@ -78,6 +79,7 @@ def families(device: torch.device, sizes: Sizes) -> Iterator[Family]:
     yield Family(f"two runs, hard labels {_shape(gray)}", _unroll(device, sizes, gray, stacked=2))
     yield Family(f"a training run, many channels {_shape(bands)}", _unroll(device, sizes, bands, stacked=1))
     yield Family(f"stacked training {_shape(blocks)}", _stacked(device, sizes, blocks))
+    yield Family(f"matching of gradients {_shape(gray)}", _matched_gradients(device, sizes, gray))
     yield Family(f"augmentation {_shape(blocks)}", _augment(device, sizes, blocks))
     yield Family(
         f"recorded runs {_shape(gray)}",
@@ -180,6 +182,23 @@ def _stacked(
             updates.gsam_step(theta, g, g.roll(1, 1), lr, alpha=0.4) - theta,
             engine.augment_each(images, draws),
         ]
+
+    return compute
+
+
+def _matched_gradients(
+    device: torch.device, sizes: Sizes, net: dict[str, Any]
+) -> Callable[[str, torch.dtype, str], list[Tensor]]:
+    """The distance of gradient matching and its gradient in the synthetic images, of two classes."""
+    problem = _Problem(device, sizes, net, stacked=2)
+
+    def compute(backend: str, dtype: torch.dtype, precision: str) -> list[Tensor]:
+        network = problem.network(dtype)
+        task = Task(network, device, dtype, precision=precision)
+        real = problem.there(problem.batch, dtype)
+        theta, synthetic = problem.there(problem.theta, dtype)[0], real.flip(0)[:, :2] + 0.5
+        channels = channels_of(network, ParameterMask.none())
+        return [*match_gradients(select(backend, task), task, theta, list(real), synthetic, channels)]
 
     return compute
 

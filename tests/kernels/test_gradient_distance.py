@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed, so there are no k
 
 from pad_fast import ConvNet, ParameterMask
 from pad_fast.engines.triton.kernel_forms import KernelGradientDistance
+from pad_fast.engines.triton.operations import Operations
 from pad_fast.errors import InputError
 from pad_fast.kernels import gradient_distance as kernel
 from pad_fast.kernels.launch import counting
@@ -78,7 +79,9 @@ def test_the_form_that_engines_offer_takes_strided_gradients_and_agrees_with_tor
     expected = gradient_distance_and_direction(real, synthetic, PIECES["a net's"])
     strided = torch.stack([real, synthetic], -1)
     with counting() as count:
-        mine = KernelGradientDistance().value_and_direction(strided[..., 0], strided[..., 1], PIECES["a net's"])
+        mine = KernelGradientDistance(Operations).value_and_direction(
+            strided[..., 0], strided[..., 1], PIECES["a net's"]
+        )
     assert "_distance_kernel" in [name for name, _ in count.launches]
     for actual, truth in zip(mine, expected, strict=True):
         assert relative_error(actual, truth) < TOLERANCE[torch.float64], describe_difference(actual, truth)

@@ -170,16 +170,12 @@ def test_the_distance_and_its_direction() -> None:
     assert relative_error(twice, truth) < 1e-12  # only directions count
 
 
-def test_the_distance_is_torchs_on_a_cpu_and_the_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_distance_is_the_kernels_in_the_engine_that_was_checked_and_torchs_elsewhere() -> None:
     flat, *_ = problem("3 blocks")
-    here, there = (Task(flat, torch.device(name), torch.float32) for name in ("cpu", "cuda"))
-    engines = {name: registry._engines[name] for name in ("autograd", "cpu", "triton")}
-    assert [engine.gradient_distance(here) for engine in engines.values()] == [None, None, None]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    on_a_gpu = {name: type(engine.gradient_distance(there)) for name, engine in engines.items()}
-    assert on_a_gpu == {"autograd": KernelGradientDistance, "cpu": NoneType, "triton": KernelGradientDistance}
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert [engine.gradient_distance(there) for engine in engines.values()] == [None, None, None], "without Triton"
+    for name, form in (("autograd", NoneType), ("cpu", NoneType), ("triton", KernelGradientDistance)):
+        for device in ("cpu", "cuda"):
+            task = Task(flat, torch.device(device), torch.float32)
+            assert type(registry._engines[name].gradient_distance(task)) is form
 
 
 def test_the_form_of_the_engine_is_taken_where_it_has_one() -> None:

@@ -38,7 +38,7 @@ def findings() -> dict[tuple[str, str], check.Finding]:
 
 def test_right_kernels_pass_in_every_family_and_precision(naive):
     found = findings()
-    assert len(found) == 18 and all(finding.right for finding in found.values()), [*map(str, found.values())]
+    assert len(found) == 21 and all(finding.right for finding in found.values()), [*map(str, found.values())]
     assert {precision for _, precision in found} == {"float64", "ieee", "tf32"}
     assert max(finding.error for finding in found.values()) > 0, "everything was equal: was anything compared?"
 
@@ -112,7 +112,7 @@ def test_the_verdict_that_is_written_is_the_one_that_is_read(naive, tmp_path):
     out, told = tmp_path / "verdict.json", []
     main(["cpu", str(out)])
     verdict = verdicts.read(out, verdicts.subject_of(CPU))
-    assert verdict is not None and len(verdict.findings) == 18 and verdict.kernels_ms > 0 and verdict.torch_ms > 0
+    assert verdict is not None and len(verdict.findings) == 21 and verdict.kernels_ms > 0 and verdict.torch_ms > 0
     assert verdict.objection is None or "torch is faster" in verdict.objection
     assert check.run(CPU, told=told.append).findings == tuple(told)
 

@@ -35,7 +35,7 @@ from ..base import (
 from ..convnet_layout import config_of, refuse_network, require_batch
 from . import verdicts
 from .graphs import CudaRecorder, Graphs, Recorder, signature
-from .kernel_forms import KernelDistance, KernelDSA, KernelUpdates, kernel_gradient_distance, on
+from .kernel_forms import KernelDistance, KernelDSA, KernelGradientDistance, KernelUpdates, on
 from .operations import Operations
 from .steps import Steps
 
@@ -124,9 +124,9 @@ class TritonEngine(Engine):
         """A run that keeps `task.cache_bytes` of activations between the passes."""
         return _TritonStudent(self, task)
 
-    def gradient_distance(self, task: Task) -> GradientDistance | None:
-        """The kernel's, where it runs on the task's device."""
-        return kernel_gradient_distance(task.device)
+    def gradient_distance(self, task: Task) -> GradientDistance:
+        """The kernel's."""
+        return KernelGradientDistance(lambda: self.operations)
 
     def augmentation(
         self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Float[Tensor, "N ..."]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -67,23 +66,21 @@ class KernelDistance:
 class KernelGradientDistance:
     """The distance of gradient matching by the kernel of `pad_fast.kernels.gradient_distance`."""
 
+    def __init__(self, operations: Callable[[], Operations]) -> None:
+        self.operations = operations
+
     def value_and_direction(
         self, real: Float[Tensor, "G P"], synthetic: Float[Tensor, "G P"], channels: Sequence[Channels]
     ) -> tuple[Float[Tensor, " G"], Float[Tensor, "G P"]]:
         """One launch reads both gradients and writes the direction."""
-        from ...kernels import gradient_distance as kernel  # here, so that only its use imports Triton
+        from ...kernels.gradient_distance import table  # here, so that only its use imports Triton
 
-        where = kernel.table(tuple(channels), real.shape[1], real.device)
+        where = table(tuple(channels), real.shape[1], real.device)
         with on(real.device):
-            distance, v = kernel.distance_and_direction(real.contiguous(), synthetic.contiguous(), where)
+            distance, v = self.operations().gradient_distance.distance_and_direction(
+                real.contiguous(), synthetic.contiguous(), where
+            )
         return distance, v
-
-
-def kernel_gradient_distance(device: torch.device) -> KernelGradientDistance | None:
-    """The kernel's form where it pays: on a GPU with Triton. A CPU would interpret it, which is for tests."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return None
-    return KernelGradientDistance()
 
 
 class KernelUpdates(Updates):

@@ -20,6 +20,8 @@ Filters = Any
 """A layer's filters as the convolutions read them; only their family knows how they lie."""
 Place = Any
 """Where the first block's parameters lie in the flat vector, in the words of its family."""
+Lines = Any
+"""Where the channels lie in a flat gradient, in the words of the distance of gradient matching."""
 Statistics = Any
 """Whatever the first block leaves behind for its way back."""
 
@@ -196,6 +198,12 @@ class MatchingOperations(Protocol):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]: ...
 
 
+class GradientDistanceOperations(Protocol):
+    """The distance of gradient matching."""
+
+    def distance_and_direction(self, real: Tensor, synthetic: Tensor, where: Lines) -> tuple[Tensor, Tensor]: ...
+
+
 class UpdateOperations(Protocol):
     """Steps on vectors, see :class:`pad_fast.models.updates.Updates`."""
 
@@ -275,6 +283,11 @@ class Operations:
     def matching(self) -> MatchingOperations:
         """The normalised distance."""
         return cast(MatchingOperations, _Family("matching", self.naive))
+
+    @cached_property
+    def gradient_distance(self) -> GradientDistanceOperations:
+        """The distance of gradient matching."""
+        return cast(GradientDistanceOperations, _Family("gradient_distance", self.naive))
 
     @cached_property
     def update(self) -> UpdateOperations:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pad_fast import ConvNet, distill, evaluate, score, trajectory_matching_loss
+from pad_fast import ConvNet, distill, evaluate, score, train_experts, trajectory_matching_loss
 from pad_fast.cli.commands.env import _kernels
 from pad_fast.engines import cpu, record_backends, registry
 from pad_fast.engines.triton import verdicts
@@ -240,7 +240,7 @@ def test_every_stage_goes_through_the_card_or_through_torch(cache, monkeypatch, 
         "eval_epochs": 1,
         "progress": QUIET,
     }
-    results = {}
+    results, experts = {}, {}
     for end, engine in (("right", "triton"), ("wrong", "autograd")):
         monkeypatch.setenv("PAD_FAST_CACHE_DIR", str(tmp_path / end))
         (tmp_path / end).mkdir()
@@ -248,10 +248,15 @@ def test_every_stage_goes_through_the_card_or_through_torch(cache, monkeypatch, 
         stand_in(monkeypatch, end)
         with record_backends() as used:
             results[end] = distill(data, out=tmp_path / f"run-{end}", **given)
+            by_hand = {"model": MODEL, "dsa": "none", "progress": QUIET}
+            store = train_experts(data, out=tmp_path / f"experts-{end}", experts=2, epochs=1, **by_hand)
+            experts[end] = store.snapshot(1, 1)
             score(data, model=MODEL, networks=2, epochs=1, progress=QUIET)
+            distill(data, out=tmp_path / f"dc-{end}", method="dc", ipc=2, iterations=2, eval_epochs=1, **by_hand)
             evaluate(results[end], data, repeats=2, epochs=1, full_epochs=1, baselines=False, progress=QUIET)
         assert set(used) == {engine} and len(used) > 5
     torch.testing.assert_close(results["right"].images, results["wrong"].images, rtol=0, atol=1e-2)
+    torch.testing.assert_close(experts["right"], experts["wrong"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("seconds", ["soon", "0", "-3", "nan"])
