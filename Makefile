@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) -c constraints.txt
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test lint types sanitize bench bench-quick gpu-check clean
+.PHONY: demo test lint types sanitize aarch64 kernels bench bench-quick gpu-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pad-fast distill
@@ -21,7 +21,7 @@ test: $(VENV)/.installed lint
 lint: $(VENV)/.installed types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(wildcard tests/native/*.cpp)
 
 # mypy looks for pad_fast.kernels inside of pad_fast/, where installing puts it: it gets a tree of links.
 TYPED := build/typed
@@ -42,6 +42,32 @@ sanitize: $(VENV)/.installed
 	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
 	  $(CURDIR)/$(BIN)/python -m pytest -q tests/engines/test_cpu.py tests/scoring/test_native.py -k "not instruction_set"
+
+# The CPU engine cross-compiled for 64-bit ARM and emulated, without Python: golden cases in float64 to 1e-9. Takes a
+# cross compiler and QEMU (on Debian: apt-get install g++-aarch64-linux-gnu qemu-user).
+AARCH64_CXX ?= aarch64-linux-gnu-g++
+EMULATOR ?= qemu-aarch64
+DRIVER := csrc/unroll/isa/isa_baseline.cpp csrc/unroll/runtime.cpp tests/native/unroll.cpp
+aarch64: $(VENV)/.installed
+	$(BIN)/python -m tests.native.cases build/native/cases.bin
+	$(AARCH64_CXX) -O2 -std=c++17 -pthread -static -ffp-contract=fast -Wno-psabi -Wall -Wextra -Werror -Icsrc \
+	  $(DRIVER) -o build/native/unroll-aarch64
+	$(EMULATOR) build/native/unroll-aarch64 build/native/cases.bin
+
+# The kernels under another Triton, in an environment of its own: ahead-of-time compiles, and everything interpreted.
+#   make kernels TRITON=3.6.0
+TRITON ?= 3.6.0
+OTHER := build/triton-$(TRITON)
+OTHER_PIP = $(OTHER)/bin/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) -c $(OTHER)/constraints.txt
+kernels:
+	$(PYTHON) -m venv $(OTHER)
+	grep -vE '^(triton|numpy)==' constraints.txt > $(OTHER)/constraints.txt
+	$(OTHER_PIP) "$$(grep '^torch==' constraints.txt)"
+	$(OTHER_PIP) setuptools pybind11 ninja
+	# NumPy from 2.4 on no longer turns arrays of one number into numbers, which Triton 3.6's interpreter does.
+	$(OTHER_PIP) --no-build-isolation --editable '.[test]' triton==$(TRITON) $(if $(filter 3.6.%,$(TRITON)),'numpy<2.4')
+	$(OTHER)/bin/python -m pytest -q --numprocesses auto --dist loadfile $(KERNEL_TESTS)
+KERNEL_TESTS := tests/kernels tests/engines/triton tests/verification
 
 # For a machine with a GPU and no network: no environment is made, $(PYTHON) is used as it is (torch, Triton, pytest).
 OUT ?= build/gpu-results

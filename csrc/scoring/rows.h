@@ -177,8 +177,13 @@ template <class F, int d, int... lane>
 PAD_INLINE void exchange(Vec<F>& upper, Vec<F>& lower, std::integer_sequence<int, lane...>) {
   constexpr int L = lanes<F>;
   const Vec<F> a = upper, b = lower;
+#if defined(PAD_HAS_SHUFFLEVECTOR)
+  upper = __builtin_shufflevector(a, b, (lane & d ? L + lane - d : lane)...);
+  lower = __builtin_shufflevector(a, b, (lane & d ? L + lane : lane + d)...);
+#else
   upper = __builtin_shuffle(a, b, Ints<F>{(lane & d ? L + lane - d : lane)...});
   lower = __builtin_shuffle(a, b, Ints<F>{(lane & d ? L + lane : lane + d)...});
+#endif
 }
 template <class F, int d> PAD_INLINE void exchange_rows(Vec<F>* rows) {
   constexpr int square = 16 / int(sizeof(F));

@@ -234,11 +234,11 @@ template <class T> struct FirstBlock {
     std::memset(to.work, 0, 5 * stride * sizeof(double));
     for (index_t k = 0; k < taps; ++k) {
       const double *wk = w.exact + k * stride, *cwk = to.cw + k * stride;
-#pragma GCC ivdep
+      PAD_INDEPENDENT
       for (index_t n = 0; n < outputs_padded; ++n) gr[n] += wk[n] * cwk[n];
       if (!v) continue;
       const double* vk = v->exact + k * stride;
-#pragma GCC ivdep
+      PAD_INDEPENDENT
       for (index_t n = 0; n < outputs_padded; ++n) cross[n] += vk[n] * cwk[n];
     }
     for (index_t n = 0; n < outputs_padded; ++n) {
@@ -250,7 +250,7 @@ template <class T> struct FirstBlock {
     for (index_t k = 0; k < taps; ++k) {
       const double *wk = w.exact + k * stride, mean = from.mean[k];
       T* w1 = to.w1 + k * stride;
-#pragma GCC ivdep
+      PAD_INDEPENDENT
       for (index_t n = 0; n < outputs_padded; ++n) {
         const double value = gr[n] * wk[n];
         w1[n] = T(value), c1[n] += value * mean;
@@ -258,16 +258,16 @@ template <class T> struct FirstBlock {
       if (!v) continue;
       const double* vk = v->exact + k * stride;
       T* w2 = to.w2 + k * stride;
-#pragma GCC ivdep
+      PAD_INDEPENDENT
       for (index_t n = 0; n < outputs_padded; ++n) {
         const double value = gr[n] * vk[n] + hr[n] * wk[n];
         w2[n] = T(value), c2[n] += value * mean;
       }
     }
-#pragma GCC ivdep
+    PAD_INDEPENDENT
     for (index_t n = 0; n < outputs_padded; ++n) to.c1[n] = T(0.25 * double(np.b[n]) - c1[n]);
     if (!v) return;
-#pragma GCC ivdep
+    PAD_INDEPENDENT
     for (index_t n = 0; n < outputs_padded; ++n) to.c2[n] = T(0.25 * double(np.bd[n]) - c2[n]);
   }
 
@@ -363,7 +363,7 @@ template <class T> struct FirstBlock {
     for (index_t k = 0; k < taps; ++k) {
       T* row_k = sums + k * stride;
       const T mean_k = T(mean[k]);
-#pragma GCC ivdep
+      PAD_INDEPENDENT
       for (index_t n = 0; n < outputs_padded; ++n) row_k[n] = T(0.25) * (row_k[n] - mean_k * total[n]);
     }
     for (index_t n = 0; n < outputs_padded; ++n) total[n] *= T(0.25);
@@ -371,9 +371,8 @@ template <class T> struct FirstBlock {
   // out[n] = sum over taps of a[k][n] b[k][n]
   void dot(const T* a, const T* b, T* out) const {
     std::memset(out, 0, outputs_padded * sizeof(T));
-    for (index_t k = 0; k < taps; ++k)
-#pragma GCC ivdep
-      for (index_t n = 0; n < outputs_padded; ++n) out[n] += a[k * stride + n] * b[k * stride + n];
+    for (index_t k = 0; k < taps; ++k) PAD_INDEPENDENT
+    for (index_t n = 0; n < outputs_padded; ++n) out[n] += a[k * stride + n] * b[k * stride + n];
   }
   void accumulate_plain(Image im, Weights w, NormParameters<T> np, Scratch s, const T* total, T* dw,
                         NormGradients<T> out) const {
@@ -386,7 +385,7 @@ template <class T> struct FirstBlock {
     }
     for (index_t k = 0; k < taps; ++k) {
       const index_t i = k * stride;
-#pragma GCC ivdep
+      PAD_INDEPENDENT
       for (index_t n = 0; n < outputs_padded; ++n) dw[i + n] += k1[n] * s.sd[i + n] + k6[n] * T(im.cw[i + n]);
     }
   }
@@ -410,7 +409,7 @@ template <class T> struct FirstBlock {
     const T count = T(height * width), scale = T(1) / count;
     T *an = s.k + 8 * stride, *dn = an + stride, *dz = dn + stride;
     dot(w.columns, s.sa, an), dot(w.columns, s.sd, dn), dot(v.columns, s.sd, dz);
-#pragma GCC ivdep
+    PAD_INDEPENDENT
     for (index_t n = 0; n < outputs_padded; ++n) {
       const T r = im.r[n], sn = im.s[n], g = np.g[n], h = np.gd[n] - r * sn * g;
       const T m_an = r * an[n] * scale, m_dn = r * dn[n] * scale, m_dnd = r * (dz[n] * scale - sn * m_dn), q = g * m_dn;
@@ -420,7 +419,7 @@ template <class T> struct FirstBlock {
     }
     for (index_t k = 0; k < taps; ++k) {
       const index_t i = k * stride;
-#pragma GCC ivdep
+      PAD_INDEPENDENT
       for (index_t n = 0; n < outputs_padded; ++n)
         dw[i + n] +=
             k1[n] * s.sa[i + n] + k2[n] * s.sd[i + n] + count * (k3[n] * T(im.cv[i + n]) + k4[n] * T(im.cw[i + n]));
@@ -442,7 +441,7 @@ template <class T> struct FirstBlock {
       const T k5 = -scale * (k1[n] * total_a[n] + k2[n] * total_d[n]), k7 = -scale * k1[n] * total_d[n];
       const T *wr = w.rows + n * taps_padded, *vr = v.rows + n * taps_padded;
       T *left = s.left + n * taps_padded, *right = s.right + n * taps_padded;
-#pragma GCC ivdep
+      PAD_INDEPENDENT
       for (index_t k = 0; k < taps_padded; ++k) {
         left[k] = k3[n] * vr[k] + k4[n] * wr[k];
         right[k] = k3[n] * wr[k];

@@ -15,6 +15,13 @@
 
 #define PAD_INLINE inline __attribute__((always_inline))
 
+// In front of a loop whose iterations do not depend on each other, which the compiler cannot see.
+#if defined(__clang__)
+#define PAD_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define PAD_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 namespace pad_fast {
 namespace unroll {
 namespace PAD_ISA {

@@ -1,5 +1,7 @@
 // Square transposes in registers: log2(lanes) rounds of two-source shuffles.
 #pragma once
+#include <utility>
+
 #include "simd.h"
 
 namespace pad_fast {
@@ -19,25 +21,29 @@ template <class T> PAD_INLINE Vec<T> load_unaligned(const T* p) {
 }
 template <class T> PAD_INLINE void store_unaligned(T* p, Vec<T> v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
-// The lanes of two rows i, i + d that form rows i and i + d once the off-diagonal blocks of size d are exchanged.
-template <class T> struct Shuffles { typename IntsOf<T>::type low, high; };
-template <class T, int d> PAD_INLINE Shuffles<T> shuffles() {
+// Of two rows i, i + d: row i, or with `high` row i + d, once the off-diagonal blocks of size d are exchanged.
+template <class T, int d, bool high, std::size_t... j>
+PAD_INLINE Vec<T> exchanged(Vec<T> a, Vec<T> b, std::index_sequence<j...>) {
   constexpr int L = lanes<T>;
-  Shuffles<T> at;
-#pragma GCC unroll 16
-  for (int j = 0; j < L; ++j) at.low[j] = j & d ? L + j - d : j, at.high[j] = j & d ? L + j : j + d;
-  return at;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (int(j) & d ? L + int(j) - (high ? 0 : d) : int(j) + (high ? d : 0))...);
+#else
+  constexpr typename IntsOf<T>::type from = {(int(j) & d ? L + int(j) - (high ? 0 : d) : int(j) + (high ? d : 0))...};
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+template <class T, int d, bool high> PAD_INLINE Vec<T> exchanged(Vec<T> a, Vec<T> b) {
+  return exchanged<T, d, high>(a, b, std::make_index_sequence<lanes<T>>());
 }
 
 // One round of a transpose.
 template <class T, int d> PAD_INLINE void exchange(Vec<T>* rows) {
-  const Shuffles<T> at = shuffles<T, d>();
 #pragma GCC unroll 16
   for (int i = 0; i < lanes<T>; ++i)
     if ((i & d) == 0) {
       const Vec<T> a = rows[i], b = rows[i + d];
-      rows[i] = __builtin_shuffle(a, b, at.low);
-      rows[i + d] = __builtin_shuffle(a, b, at.high);
+      rows[i] = exchanged<T, d, false>(a, b);
+      rows[i + d] = exchanged<T, d, true>(a, b);
     }
 }
 template <class T> PAD_INLINE void transpose_rows(Vec<T>* rows) {
@@ -50,10 +56,9 @@ template <class T> PAD_INLINE void transpose_rows(Vec<T>* rows) {
 
 // Lane i of the result: the sum of the lanes of rows[i]. Overwrites the rows; half the shuffles of a transpose.
 template <class T, int d> PAD_INLINE void fold(Vec<T>* rows) {
-  const Shuffles<T> at = shuffles<T, d>();
 #pragma GCC unroll 8
   for (int i = 0; i < d; ++i)
-    rows[i] = __builtin_shuffle(rows[i], rows[i + d], at.low) + __builtin_shuffle(rows[i], rows[i + d], at.high);
+    rows[i] = exchanged<T, d, false>(rows[i], rows[i + d]) + exchanged<T, d, true>(rows[i], rows[i + d]);
 }
 template <class T> PAD_INLINE Vec<T> sums_of_rows(Vec<T>* rows) {
   constexpr int L = lanes<T>;
