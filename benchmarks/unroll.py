@@ -80,8 +80,8 @@ RIVALS: dict[str, Callable[[Case], tuple[Tensor, ...]]] = {
     "functional": lambda case: case.ours(backend="autograd"),
     "cpu high, recompute": lambda case: case.ours(backend="cpu", precision="high"),
     "cpu high, cached": lambda case: case.ours(backend="cpu", precision="high", cache="auto"),
-    "cpu fast, recompute": lambda case: case.ours(backend="cpu", precision="fast"),
-    "cpu fast, cached": lambda case: case.ours(backend="cpu", precision="fast", cache="auto"),
+    "cpu highest, recompute": lambda case: case.ours(backend="cpu", precision="highest"),
+    "cpu highest, cached": lambda case: case.ours(backend="cpu", precision="highest", cache="auto"),
     "TESLA (approximate)": lambda case: case.ours(backend="cpu", gradient="tesla"),
 }
 

@@ -24,33 +24,27 @@ using pad_fast::unroll::Options;
 namespace {
 
 // What a precision means is decided here and nowhere else: outputs per tile side, and the bfloat16 parts of a float
-// (AMX only). "high" keeps the error of a step within three times torch's, "fast" gives some of it up (docs section 5).
+// (AMX only). "high" keeps the error of a step within three times torch's, "highest" is of its size (docs section 5).
+// Two parts would save a fifth of a step on AMX for sixty to ninety times torch's error: no name of its own.
 struct Scheme { int largest_tile, parts; };
 
 struct Isa {
   const char* name;
   Engine* (*make)(const Network&, const Options&, bool);
   bool (*available)();
-  Scheme high, fast;
   bool tiles;
 };
-
-constexpr Scheme kFmaHigh{2, 3}, kFmaFast{4, 3};
-// Two parts would save a fifth of a step for sixty to ninety times torch's error: too much to go by the name of "fast".
-constexpr Scheme kTilesHigh{4, 3};
 
 #if defined(__x86_64__)
 const Isa kIsas[] = {
     {"amx", pad_fast::unroll::make_engine_amx,
-     [] { return pad_fast::unroll::kAmxBuilt && pad_fast::has_avx512() && pad_fast::unroll::amx_allowed(); },
-     kTilesHigh, kTilesHigh, true},
-    {"avx512", pad_fast::unroll::make_engine_avx512, pad_fast::has_avx512, kFmaHigh, kFmaFast, false},
-    {"avx2", pad_fast::unroll::make_engine_avx2, pad_fast::has_avx2, kFmaHigh, kFmaFast, false},
-    {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }, kFmaHigh, kFmaFast, false},
+     [] { return pad_fast::unroll::kAmxBuilt && pad_fast::has_avx512() && pad_fast::unroll::amx_allowed(); }, true},
+    {"avx512", pad_fast::unroll::make_engine_avx512, pad_fast::has_avx512, false},
+    {"avx2", pad_fast::unroll::make_engine_avx2, pad_fast::has_avx2, false},
+    {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }, false},
 };
 #else
-const Isa kIsas[] = {
-    {"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }, kFmaHigh, kFmaFast, false}};
+const Isa kIsas[] = {{"baseline", pad_fast::unroll::make_engine_baseline, [] { return true; }, false}};
 #endif
 
 std::vector<std::string> isas() {
@@ -81,15 +75,12 @@ std::string suited_isa(std::ptrdiff_t net_width, std::ptrdiff_t pixels) {
   return best.tiles && small && !(forced && *forced) ? find_isa("avx512").name : best.name;
 }
 
-Scheme scheme_of(const std::string& precision, const Isa& isa) {
-  if (precision == "high") return isa.high;
-  if (precision == "fast") return isa.fast;
+Scheme scheme_of(const std::string& precision) {
+  if (precision == "high") return {4, 3};
+  if (precision == "highest") return {2, 3};
   if (precision == "direct") return {1, 3};
-  if (precision == "f2") return {2, 3};
-  if (precision == "f4") return {4, 3};
   if (precision == "f4x3") return {4, 2};
-  throw std::invalid_argument("precision must be 'high', 'fast', 'direct', 'f2', 'f4' or 'f4x3', got '" + precision +
-                              "'");
+  throw std::invalid_argument("precision must be 'high', 'highest', 'direct' or 'f4x3', got '" + precision + "'");
 }
 
 LabelKind label_kind(const std::string& name) {
@@ -125,7 +116,7 @@ class Plan {
       throw std::invalid_argument("dtype must be 'f32' or 'f64', got '" + dtype + "'");
     const Isa& chosen = find_isa(isa);
     isa_ = chosen.name;
-    const Scheme scheme = scheme_of(precision, chosen);
+    const Scheme scheme = scheme_of(precision);
     Options options;
     options.largest_tile = scheme.largest_tile, options.parts = scheme.parts;
     options.threads = threads, options.images = images;

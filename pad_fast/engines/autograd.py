@@ -43,7 +43,7 @@ class AutogradEngine(Engine):
 
     def refuse(self, task: Task) -> str | None:
         """Refuses only a precision that torch's own settings decide."""
-        if task.precision not in ("auto", "high", "ieee"):
+        if task.precision not in ("auto", "high", "highest", "ieee"):
             return (
                 f"precision {task.precision!r} belongs to the native engines; "
                 "torch computes in the dtype of the tensors (precision='auto')"

@@ -236,6 +236,7 @@ class Engine(ABC):
 
     Attributes:
         distance: the engine's own form of the matching loss; None when the formula is good enough.
+        gradient_distance: its own form of gradient matching's distance, likewise.
         updates: steps on parameter vectors.
         side_by_side: whether several threads of a process may train networks of their own on the CPU at the same time,
             in less time than one after the other.
@@ -243,6 +244,7 @@ class Engine(ABC):
 
     name: str
     distance: Distance | None = None
+    gradient_distance: GradientDistance | None = None
     updates: Updates = Updates()
     side_by_side = False
 
@@ -262,12 +264,9 @@ class Engine(ABC):
     def student(self, task: Task) -> Student:
         """A fresh run for the exact or TESLA gradient."""
 
-    def gradient_distance(self, task: Task) -> GradientDistance | None:
-        """The engine's own form of gradient matching's distance for this task; None when it has none.
-
-        Unlike :attr:`distance` it goes by the device, not by the engine alone: no engine has one on a CPU.
-        """
-        return None
+    def arithmetic(self, task: Task) -> str:
+        """How `task` is computed and how exact that is, in a few words for the user; nothing where torch decides."""
+        return ""
 
     def augmentation(
         self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Float[Tensor, "N ..."]

@@ -20,8 +20,12 @@ from ..runtime import extension
 from .base import Adjoint, Engine, FeaturePullback, Labels, Student, Task, Wants, contiguous_data
 from .convnet_layout import blocks_of, config_of, refuse_network, require_batch
 
-# What they mean depends on the instruction set (csrc/unroll/bindings.cpp); the error of "high" is of torch's size.
-_PRECISIONS = {"auto": "high", "high": "high", "fast": "fast"}
+# What they mean is decided in csrc/unroll/bindings.cpp. "fast" was F(4x4) when "high" was not.
+_PRECISIONS = {"auto": "high", "high": "high", "highest": "highest", "fast": "high"}
+_ARITHMETIC = {
+    "high": "F(4x4) convolutions, errors up to 3 times torch's float32",
+    "highest": "F(2x2) convolutions, errors of torch's float32",
+}
 _DTYPES = {torch.float32: "f32", torch.float64: "f64"}
 # A plan holds workspaces (tens of MB for the published networks); a run uses one or two.
 _PLANS_KEPT = 4
@@ -78,6 +82,10 @@ class CpuEngine(Engine):
         if task.precision not in _PRECISIONS:
             return f"its precisions are {', '.join(_PRECISIONS)}, not {task.precision!r}"
         return refuse_network(task)
+
+    def arithmetic(self, task: Task) -> str:
+        """The tiles of the convolutions; float64 has no error worth a word."""
+        return _ARITHMETIC[_PRECISIONS[task.precision]] if task.dtype == torch.float32 else ""
 
     def student(self, task: Task) -> Student:
         """A run that keeps `task.cache_bytes` of activations between the passes."""

@@ -48,7 +48,8 @@ def select(backend: str, task: Task) -> Engine:
         for name in reversed(_engines):
             reason = _engines[name].refuse(task) or _engines[name].hesitate(task)
             if reason is None:
-                _say_once(f"backend: {name}" + "".join(f" ({text})" for text in reasons))
+                how = _engines[name].arithmetic(task)
+                _say_once(f"backend: {name}" + f", {how}" * bool(how) + "".join(f" ({text})" for text in reasons))
                 return _used(_engines[name])
             reasons.append(f"{name}: {reason}")
         raise BackendError("no backend can serve this: " + "; ".join(reasons))

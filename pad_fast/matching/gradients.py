@@ -124,7 +124,7 @@ def match_gradients(
     given = engine.group_gradients(task, theta, real, labels)
     own = torch.arange(len(real), device=device)[:, None].expand(synthetic.shape[:2])
     made, pull = engine.group_pullback(task, theta, synthetic, own)
-    form = engine.gradient_distance(task)
+    form = engine.gradient_distance
     measure = gradient_distance_and_direction if form is None else form.value_and_direction
     distances, v = measure(given, made, channels)
     return distances.sum(), pull(v)

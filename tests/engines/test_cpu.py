@@ -109,7 +109,7 @@ def as_if_many(monkeypatch) -> None:
     monkeypatch.setattr(native_cpu, "_FEW_IMAGES", 0)
 
 
-@pytest.mark.parametrize(("precision", "many"), [("high", False), ("high", True), ("fast", True)])
+@pytest.mark.parametrize(("precision", "many"), [("high", False), ("high", True), ("highest", False)])
 @pytest.mark.parametrize("name", NETS)
 def test_a_step_and_its_adjoint_in_double(name, precision, many, monkeypatch):
     if many:
@@ -187,13 +187,16 @@ def test_transposes(name):
     assert float(phi["phi"]) == pytest.approx(float(phi["gradient"][0] @ v), rel=1e-10)
 
 
-@pytest.mark.parametrize("instructions", INSTRUCTIONS[:2])
-@pytest.mark.parametrize("name", ["cifar", "gray28", "digits"])
+BOUNDS = {"high": 3.0, "highest": 2.5}  # times torch's own error; seen over 31 networks: 2.8 and 2.1
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("name", NETS)
 def test_float32_error_is_of_torchs_size(name, instructions, monkeypatch):
     """Medians over seeds: now and then an activation within rounding of 0 switches, here or in torch."""
     monkeypatch.setenv("PAD_FAST_ISA", instructions)
     as_if_many(monkeypatch)  # the larger the tiles, the larger the error
-    errors: dict[str, list[list[float]]] = {"torch": [], "high": [], "fast": []}
+    errors: dict[str, list[list[float]]] = {"torch": [], **{precision: [] for precision in BOUNDS}}
     for seed in range(9):
         network, theta = make(name, torch.float32, seed)
         images, labels = batch_of(network, 2, hard=False, seed=seed + 50)
@@ -205,8 +208,9 @@ def test_float32_error_is_of_torchs_size(name, instructions, monkeypatch):
             got = adjoint(backend, network, theta, v, images, labels, **task)
             rows.append([relative_error(got[key], truth[key]) for key in ("gradient", "theta", "images", "labels")])
     median = {kind: torch.tensor(rows).median(0).values for kind, rows in errors.items()}
-    assert bool((median["high"] <= 3 * median["torch"]).all()), median
-    assert bool((median["fast"] <= 20 * median["torch"]).all()), median
+    for precision, bound in BOUNDS.items():
+        print(instructions, name, precision, [round(float(ratio), 1) for ratio in median[precision] / median["torch"]])
+        assert bool((median[precision] <= bound * median["torch"]).all()), (precision, median)
 
 
 def test_runs_are_identical():
@@ -337,14 +341,14 @@ def test_products_of_bfloat16_parts(monkeypatch):
         network, theta = make("digits", torch.float32, seed)
         images, labels = batch_of(network, 6, hard=False, seed=seed + 50)
         truth = adjoint("autograd", double, theta.double(), theta.double(), images.double(), labels.double())
-        for scheme in (("amx", "direct"), ("avx512", "direct"), ("amx", "f4"), ("avx512", "f4"), ("amx", "f4x3")):
+        for scheme in (("amx", "direct"), ("avx512", "direct"), ("amx", "high"), ("avx512", "high"), ("amx", "f4x3")):
             monkeypatch.setenv("PAD_FAST_ISA", scheme[0])
             got = native_gradient(scheme[1], network, theta, images, labels)
             errors.setdefault(scheme, []).append(relative_error(got, truth["gradient"][0]))
     median = {scheme: float(torch.tensor(rows).median()) for scheme, rows in errors.items()}
     assert median["amx", "direct"] < 1.3 * median["avx512", "direct"], median
-    assert median["amx", "f4"] < 1.3 * median["avx512", "f4"], median
-    assert 10 * median["amx", "f4"] < median["amx", "f4x3"] < 1e-4, median
+    assert median["amx", "high"] < 1.3 * median["avx512", "high"], median
+    assert 10 * median["amx", "high"] < median["amx", "f4x3"] < 1e-4, median
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -390,6 +394,32 @@ def test_auto_takes_it_for_the_networks_it_serves():
     assert used == ["cpu"]
 
 
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [("auto", "F(4x4) convolutions, errors up to 3"), ("fast", "F(4x4)"), ("highest", "F(2x2) convolutions")],
+)
+def test_auto_says_with_which_arithmetic(precision, said, caplog, monkeypatch):
+    monkeypatch.setattr(engine_registry, "_said", set())
+    task = Task(FlatNetwork(ConvNet(width=4)), CPU, torch.float32, precision=precision)
+    with caplog.at_level(logging.INFO, "pad_fast"):
+        select("auto", task)
+    assert f"backend: cpu, {said}" in caplog.text
+
+
+def test_the_names_of_the_arithmetic_mean_what_they_say():
+    """F(4x4) by default and by its two names, F(2x2) by another."""
+    network, theta = make("cifar", torch.float32)
+    images, labels = batch_of(network, 40, hard=True)
+    results = {
+        name: select("cpu", task).loss_and_grad(task, theta, images, labels)[1]
+        for name in ("auto", "high", "fast", "highest")
+        for task in [Task(network, CPU, torch.float32, precision=name)]
+    }
+    assert torch.equal(results["auto"], results["high"]) and torch.equal(results["high"], results["fast"])
+    assert not torch.equal(results["high"], results["highest"])
+    assert relative_error(results["high"], results["highest"]) < FLOATS
+
+
 def test_without_the_extension_auto_uses_torch(monkeypatch):
     monkeypatch.setattr(extension, "_module", None)
     monkeypatch.setattr(extension, "_reason", "no compiler was found")
@@ -420,7 +450,7 @@ used = select("cpu", task)._plan(task, 3).native.isa
 assert used == sys.argv[1], used
 few = cpu._FEW_IMAGES
 for name in ("digits", "gray28", "odd33"):
-    for precision in ("high", "fast"):
+    for precision in ("high", "highest"):
         compare(name, 5, precision=precision)
 for name in ("digits", "gray28", "odd33", "channels17", "classes200", "wide", "deep5", "one_pixel"):
     for count in (1, 3, 19):
@@ -469,7 +499,7 @@ def test_the_tiles_of_small_batches_are_chosen_for_them(monkeypatch):
     """A plan for each power of two, and one for all larger batches; the numbers agree to rounding."""
     network, theta = make("gray28", torch.float32)
     images, labels = batch_of(network, 3, hard=True)
-    task = Task(network, CPU, torch.float32, precision="fast")
+    task = Task(network, CPU, torch.float32, precision="high")
     engine = select("cpu", task)
     plans = {count: engine._plan(task, count) for count in (2, 3, 4, 32, 33, 500)}
     assert plans[3] is plans[4] and plans[33] is plans[500]
@@ -507,7 +537,7 @@ def test_sizes_are_checked_where_pointers_are_used(change, message):
         "net_width": 4,
         "classes": 2,
         "dtype": "f32",
-        "precision": "f2",
+        "precision": "highest",
         "threads": 1,
     }
     with pytest.raises(BackendError, match=message):

@@ -22,7 +22,6 @@ from ..base import (
     Augment,
     Augmentation,
     Engine,
-    GradientDistance,
     Inputs,
     Labels,
     Passes,
@@ -42,6 +41,11 @@ from .steps import Steps
 logger = logging.getLogger("pad_fast")
 
 PRECISIONS = {"auto": "tf32", "tf32": "tf32", "ieee": "ieee", "bf16": "bf16"}
+_ARITHMETIC = {
+    "tf32": "convolutions of TF32 operands (10 bits of fraction), everything else in float32",
+    "bf16": "convolutions of bfloat16 operands (7 bits of fraction), everything else in float32",
+    "ieee": "everything in full precision",
+}
 _CAPABILITY = (8, 0)
 # Activations that one step may have alive at once; larger batches go in parts, which changes only the order of sums.
 # A part of this size keeps any GPU busy.
@@ -88,6 +92,7 @@ class TritonEngine(Engine):
         self._objection = objection
         self.graphs = Graphs(CudaRecorder if recorder is None else recorder)
         self.distance = KernelDistance(lambda: self.operations)
+        self.gradient_distance = KernelGradientDistance(lambda: self.operations)
         self.updates = KernelUpdates(lambda: self.operations)
         self._limits: dict[Hashable, _Limit] = {}
         self._said: set[str] = set()
@@ -124,9 +129,9 @@ class TritonEngine(Engine):
         """A run that keeps `task.cache_bytes` of activations between the passes."""
         return _TritonStudent(self, task)
 
-    def gradient_distance(self, task: Task) -> GradientDistance:
-        """The kernel's."""
-        return KernelGradientDistance(lambda: self.operations)
+    def arithmetic(self, task: Task) -> str:
+        """The operands of the convolutions; sums are float32 in all three."""
+        return _ARITHMETIC[_precision_of(task)]
 
     def augmentation(
         self, task: Task, augment: Augment, *, sizes: Sequence[int], images: Float[Tensor, "N ..."]
@@ -200,8 +205,7 @@ class TritonEngine(Engine):
             return augment.apply(images, table)
 
     def _steps(self, task: Task) -> Steps:
-        precision = "ieee" if task.dtype == torch.float64 else PRECISIONS[task.precision]
-        return Steps(self.operations, config_of(task), precision)
+        return Steps(self.operations, config_of(task), _precision_of(task))
 
     def _records(self, task: Task) -> bool:
         if os.environ.get("PAD_FAST_GRAPHS") == "0":
@@ -424,6 +428,10 @@ def chosen_convolutions() -> dict[str, dict[str, object]]:
     from ...kernels.conv.cudnn import choices
 
     return {key_of(op, layer): asdict(choice) for (op, layer), choice in choices().items()}
+
+
+def _precision_of(task: Task) -> str:
+    return "ieee" if task.dtype == torch.float64 else PRECISIONS[task.precision]
 
 
 def _refuse_device(device: torch.device) -> str | None:
