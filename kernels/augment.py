@@ -13,6 +13,7 @@ gathers: input pixel q visits every output pixel p with hat(M p - q) > 0, that i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, no_type_check
 
 import torch
@@ -442,7 +443,7 @@ def _draw_call(seed: Tensor, table: Tensor, shape: Sequence[int], strategy: str)
     options = {
         "CHOICES": tuple(OPERATIONS.index(operation) for operation in DSA(strategy).operations),
         "RANGES": _ranges(int(shape[-2]), int(shape[-1])),
-        "WHOLE": tuple(value_ranges(operation, 8, 8, _CPU)[2] for operation in OPERATIONS),
+        "WHOLE": _whole(),
         "BLOCK": block,
         "num_warps": max(1, block // 64),
     }
@@ -459,6 +460,7 @@ def _check_seed(seed: Tensor) -> None:
         raise InputError(f"the seed must be one int64 number in a tensor on the device of the draws; got {what}")
 
 
+@lru_cache(maxsize=64)
 def _ranges(height: int, width: int) -> tuple[float, ...]:
     """(low, span) of every number of every operation, three pairs each."""
     flat: list[float] = []
@@ -467,6 +469,12 @@ def _ranges(height: int, width: int) -> tuple[float, ...]:
         pairs = [number for pair in zip(low.tolist(), span.tolist(), strict=True) for number in pair]
         flat += pairs + [0.0] * (6 - len(pairs))
     return tuple(flat)
+
+
+@lru_cache(maxsize=1)
+def _whole() -> tuple[bool, ...]:
+    """Whether the numbers of each operation are whole ones."""
+    return tuple(value_ranges(operation, 8, 8, _CPU)[2] for operation in OPERATIONS)
 
 
 @triton.jit
