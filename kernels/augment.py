@@ -23,8 +23,9 @@ from torch import Tensor
 
 from ..data.augment import DSA, OPERATIONS, DSADraw, cutout_side, value_ranges
 from ..errors import InputError
-from .calls import Call, moved
+from .calls import Call, moved, with_further
 from .launch import Cost
+from .published import NEWEST, TRAINED, UNROLLED
 
 if TYPE_CHECKING:
     from .aot import Production
@@ -633,4 +634,21 @@ def production() -> list[Production]:
         table = torch.empty(80, 1, batch, COLUMNS, device="meta")
         call = _draw_call(seed, table, (32, 32), "_".join(OPERATIONS))
         made.append(call.production(f"80 steps of {batch} images"))
-    return made
+    further: list[Production] = []
+    for sizes in UNROLLED:
+        x = torch.empty(sizes.batch, 3, sizes.side, sizes.side, device="meta")
+        table = x.new_empty(80, 1, sizes.batch, COLUMNS)
+        chosen = torch.empty(sizes.batch, dtype=torch.int64, device="meta")
+        calls = (
+            _draw_call(seed, table, x.shape, "_".join(OPERATIONS)),
+            _augment_call(x, table[0, 0], x, chosen, 1, sizes.batch, transpose=False),
+            _augment_call(x, table[0, 0], x, None, 1, sizes.batch, transpose=True),
+        )
+        further += [call.production(f"{sizes.side} px, B {sizes.batch}", targets=NEWEST) for call in calls]
+    for sizes in TRAINED:
+        if sizes.trajectories > 1:  # one alone draws and applies its own in torch
+            x = torch.empty(sizes.trajectories, sizes.batch, 3, sizes.side, sizes.side, device="meta")
+            table = x.new_empty(*x.shape[:2], COLUMNS)
+            call = _augment_call(x, table, x, None, len(x), sizes.batch, transpose=False)
+            further.append(call.production(f"own images, K {len(x)}, B {sizes.batch}", targets=NEWEST))
+    return with_further(made, further)

@@ -57,6 +57,7 @@ class Launches:
     Attributes:
         made: the launches.
         plain: those that were made while nothing was captured.
+        asked: what Triton would have had its compiler do for each program.
         capturing: whether a graph is being captured, which must not compile anything.
         before: called with each launch and its tensors in front of it; may raise what a GPU would.
     """
@@ -64,6 +65,7 @@ class Launches:
     def __init__(self) -> None:
         self.made: list[Launch] = []
         self.plain: list[Launch] = []
+        self.asked: dict[Program, Mapping[str, Any]] = {}
         self.capturing = False
         self.before: Callable[[Launch, tuple[Any, ...]], None] = lambda launch, args: None
         self._compiled: set[Program] = set()
@@ -111,6 +113,7 @@ class Launches:
         kernel = f"{fn.module.removeprefix('pad_fast.kernels.')}.{fn.name}"
         if (kernel, key) not in self._known:
             self._known[kernel, key] = Program(kernel, key, _words(compile))
+            self.asked[self._known[kernel, key]] = compile
         self._program = self._known[kernel, key]
         return True  # there is nothing to compile any more
 
