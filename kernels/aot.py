@@ -27,9 +27,9 @@ from typing import Any
 
 import torch
 
-from .launch import Cost, interpreted
+from .launch import OPTIONS, Cost, interpreted
 
-_TOOLS = ("aot", "calls", "launch")
+_TOOLS = ("aot", "calls", "launch", "published")
 MODULES = tuple(
     module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.name not in _TOOLS
 )
@@ -42,9 +42,6 @@ BANDWIDTH = 4.8e12
 RATES = {"tf32": 494e12, "bf16": 989e12, "tf32x3": 494e12 / 3, "ieee": 67e12, "float64": 34e12}
 """FLOP per second of an H200 by the arithmetic used (datasheet, dense): "ieee" is float32 outside the matrix units,
 "tf32x3" float32 in three parts on them."""
-
-OPTIONS = {"enable_fp_fusion": True}
-"""For every kernel: a * b + c rounds once. Triton's own default is about to change."""
 
 _TYPES = {
     torch.float32: "fp32",
@@ -389,7 +386,7 @@ def markdown(rows: Sequence[Row]) -> str:
         cells = [f"{row.module}.{row.kernel}", row.name + ("" if row.hot else " (rare)"), row.precision, row.num_warps]
         for target in TARGETS:
             taken = row.resources.get(target)
-            cells.append(f"{taken.registers} / {taken.shared / 1024:.3g} / {taken.stack}" if taken else "not used")
+            cells.append(f"{taken.registers} / {taken.shared / 1024:.3g} / {taken.stack}" if taken else "not compiled")
         cells += [f"{row.bytes / 1e6:.3g}", f"{row.flops / 1e9:.3g}", f"{row.floor_us:.3g}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ gathers: input pixel q visits every output pixel p with hat(M p - q) > 0, that i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, no_type_check
 
 import torch
@@ -22,8 +23,9 @@ from torch import Tensor
 
 from ..data.augment import DSA, OPERATIONS, DSADraw, cutout_side, value_ranges
 from ..errors import InputError
-from .calls import Call, moved
+from .calls import Call, moved, with_further
 from .launch import Cost
+from .published import NEWEST, TRAINED, UNROLLED
 
 if TYPE_CHECKING:
     from .aot import Production
@@ -442,7 +444,7 @@ def _draw_call(seed: Tensor, table: Tensor, shape: Sequence[int], strategy: str)
     options = {
         "CHOICES": tuple(OPERATIONS.index(operation) for operation in DSA(strategy).operations),
         "RANGES": _ranges(int(shape[-2]), int(shape[-1])),
-        "WHOLE": tuple(value_ranges(operation, 8, 8, _CPU)[2] for operation in OPERATIONS),
+        "WHOLE": _whole(),
         "BLOCK": block,
         "num_warps": max(1, block // 64),
     }
@@ -459,6 +461,7 @@ def _check_seed(seed: Tensor) -> None:
         raise InputError(f"the seed must be one int64 number in a tensor on the device of the draws; got {what}")
 
 
+@lru_cache(maxsize=64)
 def _ranges(height: int, width: int) -> tuple[float, ...]:
     """(low, span) of every number of every operation, three pairs each."""
     flat: list[float] = []
@@ -467,6 +470,12 @@ def _ranges(height: int, width: int) -> tuple[float, ...]:
         pairs = [number for pair in zip(low.tolist(), span.tolist(), strict=True) for number in pair]
         flat += pairs + [0.0] * (6 - len(pairs))
     return tuple(flat)
+
+
+@lru_cache(maxsize=1)
+def _whole() -> tuple[bool, ...]:
+    """Whether the numbers of each operation are whole ones."""
+    return tuple(value_ranges(operation, 8, 8, _CPU)[2] for operation in OPERATIONS)
 
 
 @triton.jit
@@ -625,4 +634,21 @@ def production() -> list[Production]:
         table = torch.empty(80, 1, batch, COLUMNS, device="meta")
         call = _draw_call(seed, table, (32, 32), "_".join(OPERATIONS))
         made.append(call.production(f"80 steps of {batch} images"))
-    return made
+    further: list[Production] = []
+    for sizes in UNROLLED:
+        x = torch.empty(sizes.batch, 3, sizes.side, sizes.side, device="meta")
+        table = x.new_empty(80, 1, sizes.batch, COLUMNS)
+        chosen = torch.empty(sizes.batch, dtype=torch.int64, device="meta")
+        calls = (
+            _draw_call(seed, table, x.shape, "_".join(OPERATIONS)),
+            _augment_call(x, table[0, 0], x, chosen, 1, sizes.batch, transpose=False),
+            _augment_call(x, table[0, 0], x, None, 1, sizes.batch, transpose=True),
+        )
+        further += [call.production(f"{sizes.side} px, B {sizes.batch}", targets=NEWEST) for call in calls]
+    for sizes in TRAINED:
+        if sizes.trajectories > 1:  # one alone draws and applies its own in torch
+            x = torch.empty(sizes.trajectories, sizes.batch, 3, sizes.side, sizes.side, device="meta")
+            table = x.new_empty(*x.shape[:2], COLUMNS)
+            call = _augment_call(x, table, x, None, len(x), sizes.batch, transpose=False)
+            further.append(call.production(f"own images, K {len(x)}, B {sizes.batch}", targets=NEWEST))
+    return with_further(made, further)

@@ -91,6 +91,12 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def with_further(listed: list[Production], sizes: Iterable[Production]) -> list[Production]:
+    """All that are listed, and of further sizes those that do not compile to what one of them does."""
+    programs = {item.program for item in listed}
+    return listed + [item for item in distinct(sizes) if item.program not in programs]
+
+
 def distinct(found: Iterable[Production]) -> list[Production]:
     """Without those that compile to what an earlier one does; what two capabilities share is one production."""
     seen: dict[str, Production] = {}

@@ -19,8 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
-from .calls import Call, moved
+from .calls import Call, moved, with_further
 from .launch import PRECISIONS, Cost
+from .published import EVERY, NEWEST, WIDTH
 from .row_tiles import row_stride
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ def logits(f: Tensor, theta: Tensor, offset: int, classes: int, *, precision: st
     Raises:
         InputError: tensors that do not fit.
     """
-    parts = _parts(f, classes, precision)
+    parts = parts_of(f, classes, precision)
     u = torch.empty(parts, *f.shape[:2], classes, dtype=f.dtype, device=f.device)
     _logits_call(u, None, f, None, theta, None, offset, precision).run()
     return u
@@ -278,7 +279,7 @@ def tangent_logits(
     Raises:
         InputError: tensors that do not fit.
     """
-    parts = _parts(f, classes, precision)
+    parts = parts_of(f, classes, precision)
     u, ud = (torch.empty(parts, *f.shape[:2], classes, dtype=f.dtype, device=f.device) for _ in range(2))
     _logits_call(u, ud, f, fd, theta, v, offset, precision).run()
     return u, ud
@@ -357,7 +358,7 @@ def _tiles(f: Tensor, precision: str, block: int) -> dict[str, Any]:
     }
 
 
-def _parts(f: Tensor, classes: int, precision: str) -> int:
+def parts_of(f: Tensor, classes: int, precision: str) -> int:
     """Parts of a sum over features: enough programs, and at least one block of features each."""
     options, features = _tiles(f, precision, 32), f[0, 0].numel()
     tiles = len(f) * -(-f.shape[1] // options["BM"]) * -(-classes // options["BN"])
@@ -503,7 +504,7 @@ def production() -> list[Production]:
         f = torch.empty(1, batch, 4, 4, 128, dtype=dtype, device="meta")
         offset = 240_000
         theta = torch.empty(1, offset + classes * 2049, dtype=dtype, device="meta")
-        u = torch.empty(_parts(f, classes, precision), 1, batch, classes, dtype=dtype, device="meta")
+        u = torch.empty(parts_of(f, classes, precision), 1, batch, classes, dtype=dtype, device="meta")
         gu = u[0]
         calls = {
             "logits": _logits_call(u, None, f, None, theta, None, offset, precision),
@@ -517,7 +518,26 @@ def production() -> list[Production]:
             calls[f"backward of both{add}"] = _gradients_call(*dual)
         name, shown = f"{classes} classes, batch {batch}", "tf32x3" if numbers == "tf32" else numbers
         items += [call.production(f"{title}, {name}", hot=not double, precision=shown) for title, call in calls.items()]
-    return items
+    further: list[Production] = []
+    for sizes in EVERY:
+        f = torch.empty(sizes.trajectories, sizes.batch, 4, 4, WIDTH, device="meta")
+        theta = f.new_empty(sizes.trajectories, sizes.parameters)
+        where = (sizes.classifier, sizes.precision)
+        u = f.new_empty(parts_of(f, sizes.classes, sizes.precision), *f.shape[:2], sizes.classes)
+        calls = {
+            "logits": _logits_call(u, None, f, None, theta, None, *where),
+            "backward": _gradients_call(theta, f, None, u[0], None, f, None, theta, None, *where, False),
+        }
+        if not sizes.training:
+            both = (f, f, u[0], u[0], f, f, theta, theta, *where, False)
+            calls["logits and tangent"] = _logits_call(u, u, f, f, theta, theta, *where)
+            calls["backward of both"] = _gradients_call(theta, *both)
+            calls["backward of both, features alone"] = _gradients_call(None, *both)
+        shown = "ieee" if sizes.precision == "ieee" else "tf32x3"
+        further += [
+            call.production(f"{title}, {sizes.name}", precision=shown, targets=NEWEST) for title, call in calls.items()
+        ]
+    return with_further(items, further)
 
 
 def naive_logits(f: Tensor, theta: Tensor, offset: int, classes: int, *, precision: str) -> Tensor:

@@ -16,7 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
-from .calls import Call, moved
+from .calls import Call, moved, with_further
+from .classifier import parts_of
+from .published import EVERY, NEWEST, WIDTH
 from .row_tiles import finish
 
 if TYPE_CHECKING:
@@ -366,7 +368,21 @@ def production() -> list[Production]:
     u = torch.empty(4, 2, 100, 10, dtype=torch.float64, device="meta")
     for call in (_loss_call(u[0], u, u[0, 0], 0, 100)[2], _adjoint_call(u[0], u[0], u[0, 0], u, u, u[0, 0], 0, 100)[2]):
         items.append(call.production("float64, 2 trajectories, soft labels, 10 classes, batch 100", hot=False))
-    return items
+    further: list[Production] = []
+    for sizes in EVERY:
+        f = torch.empty(sizes.trajectories, sizes.batch, 4, 4, WIDTH, device="meta")
+        u = f.new_empty(parts_of(f, sizes.classes, sizes.precision), *f.shape[:2], sizes.classes)
+        labels = u.new_empty(u.shape[1:3], dtype=torch.int64) if sizes.hard else u[0]
+        labels = labels if sizes.training else labels[0]  # trajectories share theirs
+        stride = labels[0].numel() if sizes.training else 0
+        losses, partial, call = _loss_call(u[0], u, labels, stride, sizes.batch)
+        calls = [call]
+        if partial is not None:
+            calls.append(finish(losses, partial, sizes.batch))
+        if not sizes.training:
+            calls.append(_adjoint_call(u[0], u[0], labels, u, u, labels, stride, sizes.batch)[2])
+        further += [call.production(sizes.name, targets=NEWEST) for call in calls]
+    return with_further(items, further)
 
 
 def naive_target(labels: Tensor, u: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import InputError
-from .calls import Call, moved, run_all
+from .calls import Call, moved, run_all, with_further
 from .launch import Cost, note
+from .published import NEWEST, UNROLLED
 from .row_tiles import WARPS, load_block, require_alike, row_stride, store_block, tiles, total
 
 if TYPE_CHECKING:
@@ -487,9 +488,11 @@ def production() -> list[Production]:
             chosen = None
             if dropped:
                 chosen, calls = _count_calls(x, x, first_kept, dropped)
+                places = ["first", "second", *("third", "fourth", "fifth", "sixth")[: len(calls) - 3], "last"]
+                shown = enumerate(places) if hot else ((0, "first"), (1, "second"), (-1, "last"))
                 items += [
                     calls[digit].production(f"{which} digit of {len(calls)}, {name}", hot=False)
-                    for digit, which in ((0, "first"), (1, "second"), (len(calls) - 1, "last"))
+                    for digit, which in shown
                 ]
             partial, cut, sums = _sums_call(x, x, x, chosen, first_kept, dropped)
             loss, pair = x.new_empty(rows), partial.new_empty(rows, 2)
@@ -502,7 +505,16 @@ def production() -> list[Production]:
                 of_all.production(f"all three, {mask} mask, {name}", hot=hot),
             ]
         items.append(_ratio_call(loss, pair, partial).production(name, hot=hot))
-    return items
+    further: list[Production] = []
+    for sizes in UNROLLED:
+        x = torch.empty(sizes.trajectories, sizes.parameters, device="meta")
+        for mask, first_kept in (("no mask", 0), ("a quarter masked", len(x[0]) // 4), ("half masked", len(x[0]) // 2)):
+            partial, cut, sums = _sums_call(x, x, x, None, first_kept, 0)
+            measured = Measured(partial.new_empty(len(x), 2), cut, first_kept)
+            of_end = _gradients_call([x, None, None], measured, x, x, x, x.new_empty(len(x)))
+            name = f"{mask}, P = {sizes.parameters:,}, {len(x)} row{'s' * (len(x) > 1)}"
+            further += [call.production(name, targets=NEWEST) for call in (sums, of_end)]
+    return with_further(items, further)
 
 
 def _naive_keep(end: Tensor, target: Tensor, first_kept: int, dropped: int) -> Tensor:

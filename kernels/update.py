@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.updates import Updates
-from .calls import Call, moved
+from .calls import Call, moved, with_further
+from .published import NEWEST, TRAINED, UNROLLED
 from .row_tiles import WARPS, load_block, require_alike, row_stride, store_block, tiles, total
 
 if TYPE_CHECKING:
@@ -331,7 +332,19 @@ def production() -> list[Production]:
             f"GSAM's step, {name}": _surrogate_call(x, x, x, x, lr, three, 0.3),
         }
         items += [call.production(title, hot=hot) for title, call in calls.items()]
-    return items
+    further: list[Production] = []
+    lr = torch.empty((), device="meta")
+    for sizes in UNROLLED + TRAINED:
+        x = torch.empty(sizes.trajectories, sizes.parameters, device="meta")
+        further.append(_sgd_call(x, x, x, x, lr, 0.0, 0.0).production(sizes.name, targets=NEWEST))
+        if not sizes.training:
+            continue
+        square, norms = _products_call(x, x, of_product=True, pair=False)
+        three, products = _products_call(x, x, of_product=False, pair=True)
+        step = _ascent_call(x, x, x, square, 0.01), _surrogate_call(x, x, x, x, lr, three, 0.3)
+        momentum = _sgd_call(x, x, x, x, lr, 0.9, 5e-4)
+        further += [call.production(sizes.name, targets=NEWEST) for call in (norms, products, *step, momentum)]
+    return with_further(items, further)
 
 
 _TORCH = Updates()

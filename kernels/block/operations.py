@@ -20,6 +20,7 @@ from torch import Tensor
 from ...errors import InputError
 from ..calls import PROGRAMS, Call, distinct, moved
 from ..launch import Cost
+from ..published import EVERY, NEWEST
 from .kernels import EPS, adjoint_kernel, backward_kernel, forward_kernel, sum_images_kernel, tangent_kernel
 
 if TYPE_CHECKING:
@@ -246,12 +247,20 @@ def production() -> list[Production]:
     blocks = [(f"{side}x{side}, batch {batch}", side, batch) for batch in (10, 100, 1000) for side in (16, 8)]
     blocks += [("32x32, batch 100", 32, 100), ("64x64, batch 10", 64, 10)]
     cases = [(*block, torch.float32) for block in blocks] + [("16x16, batch 10, float64", 16, 10, torch.float64)]
+    listed: list[tuple[str, int, int, int, torch.dtype, int, tuple[int, ...] | None]]
+    listed = [(name, 1, batch, side, dtype, 320010, None) for name, side, batch, dtype in cases]
+    listed += [
+        (f"{each.name}, {side}x{side}", each.trajectories, each.batch, side, torch.float32, each.parameters, NEWEST)
+        for each in EVERY
+        for side in each.maps
+    ]
     found: list[Production] = []
-    for name, side, batch, dtype in cases:
-        z = torch.empty(1, batch, side, side, 128, dtype=dtype, device="meta")
-        o = z.new_empty(1, batch, side // 2, side // 2, 128)
-        out, g = z.new_empty(1, 320010), z.new_empty(1, 320010)[:, :128]
-        stats, sums = z.new_empty(1, batch, 4, 128), z.new_empty(1, batch, 2, 128)
+    for name, trajectories, batch, side, dtype, parameters, targets in listed:
+        z = torch.empty(trajectories, batch, side, side, 128, dtype=dtype, device="meta")
+        o = z.new_empty(trajectories, batch, side // 2, side // 2, 128)
+        out = z.new_empty(trajectories, parameters)
+        g = out[:, :128]
+        stats, sums = z.new_empty(trajectories, batch, 4, 128), z.new_empty(trajectories, batch, 2, 128)
         short = stats[:, :, :2].contiguous()
         calls = (
             _forward_call(o, short, z, g, g),
@@ -260,7 +269,8 @@ def production() -> list[Production]:
             sum_images_call(sums, out, (0, 128), (128, 128)),
             _adjoint_call(z, z, sums, z, z, stats, g, g, g, o, o),
         )
-        found += [call.production(name, precision="float64" if dtype == torch.float64 else "ieee") for call in calls]
+        precision = "float64" if dtype == torch.float64 else "ieee"
+        found += [call.production(name, precision=precision, targets=targets) for call in calls]
     return distinct(found)
 
 

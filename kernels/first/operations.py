@@ -23,6 +23,7 @@ from ..block.kernels import EPS
 from ..block.operations import sum_images_call
 from ..calls import PROGRAMS, Call, capability, distinct, moved, run_all
 from ..launch import PRECISIONS, Cost
+from ..published import EVERY, WIDTH
 from .kernels import (
     fold_kernel,
     gradients_kernel,
@@ -513,7 +514,10 @@ def _fold_tiles(sizes: dict[str, Any], images: int) -> tuple[dict[str, Any], tup
 
 
 def production() -> list[Production]:
-    """First blocks of the published networks (3 channels, 128 outputs, 32 and 64 px), and one of a grey 28 px image."""
+    """First blocks of the published networks (3 channels, 128 outputs, 32 and 64 px), and one of a grey 28 px image.
+
+    Those of published sizes are for Hopper alone, whose tiles others do not take.
+    """
     common = [("32 px, batch 100", 100, 3, 32, 1, precision) for precision in ("tf32", "bf16", "ieee")]
     cases = [(80, *case) for case in common] + [(90, *case) for case in common]
     cases += [(90, f"32 px, batch {batch}", batch, 3, 32, 1, "tf32") for batch in (10, 1000)]
@@ -528,7 +532,23 @@ def production() -> list[Production]:
         calls += _backward(x, theta, stats, go, where, theta, precision, target)
         (_, _, stats), more = _pooled(x, theta, theta, where, precision, target)
         calls += more + _adjoint(x, theta, theta, stats, go, go, where, theta, precision, target)[1]
-        for call in calls:
-            unit = precision if "PRECISION" in call.options else "ieee"
-            found.append(call.production(name, precision=unit, targets=(target,)))
+        found += _named(name, calls, precision, target)
+    for sizes in EVERY:
+        where = FirstBlock(3, WIDTH, sizes.side, sizes.side, 1, 0, 3600, 3728)
+        x = torch.empty(sizes.trajectories, sizes.batch, 3, sizes.side, sizes.side, device="meta")
+        if not sizes.training:
+            x = x[:1].expand(x.shape)  # trajectories share their images
+        theta = x.new_empty(sizes.trajectories, sizes.parameters)
+        go = x.new_empty(*x.shape[:2], sizes.side // 2, sizes.side // 2, WIDTH)
+        (_, _, stats), calls = _pooled(x, theta, None, where, sizes.precision, 90)
+        calls += _backward(x, theta, stats, go, where, theta, sizes.precision, 90)
+        if not sizes.training:
+            (_, _, stats), more = _pooled(x, theta, theta, where, sizes.precision, 90)
+            calls += more + _adjoint(x, theta, theta, stats, go, go, where, theta, sizes.precision, 90)[1]
+        found += _named(sizes.name, calls, sizes.precision, 90)
     return distinct(found)
+
+
+def _named(name: str, calls: list[Call], precision: str, target: int) -> list[Production]:
+    units = [precision if "PRECISION" in call.options else "ieee" for call in calls]
+    return [call.production(name, precision=unit, targets=(target,)) for call, unit in zip(calls, units, strict=True)]

@@ -279,15 +279,15 @@ class Engine(ABC):
         """
         return None
 
-    def passes(self, task: Task, make: Callable[[], Passes], key: Hashable | None, inputs: Inputs) -> Passes:
+    def passes(self, task: Task, make: Callable[[Task], Passes], key: Hashable | None, inputs: Inputs) -> Passes:
         """Passes to run on `inputs`, made now or recorded before.
 
         Args:
-            make: makes passes that have seen nothing yet.
+            make: makes passes that have seen nothing yet, for this task or one that only differs in `cache_bytes`.
             key: equal for runs of the same task whose operations are the same while their tensors have equal shapes
                 and dtypes; None for a run that must not be recorded.
         """
-        return make()
+        return make(task)
 
     @abstractmethod
     def loss_grad_logits(

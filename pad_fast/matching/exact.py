@@ -92,7 +92,10 @@ class _ConstantMemory(torch.autograd.Function):
         inputs = Inputs._make((*tensors, None if own is None else own.seed))
         with engine.running():
             passes = engine.passes(
-                unroll.task, lambda: UnrollPasses(unroll, wants, inputs.images), _key(unroll, wants, own), inputs
+                unroll.task,
+                lambda task: UnrollPasses(replace(unroll, task=task), wants, inputs.images),
+                _key(unroll, wants, own),
+                inputs,
             )
             losses = passes.forward(inputs)
         ctx.engine, ctx.passes, ctx.seed = engine, passes, inputs.seed

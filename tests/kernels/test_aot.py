@@ -133,7 +133,7 @@ def test_faults_are_spills_of_hot_kernels_and_too_much_shared_memory() -> None:
 
 def test_markdown_of_a_row() -> None:
     line = aot.markdown([row(resources={90: aot.Resources(96, 2048, 0)})]).splitlines()[-1]
-    assert line == "| conv.forward | block 2 | tf32 | 8 | not used | 96 / 2 / 0 | 48 | 1 | 10 |"
+    assert line == "| conv.forward | block 2 | tf32 | 8 | not compiled | 96 / 2 / 0 | 48 | 1 | 10 |"
 
 
 def test_floor_is_the_larger_of_the_two_times() -> None:

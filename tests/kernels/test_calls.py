@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from pad_fast.kernels.aot import Production
-from pad_fast.kernels.calls import Call, capability, distinct, moved, run_all
-from pad_fast.kernels.launch import Cost, counting, dry_run
+from pad_fast.kernels.calls import Call, capability, distinct, moved, run_all, with_further
+from pad_fast.kernels.launch import OPTIONS, Cost, counting, dry_run
 
 from ..support.paths import ROOT
 
@@ -73,7 +73,7 @@ def test_a_call_runs_and_is_counted() -> None:
         shared.run(x, x)
     with dry_run():
         bound.run()
-    assert kernel.launched == [((2, 1), (x, 3), {"BLOCK": 8}), ((4,), (x, x, 7), {})]
+    assert kernel.launched == [((2, 1), (x, 3), {**OPTIONS, "BLOCK": 8}), ((4,), (x, x, 7), OPTIONS)]
     assert count.launches == [("fake_kernel", Cost(12, 5)), ("fake_kernel", Cost(1))]
 
 
@@ -90,6 +90,14 @@ def test_equal_programs_are_one_production() -> None:
     other = replace(one, name="other", constexprs={"BLOCK": 8})
     found = distinct([one, other, replace(one, name="again", targets=(80,), cost=Cost(2))])
     assert [(item.name, item.targets) for item in found] == [("first", (80, 90)), ("other", (90,))]
+
+
+def test_further_sizes_are_listed_where_they_compile_to_something_else() -> None:
+    one = Production("first", FakeKernel(), {"n": "i32"}, {}, Cost(1))
+    other = replace(one, name="other", constexprs={"BLOCK": 8})
+    listed = [one, replace(one, name="the same for more bytes", cost=Cost(2))]
+    found = with_further(listed, [replace(one, name="again"), other, replace(other, name="and again")])
+    assert found == [*listed, other]
 
 
 def test_files_are_of_a_size_to_read() -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TypeVar
 
 import torch
@@ -141,13 +141,14 @@ class TritonEngine(Engine):
             return None
         return KernelDSA(self.operations.augment, augment, sizes, images)
 
-    def passes(self, task: Task, make: Callable[[], Passes], key: Hashable | None, inputs: Inputs) -> Passes:
+    def passes(self, task: Task, make: Callable[[Task], Passes], key: Hashable | None, inputs: Inputs) -> Passes:
         """Recorded passes, where the device records and everything the run does is known."""
         if key is None or not self._records(task):
-            return make()
-        # Not the number of bytes: with "auto" it changes from call to call, and recordings hold what they keep.
-        whole = (_kind(task), task.gradient, task.cache_bytes > 0, key, signature(inputs))
-        return self.graphs.passes(whole, make, task.device)
+            return make(task)
+        whole = (_kind(task), task.gradient, task.cache_bytes > 0, self._limit(task).found, key, signature(inputs))
+        # With "auto" the number of bytes changes from call to call: it is no part of the key, the first one counts.
+        cache = self.graphs.first(whole, task.cache_bytes)
+        return self.graphs.passes(whole, lambda: make(replace(task, cache_bytes=cache)), task.device)
 
     def loss_grad_logits(
         self, task: Task, theta: Float[Tensor, " P"], images: Float[Tensor, "B ..."], labels: Labels
@@ -168,7 +169,8 @@ class TritonEngine(Engine):
         require_batch(task, theta, images, labels)
         inputs = (contiguous_data(theta), images.detach(), labels.detach())
         if self._records(task):
-            losses, gradients, logits = self.graphs.call(("step", _kind(task)), work, inputs, task.device)
+            key = ("step", _kind(task), self._limit(task).found)
+            losses, gradients, logits = self.graphs.call(key, work, inputs, task.device)
         else:
             losses, gradients, logits = work(*inputs)
         return losses, gradients, logits
@@ -317,6 +319,11 @@ class _Limit:
         self.images: int | None = None
         self.latest: int | None = None
         self.keeps = True
+
+    @property
+    def found(self) -> tuple[int | None, bool]:
+        """What steps go by: work in other parts launches other kernels, and is to run plainly before it is recorded."""
+        return self.images, self.keeps
 
 
 class _TritonStudent(Student):

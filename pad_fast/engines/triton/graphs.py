@@ -103,13 +103,20 @@ class Graphs:
             known.count += 1
         return _Lease(known, make)
 
+    def first(self, key: Hashable, value: int) -> int:
+        """What was given for the first run with this key: for what decides its launches, and is no part of the key."""
+        known = self._known(self._runs, key)
+        if known.given is None:
+            known.given = value
+        return known.given
+
     def call(self, key: Hashable, work: Work, inputs: Sequence[Tensor], device: torch.device) -> tuple[Any, ...]:
         """`work(*inputs)`, recorded when it is called again with the same key and shapes. Returns new tensors."""
         key = key, signature(inputs)
         known = self._known(self._functions, key)
         known.seen += 1
         if known.seen == 1:
-            return work(*(tensor.detach().clone() for tensor in inputs))
+            return work(*map(_own, inputs))
         if known.refused or known.seen <= _PLAIN_CALLS:
             return work(*inputs)
         if not known.free:
@@ -183,6 +190,7 @@ class _Known:
 
     def __init__(self) -> None:
         self.seen = 0
+        self.given: int | None = None
         self.reversed = False
         self.refused = False
         self.free: list[Any] = []
@@ -207,7 +215,7 @@ class _Warming(Passes):
         return self.passes.forward(self.inputs)
 
     def reverse(self, inputs: Inputs, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grads = self.passes.reverse(self.inputs, grad_loss.detach().clone())
+        grads = self.passes.reverse(self.inputs, _own(grad_loss))
         self.known.reversed = True
         return grads
 
@@ -284,7 +292,7 @@ class _RecordedPasses:
     def reverse(self, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         """Pull back through the last forward pass."""
         if self._reverse is None or self._grad_loss is None:
-            own, own_inputs = grad_loss.detach().clone(), self._own()
+            own, own_inputs = _own(grad_loss), self._inputs()
             self._reverse = self.graphs.record(self.recorder, lambda: self.inner.reverse(own_inputs, own))
             self._grad_loss = own
         else:
@@ -295,9 +303,9 @@ class _RecordedPasses:
 
     def plain_reverse(self, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         """The reverse pass without a recording."""
-        return self.inner.reverse(self._own(), grad_loss.detach().clone())
+        return self.inner.reverse(self._inputs(), _own(grad_loss))
 
-    def _own(self) -> Inputs:
+    def _inputs(self) -> Inputs:
         assert self.inputs is not None  # forward() ran
         return self.inputs
 
@@ -306,7 +314,7 @@ class _RecordedFunction:
     """A function of tensors on tensors of its own."""
 
     def __init__(self, work: Work, inputs: Sequence[Tensor], graphs: Graphs, recorder: Recorder) -> None:
-        self.inputs = [tensor.detach().clone() for tensor in inputs]
+        self.inputs = [_own(tensor) for tensor in inputs]
         self.replay, self.outputs = graphs.record(recorder, lambda: work(*self.inputs))
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
@@ -315,8 +323,13 @@ class _RecordedFunction:
         return tuple(None if output is None else output.clone() for output in self.outputs)
 
 
+def _own(tensor: Tensor) -> Tensor:
+    """A copy with the strides of a new tensor, whatever the caller's are: `clone` keeps a stride of 0 over one row."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
 def _copies(inputs: Inputs) -> Inputs:
-    return Inputs._make(None if tensor is None else tensor.detach().clone() for tensor in inputs)
+    return Inputs._make(None if tensor is None else _own(tensor) for tensor in inputs)
 
 
 def _copy(source: Sequence[Tensor | None], target: Sequence[Tensor | None]) -> None:
