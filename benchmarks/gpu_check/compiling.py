@@ -69,10 +69,12 @@ def compile_all(found: dict[str, Any], *, jobs: int, limit: float, file: Path | 
 def table(found: dict[str, Any]) -> list[str]:
     """What was found, for readers."""
     each = ", ".join(f"{name} {count}" for name, count in found["stages"].items())
+    taken = found["seconds_per_variant"]
+    rate = "" if taken is None else f"{taken} s each on {found['jobs']} cores, "
     lines = [f"sm_{found['capability']}, variants by stage: {each}; {found['variants']} different ones"]
     lines.append(
         f"{found['cached']} were compiled already, {found['compiled']} are now, {found['left']} are left; "
-        f"{found['seconds_per_variant']} s each on {found['jobs']} cores, {found['collecting']} s to find them"
+        f"{rate}{found['collecting']} s to find them"
     )
     return [*lines, *(f"FAILED {problem}" for problem in found["failed"])]
 
