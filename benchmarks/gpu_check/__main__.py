@@ -50,13 +50,14 @@ def prefill(capability: int) -> int:
     tree.copy_sources()
     tree.LOGS.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    # The machine code alone: the rest is for whoever reads what the compiler did, and ten times as large.
+    # The machine code alone: what it was made from is for whoever reads what the compiler did.
     environment |= {"PYTHONPATH": str(tree.TREE), "TRITON_CACHE_DIR": str(folder), "TRITON_STORE_BINARY_ONLY": "1"}
     command = [sys.executable, "-m", "benchmarks.gpu_check.compiling", "--stages", ",".join(stages.STAGES)]
     command += ["--capability", str(capability), "--seconds", str(_PREFILL_SECONDS)]
     log = tree.LOGS / "prefill.log"
     log.unlink(missing_ok=True)
     part = Surroundings(tree.TREE, environment).run("prefill", command, log, seconds=_PREFILL_SECONDS)
+    carried.slim(folder)
     print(log.read_text(encoding="utf-8") + f"{folder}: {carried.size_of(folder)}, {part.state} {part.detail}")
     return part.state != "ok"
 

@@ -46,6 +46,12 @@ def size_of(folder: Path) -> str:
     return f"{len(files)} files, {sum(path.stat().st_size for path in files) / 2**20:.1f} MiB"
 
 
+def slim(folder: Path) -> None:
+    """Leave machine code and its description: a launch needs no more, and the rest is half of it."""
+    for path in folder.glob("*/*.source"):
+        path.unlink()
+
+
 def settle(folder: Path | None = None) -> int:
     """Tell Triton's cache where it lies now; returns how many kernels it holds."""
     count = 0

@@ -24,7 +24,7 @@ from pad_fast.runtime.progress import Progress
 
 PRESET = "cifar10-ipc10"
 BUDGET: dict[str, Any] = {"num_experts": 4, "train_epochs": 14, "score_networks": 1, "score_epochs": 3}
-BUDGET |= {"max_start_epoch": 10, "current_max_start_epoch": 10, "expansion_end_epoch": 0, "add_end_epoch": 4}
+BUDGET |= {"max_start_epoch": 10, "current_max_start_epoch": 10, "expansion_end_epoch": 1, "add_end_epoch": 4}
 BUDGET |= {"removal1_epoch": 12, "removal2_epoch": 13, "eval_networks": 3, "eval_full_epochs": 1}
 TINY: dict[str, Any] = {**BUDGET, "model": "ConvNetD1W4", "num_experts": 1, "eval_networks": 1, "eval_epochs": 2}
 TINY |= {"syn_steps": 2, "zca": False, "batch_syn": 10}

@@ -74,6 +74,8 @@ def test_a_launch_finds_what_was_compiled_ahead_also_where_the_cache_was_moved(t
     again = compiled(tmp_path / "b", *words, "--seconds", "0.1", "--json", str(file))
     assert json.loads(file.read_text())["cached"] == 0, "Triton looks where the files were"
     assert carried.settle(tmp_path / "b") >= count
+    carried.slim(tmp_path / "b")
+    assert not [*(tmp_path / "b").rglob("*.source")] and [*(tmp_path / "b").rglob("*.cubin")]
     again = compiled(tmp_path / "b", *words, "--seconds", "300")
     assert f"{count} were compiled already, 0 are now, 0 are left" in again.stdout, again.stderr
     launched = compiled(tmp_path / "b", "90", program=LAUNCH)
