@@ -94,7 +94,11 @@ class Check:
         arguments = ["--stages", ",".join(others), "--seconds", str(self._seconds("compile") - 10)]
         if not self.cuda:
             arguments += ["--capability", "90", "--tiny"]
-        return self._program("compile", "gpu_check.compiling", *arguments, seconds=self._seconds("compile"))
+        part = self._program("compile", "gpu_check.compiling", *arguments, seconds=self._seconds("compile"))
+        each = read_json(self.results.logs / "compile.json").get("seconds_per_variant")
+        if "tests" in others and each:
+            part.table.append(dealing.forecast(dealing.listed(), each, self._seconds("tests")))
+        return part
 
     def _smoke(self) -> Part:
         where = ["--device", self.device]

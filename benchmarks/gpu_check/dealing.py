@@ -88,6 +88,13 @@ def deal(tests: dict[str, int | None], count: int) -> list[list[str]]:
     return [sorted(share, key=order.__getitem__) for share in shares if share]
 
 
+def forecast(tests: dict[str, int | None], seconds: float, given: float) -> str:
+    """Whether compiling them fits, at so many seconds a variant; those that several tests share are compiled once."""
+    count, workers = sum(known or 0 for known in tests.values()), min(WORKERS, os.cpu_count() or 1)
+    needed = f"{count * seconds / workers:.0f} s on {workers} cores"
+    return f"tests: at most {count} variants, {needed}; they have {given:.0f} s"
+
+
 @dataclass
 class Worker:
     """One share, and the processes that were at it; the last of them may still be."""

@@ -140,15 +140,15 @@ def running(place: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def left_behind(place: Path) -> list[int]:
-    """Processes that have this place's logs in their command."""
+def left_behind(words: Path | str) -> list[int]:
+    """Processes that have these words in their command."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes()
         except OSError:
             continue
-        if str(place / "logs").encode() in command:
+        if str(words).encode() in command:
             found.append(int(path.parent.name))
     return found
 
@@ -156,7 +156,7 @@ def left_behind(place: Path) -> list[int]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_whoever_stops_it_has_what_was_found(tmp_path, number):
     process = running(tmp_path)
-    assert left_behind(tmp_path)
+    assert left_behind(tmp_path / "logs")
     process.send_signal(number)
     assert process.wait(timeout=30) == 1
     parts = report_of(tmp_path / "out")
@@ -164,7 +164,7 @@ def test_whoever_stops_it_has_what_was_found(tmp_path, number):
     assert (parts["smoke"]["state"], parts["smoke"]["detail"]) == ("stopped", f"by {number.name}")
     assert json.loads((tmp_path / "out" / results.NUMBERS).read_text())["ceilings"]["rows"]
     assert "product, bf16" in logs_of(tmp_path / "out")["smoke.log"]
-    assert not left_behind(tmp_path)
+    assert not left_behind(tmp_path / "logs")
 
 
 def test_whoever_kills_it_has_what_was_found_a_moment_before(tmp_path):
@@ -172,7 +172,7 @@ def test_whoever_kills_it_has_what_was_found_a_moment_before(tmp_path):
     time.sleep(results.REFRESH + 1)
     process.kill()
     process.wait()
-    for number in left_behind(tmp_path):
+    for number in left_behind(tmp_path / "logs"):
         os.kill(number, signal.SIGKILL)
     for part in (tmp_path / "out").glob(".*.part"):
         part.unlink()
@@ -253,6 +253,22 @@ def test_tests_that_have_no_time_are_said_to_be_missing(monkeypatch, tmp_path):
     assert (part.state, part.found["passed"], part.detail) == ("ok", 2, "")
 
 
+def test_whoever_stops_the_tests_leaves_no_process(tmp_path):
+    name = f"test_of_{os.getpid()}.py"
+    (tmp_path / name).write_text(TESTS)
+
+    def stop() -> None:
+        if (tmp_path / "tests-0.events").exists():
+            assert left_behind(name)
+            raise KeyboardInterrupt
+
+    where = Surroundings(tmp_path, {**os.environ, "PYTHONPATH": str(ROOT)}, stop)
+    with pytest.raises(KeyboardInterrupt):
+        dealing.run_tests("tests", {f"{name}::test_slow": 1}, tmp_path, where, seconds=60, limit=50)
+    assert '"started"' in (tmp_path / "tests-0.events").read_text()
+    assert not left_behind(name)
+
+
 def test_shares_have_about_equally_many_variants():
     tests = {f"a.py::t{n}": n for n in range(1, 21)} | {f"b.py::t{n}": None for n in range(5)}
     shares = dealing.deal(tests, 4)
@@ -262,6 +278,12 @@ def test_shares_have_about_equally_many_variants():
     order = [*tests]
     assert all(share == sorted(share, key=order.index) for share in shares)
     assert dealing.deal({"a::b": 1}, 3) == [["a::b"]]
+
+
+def test_it_is_said_in_advance_whether_the_tests_can_be_compiled(monkeypatch):
+    monkeypatch.setattr(dealing.os, "cpu_count", lambda: 4)
+    said = dealing.forecast({"a::b": 100, "a::c": None, "a::d": 60}, 0.5, 120)
+    assert said == "tests: at most 160 variants, 20 s on 4 cores; they have 120 s"
 
 
 @pytest.mark.slow
