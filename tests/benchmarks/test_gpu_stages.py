@@ -217,7 +217,10 @@ def test_bad(): assert 1 == 2
 def test_last(): pass
 def test_that_dies(): os._exit(3)
 def test_slow(): time.sleep(60)
-def test_spoils(): raise RuntimeError("CUDA error: an illegal memory access was encountered")
+def test_spoils():
+    globals()["spoiled"] = True
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+def test_after(): assert "spoiled" not in globals()
 """
 
 
@@ -225,13 +228,13 @@ def test_tests_are_dealt_out_and_what_ran_is_reported(monkeypatch, tmp_path):
     """One test takes its process down, one hangs, one spoils the device for its process; the others all run."""
     monkeypatch.setattr(dealing, "WORKERS", 2)
     (tmp_path / "test_some.py").write_text(TESTS)
-    order = ("slow", "good", "that_dies", "bad", "spoils", "last")
+    order = ("slow", "good", "that_dies", "bad", "spoils", "last", "after")
     tests = {f"test_some.py::test_{name}": None for name in order}
     where = Surroundings(tmp_path, {**os.environ, "PYTHONPATH": str(ROOT)})
     part = dealing.run_tests("tests", tests, tmp_path, where, seconds=90, limit=3)
     assert part.state == "failed" and part.seconds < 80
     counts = {state: part.found[state] for state in dealing.COUNTED}
-    assert counts == {"passed": 2, "failed": 2, "error": 0, "skipped": 0, "died": 2} and part.found["asked for"] == 6
+    assert counts == {"passed": 3, "failed": 2, "error": 0, "skipped": 0, "died": 2} and part.found["asked for"] == 7
     bad = {line.partition(":")[0]: line for line in part.found["bad"]}
     assert {*bad} == {"test_bad", "test_that_dies", "test_slow", "test_spoils"}
     assert bad["test_bad"] == "test_bad: assert 1 == 2" and "its process ended" in bad["test_slow"]
