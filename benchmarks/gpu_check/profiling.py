@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu
+from benchmarks.gpu import Device, Unroll, environment
 from benchmarks.gpu_cases import UNROLLS, VARIANTS
 from benchmarks.gpu_check.results import write_json
 from pad_fast.engines import register
@@ -36,23 +36,23 @@ _METRICS = "gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_el
 _METRICS += ",sm__throughput.avg.pct_of_peak_sustained_elapsed,sm__warps_active.avg.pct_of_peak_sustained_active"
 
 
-def problem_of(name: str, device: gpu.Device, *, steps: int = STEPS) -> gpu.Unroll:
+def problem_of(name: str, device: Device, *, steps: int = STEPS) -> Unroll:
     """A headline case of few steps."""
-    return gpu.Unroll(replace(UNROLLS[name], steps=steps), device, "triton")
+    return Unroll(replace(UNROLLS[name], steps=steps), device, "triton")
 
 
-def gradient(problem: gpu.Unroll) -> None:
+def gradient(problem: Unroll) -> None:
     """One, as users run it."""
     problem.ours(VARIANTS["ours"], problem.case.steps)
 
 
-def counted(problem: gpu.Unroll) -> dict[str, dict[str, float]]:
+def counted(problem: Unroll) -> dict[str, dict[str, float]]:
     """Launches, bytes and operations by kernel, and the seconds that they take at the data sheet's rates."""
     found: dict[str, dict[str, float]] = defaultdict(
         lambda: dict.fromkeys(("launches", "bytes", "flops", "floor"), 0.0)
     )
     on_card = problem.device.type == "cuda"
-    with gpu.environment({"PAD_FAST_GRAPHS": "0"}), launch.counting() if on_card else launch.dry_run() as count:
+    with environment({"PAD_FAST_GRAPHS": "0"}), launch.counting() if on_card else launch.dry_run() as count:
         gradient(problem)
     for name, cost in count.launches:
         row = found[name]
@@ -63,7 +63,7 @@ def counted(problem: gpu.Unroll) -> dict[str, dict[str, float]]:
     return dict(found)
 
 
-def timed(problem: gpu.Unroll) -> dict[str, tuple[int, float]]:
+def timed(problem: Unroll) -> dict[str, tuple[int, float]]:
     """(launches, seconds) by kernel of one gradient that is replayed."""
     for _ in range(3):  # plainly, recorded, replayed
         gradient(problem)
@@ -142,9 +142,9 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="only run one gradient, kernel by kernel, for ncu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     options = parser.parse_args()
-    begin, device = time.monotonic(), gpu.Device(options.device)
+    begin, device = time.monotonic(), Device(options.device)
     if options.plain:
-        with gpu.environment({"PAD_FAST_GRAPHS": "0"}):
+        with environment({"PAD_FAST_GRAPHS": "0"}):
             gradient(problem_of(CASES[0], device, steps=1))
         return
     if not device.cuda:

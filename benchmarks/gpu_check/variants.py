@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu
+from benchmarks.gpu import Device, Epochs, Unroll, environment
 from benchmarks.gpu_cases import EPOCHS, TINY, TINY_EPOCHS, UNROLLS, VARIANTS, UnrollCase
 from pad_fast.engines import registry
 from pad_fast.engines.triton.engine import TritonEngine
@@ -166,20 +166,19 @@ def variants(*, tiny: bool) -> None:
 
 
 def _unroll(case: UnrollCase, name: str) -> None:
-    problem, how = gpu.Unroll(case, gpu.Device("cpu"), "triton"), VARIANTS[name]
+    problem, how = Unroll(case, Device("cpu"), "triton"), VARIANTS[name]
     # Of the number of steps, kernels see by which powers of two it can be divided.
     steps = max(2, math.gcd(case.steps, 16))
-    with gpu.environment({} if how.graphs else {"PAD_FAST_GRAPHS": "0"}):
+    with environment({} if how.graphs else {"PAD_FAST_GRAPHS": "0"}):
         problem.ours(how, steps)
         problem.ours(how, steps)  # recorded
-        with gpu.full_float32("triton") as precision:
-            problem.ours(how, min(2, case.steps), augmented=False, precision=precision)
+        problem.ours(how, min(2, case.steps), augmented=False, precision="ieee")
 
 
 def training(*, tiny: bool) -> None:
     """Every step of the epochs, one by one and together."""
     for case in (TINY_EPOCHS if tiny else EPOCHS).values():
-        problem = gpu.Epochs(replace(case, epochs=1), gpu.Device("cpu"), "triton")
+        problem = Epochs(replace(case, epochs=1), Device("cpu"), "triton")
         for together in sorted({1, case.networks}):
             problem.ours(together)
             problem.ours(together, "ieee")
@@ -209,6 +208,6 @@ STAGES: dict[str, Callable[..., None]] = {
 
 def of_stage(name: str, capability: int, *, tiny: bool) -> dict[str, Variant]:
     """The variants that a stage of :data:`STAGES` compiles."""
-    with taken_down(capability) as found, gpu.environment({"PAD_FAST_CONV": "triton"}):
+    with taken_down(capability) as found, environment({"PAD_FAST_CONV": "triton"}):
         STAGES[name](tiny=tiny)
     return found
