@@ -44,15 +44,15 @@ def signals_as_errors() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def prefill(capability: int) -> int:
-    """Compile what the stages need for a card into the folder that goes along with the tree."""
+def prefill(capability: int, wanted: Sequence[str]) -> int:
+    """Compile what these stages need for a card into the folder that goes along with the tree."""
     folder = carried.FOLDER / carried.KERNELS
     tree.copy_sources()
     tree.LOGS.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     # The machine code alone: what it was made from is for whoever reads what the compiler did.
     environment |= {"PYTHONPATH": str(tree.TREE), "TRITON_CACHE_DIR": str(folder), "TRITON_STORE_BINARY_ONLY": "1"}
-    command = [sys.executable, "-m", "benchmarks.gpu_check.compiling", "--stages", ",".join(stages.STAGES)]
+    command = [sys.executable, "-m", "benchmarks.gpu_check.compiling", "--stages", ",".join(wanted)]
     command += ["--capability", str(capability), "--seconds", str(_PREFILL_SECONDS)]
     log = tree.LOGS / "prefill.log"
     log.unlink(missing_ok=True)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.bundle:
         print(carried.bundle())
     if options.prefill:
-        return prefill(options.prefill)
+        return prefill(options.prefill, options.stage)
     if options.bundle:
         return 0
     if options.out is None:

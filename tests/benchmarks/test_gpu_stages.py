@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu_check import check, dealing, results, stages, tree
+from benchmarks.gpu_check import carried, check, dealing, results, stages, tree
 from benchmarks.gpu_check.__main__ import main
 from benchmarks.gpu_check.processes import Part, Surroundings
 
@@ -287,6 +287,22 @@ def test_it_is_said_in_advance_whether_the_tests_can_be_compiled(monkeypatch):
     monkeypatch.setattr(dealing.os, "cpu_count", lambda: 4)
     said = dealing.forecast({"a::b": 100, "a::c": None, "a::d": 60}, 0.5, 120)
     assert said == "tests: at most 160 variants, 20 s on 4 cores; they have 120 s"
+
+
+@pytest.mark.slow
+def test_what_goes_along_is_made_by_one_command(place, monkeypatch, capsys):
+    pytest.importorskip("triton", reason="compiles kernels")
+    monkeypatch.setattr(carried, "FOLDER", place / "carried")
+    assert main(["--bundle", "--prefill", "90", "--stage", "matching"]) == 0
+    said = capsys.readouterr().out
+    assert f"{place / 'carried' / 'golden'}: " in said and "0 are left" in said and "triton: " in said
+    assert (place / "carried" / "golden" / "unroll_gray_28px.npz").is_file()
+    kernels = [*(place / "carried" / "triton").rglob("*.cubin")]
+    assert len(kernels) > 10 and carried.settle() == len(kernels)
+    assert not [*(place / "carried").rglob("*.source")] and not [*(place / "carried").rglob("*.ptx")]
+    with pytest.raises(SystemExit):
+        main(["--stage", "smoke"])
+    assert "--out is missing; name a folder for the results" in capsys.readouterr().err
 
 
 @pytest.mark.slow
