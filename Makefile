@@ -70,9 +70,10 @@ kernels:
 KERNEL_TESTS := tests/kernels tests/engines/triton tests/verification
 
 # For a machine with a GPU and no network: no environment is made, $(PYTHON) is used as it is (torch, Triton, pytest).
+#   STAGE=smoke,headline      some of the stages
 OUT ?= build/gpu-results
 gpu-check:
-	$(PYTHON) -m benchmarks.gpu_check --out $(OUT)
+	$(PYTHON) -m benchmarks.gpu_check --out $(OUT) $(if $(STAGE),--stage $(STAGE))
 
 # Every suite on the CPU: under 15 minutes on two cores, and a smoke test of the same under 2.
 bench: $(VENV)/.installed

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -43,15 +42,14 @@ def pytest_configure() -> None:
 
 def pytest_report_header() -> str:
     """Say whether the shapes in signatures are checked."""
-    return "shapes: checked by beartype" if shapes.CHECKED else "shapes: unchecked, beartype is not installed"
+    return f"shapes: {'checked' if shapes.CHECKED else 'unchecked, jaxtyping or beartype is not installed'}"
 
 
 @pytest.fixture
 def shapes_unchecked() -> Iterator[None]:
     """For a test that passes wrong shapes on purpose, to see what pad_fast itself says."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with shapes.unchecked():
+        yield
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..runtime.shapes import Float, Int
 from .base import (
     Adjoint,
     Engine,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -18,6 +17,7 @@ from ..data.augment import DSA, DSADraw
 from ..errors import InputError
 from ..models.flat import Channels, FlatNetwork
 from ..models.updates import Updates
+from ..runtime.shapes import Float, Int
 from .leaves import not_twice
 
 Labels = Float[Tensor, "B classes"] | Int[Tensor, " B"]

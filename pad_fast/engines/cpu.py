@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BackendError
 from ..models import ConvNetConfig
 from ..runtime import extension
+from ..runtime.shapes import Float
 from .base import Adjoint, Engine, FeaturePullback, Labels, Student, Task, Wants, contiguous_data
 from .convnet_layout import blocks_of, config_of, refuse_network, require_batch
 

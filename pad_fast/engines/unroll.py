@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..models.flat import FlatNetwork
+from ..runtime.shapes import Float, Int
 from .base import Augment, cross_entropy, differentiable_twice
 from .leaves import refuse_single_derivatives
 

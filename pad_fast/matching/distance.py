@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
 from torch import Tensor
 
 from ..models.selection import keep_largest
+from ..runtime.shapes import Float
 
 
 def normalized_distance(

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..engines import Engine, Task
 from ..errors import InputError
 from ..models.convnet import ConvNet
 from ..models.flat import FlatNetwork
+from ..runtime.shapes import Float
 from .masks import ParameterMask
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..engines import Augment, Augmentation, Engine, Inputs, Passes, Task, Wants
 from ..errors import InputError
+from ..runtime.shapes import Float, Int
 from .distance import normalized_distance
 from .replay import (
     CheckedStudent,

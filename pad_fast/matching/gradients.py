@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..engines import Engine, Task
 from ..errors import InputError
 from ..models.flat import Channels, FlatNetwork
+from ..runtime.shapes import Float
 from .masks import ParameterMask
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..engines import Augment, Task, select
 from ..models.flat import FlatNetwork
+from ..runtime.shapes import Float, Int
 from .replay import TURN
 
 

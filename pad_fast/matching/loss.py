@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
@@ -17,6 +16,7 @@ from ..errors import InputError
 from ..models.flat import FlatNetwork
 from ..runtime.device import cache_bytes
 from ..runtime.distributed import ALONE, Group
+from ..runtime.shapes import Float, Int
 from .distance import normalized_distance
 from .exact import Unroll, constant_memory_loss
 from .masks import ParameterMask

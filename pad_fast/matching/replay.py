@@ -15,13 +15,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..engines import Adjoint, Augment, Augmentation, Student, Wants
 from ..engines.leaves import leaves_of, refuse_unknown_leaves
 from ..errors import InputError
 from ..models.flat import FlatNetwork
+from ..runtime.shapes import Float, Int
 
 # The default generators and a module's parameters, which calls exchange for a moment, belong to the whole process.
 # Steps of torch's engine therefore take turns; native engines use neither and stay parallel.

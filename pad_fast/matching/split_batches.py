@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
@@ -27,6 +26,7 @@ from ..engines.base import Labels
 from ..errors import InputError
 from ..models.flat import FlatNetwork
 from ..runtime.distributed import Group
+from ..runtime.shapes import Float, Int
 
 
 class WholeBatches:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
+
+from ..runtime.shapes import Bool, Float
 
 
 def keep_largest(squared_error: Float[Tensor, "*K P"], dropped: int) -> Bool[Tensor, "*K P"]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+from ..runtime.shapes import Float
 
 # Added to GSAM's norms before a division.
 _TINY = 1e-12

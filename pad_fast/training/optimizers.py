@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError, nearest
 from ..models.updates import Updates, Vectors
+from ..runtime.shapes import Float
 from ..settings.choices import OPTIMIZERS
 
 LossAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]

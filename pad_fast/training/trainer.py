@@ -7,13 +7,13 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data import DSA
 from ..engines import Engine, Task, select
 from ..models import FlatNetwork
 from ..runtime.device import sent
+from ..runtime.shapes import Float, Int
 from .optimizers import Optimizer
 
 Item = TypeVar("Item")

@@ -1,10 +1,9 @@
-"""The GPU benchmarks, their harness and the counted model, run without a GPU as far as they go."""
+"""The GPU benchmarks and the counted model, run without a GPU as far as they go."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_check, rivals
+from benchmarks import gpu, rivals
 from pad_fast.engines import registry
 
 SMALL = gpu.UnrollCase(4, 4, width=4, more=("ours, 8 trajectories",))
@@ -107,97 +106,6 @@ def test_a_case_that_fails_becomes_a_row(monkeypatch, tmp_path, capsys):
     assert all(row["status"] == "failed" and "needs a CUDA device" in row["reason"] for row in rows)
     assert "needs a CUDA device" in capsys.readouterr().out
     assert gpu.in_process("unroll", "tiny", ["--device", "cpu"], 0.1)[0]["reason"] == "took longer than 0 s"
-
-
-def test_the_check_writes_its_results_although_parts_fail(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(gpu_check, "TREE", tmp_path / "tree")
-    monkeypatch.setattr(gpu_check, "LIMITS", dict.fromkeys(gpu_check.LIMITS, 2.0))
-    have = gpu_check.importable
-    monkeypatch.setattr(gpu_check, "importable", lambda names: {**have(names), "pybind11": False})
-    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path / "out"), "--device", "cpu"])
-    assert gpu_check.main() == 1
-    report = json.loads((tmp_path / "out" / "gpu-check.json").read_text())
-    states = {part["name"]: part["state"] for part in report["parts"]}
-    assert states["modules"] == "ok" and states["extension"] == states["scores"] == "skipped"
-    assert {*states} == {"modules", "extension", *gpu_check.STAGES} - {"sanitizer"}  # whose names nobody collected
-    rest = {states[name] for name in ("smoke", "headline", "training", "variants", "tests")}
-    assert rest <= {"timed out", "failed"}
-    summary = (tmp_path / "out" / "summary.txt").read_text()
-    assert all(name in summary for name in states) and summary in capsys.readouterr().out
-    assert (tmp_path / "tree" / "pad_fast" / "kernels" / "launch.py").is_file()
-
-
-def test_a_stage_alone_and_what_it_found(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(gpu_check, "TREE", tmp_path / "tree")
-    monkeypatch.setattr(gpu_check, "LIMITS", {**gpu_check.LIMITS, "smoke": 25.0, "matching": 60.0})
-    arguments = ["--out", str(tmp_path / "out"), "--device", "cpu", "--stage", "matching,smoke"]
-    monkeypatch.setattr(sys, "argv", ["gpu_check", *arguments])
-    gpu_check.main()
-    report = json.loads((tmp_path / "out" / "gpu-check.json").read_text())
-    parts = {part["name"]: part["state"] for part in report["parts"]}
-    assert [*parts] == ["modules", "smoke", "matching"] and parts["matching"] == "ok"
-    said = capsys.readouterr().out
-    assert "right  a training run, soft labels (3x8x8, D2 W4), float64: error " in said and "depth mask" in said
-    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", "x", "--stage", "smoke,headlines"])
-    with pytest.raises(SystemExit):
-        gpu_check.main()
-    assert "there is no stage 'headlines'; there are smoke, headline" in capsys.readouterr().err
-
-
-def test_a_wrong_kernel_fails_the_smoke_stage(tmp_path):
-    finding = {"family": "loss", "precision": "ieee", "error": 0.4, "tolerance": 0.01, "problem": ""}
-    verdict = {"subject": {"card": "X"}, "findings": [finding], "kernels_ms": 0, "torch_ms": 0, "failure": ""}
-    (tmp_path / gpu_check.VERDICT).write_text(json.dumps(verdict))
-    assert gpu_check.verdict_of(tmp_path)[1] == "WRONG  loss, ieee: error 4.0e-01, allowed 1e-02"
-    assert gpu_check.verdict_of(tmp_path / "nothing") == []
-
-
-@pytest.mark.parametrize(
-    ("described", "scores"),
-    [('{"extension": true, "cuda": "release 13.0"}', True), ('{"extension": true, "cuda": null}', False), ("{", False)],
-)
-def test_scores_are_measured_where_the_extension_has_cuda(monkeypatch, tmp_path, described, scores):
-    monkeypatch.setattr(gpu_check, "TREE", tmp_path)
-    assert not gpu_check.built_with_cuda()
-    (tmp_path / "pad_fast").mkdir()
-    (tmp_path / "pad_fast" / "_build.json").write_text(described)
-    assert gpu_check.built_with_cuda() is scores
-
-
-TESTS = """
-import os, time
-def test_good(): pass
-def test_bad(): assert 1 == 2
-def test_last(): pass
-def test_that_dies(): os._exit(3)
-def test_slow(): time.sleep(60)
-"""
-
-
-def test_tests_are_dealt_out_and_what_ran_is_reported(monkeypatch, tmp_path):
-    """One test takes its process down, one does not end; the others' results are there."""
-    monkeypatch.setattr(gpu_check, "TREE", tmp_path)
-    monkeypatch.setattr(gpu_check, "WORKERS", 3)
-    (tmp_path / "test_some.py").write_text(TESTS)
-    names = [f"test_some.py::test_{name}" for name in ("good", "bad", "last", "slow", "that_dies")]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    part = gpu_check.run_tests("tests", names, tmp_path, seconds=10, environment=environment)
-    assert part.state == "timed out" and part.seconds < 30
-    assert part.found["asked for"] == 5 and part.found["tests"] == 3
-    assert [line.partition(":")[0] for line in part.found["failed"]] == ["test_bad"]
-    part = gpu_check.run_tests("tests", names[:3], tmp_path, seconds=60, environment=environment)
-    assert (part.state, part.found["tests"], part.found["failures"]) == ("failed", 3, 1)
-    assert part.found["failed"] == ["test_bad: assert 1 == 2"]
-    part = gpu_check.run_tests("tests", [names[0], names[4]], tmp_path, seconds=60, environment=environment)
-    assert part.state == "failed" and part.found["tests"] == 1
-    text = gpu_check.summarise([part], tmp_path)
-    assert "1 tests, 0 failures, 0 errors, 0 skipped (2 asked for)" in text
-
-
-def test_every_gpu_test_is_found(monkeypatch):
-    monkeypatch.setattr(gpu_check, "TREE", gpu_check.ROOT)
-    names = gpu_check.collect([gpu_check.ENGINE_TESTS], environment=dict(os.environ), seconds=120)
-    assert len(names) > 70 and any("compute_sanitizer" in name for name in names)
 
 
 def test_measured_is_set_against_what_was_asked():

@@ -60,7 +60,7 @@ def test_flags_exist() -> None:
     known = {flag for action in build_parser()._actions for flag in action.option_strings} | TORCHRUN
     for command in build_parser()._subparsers._group_actions[0].choices.values():  # type: ignore[union-attr]
         known |= {flag for action in command._actions for flag in action.option_strings}
-    for source in (ROOT / "benchmarks").glob("*.py"):
+    for source in (ROOT / "benchmarks").rglob("*.py"):
         known |= set(re.findall(r"\"(--[a-z-]+)\"", source.read_text(encoding="utf-8")))
     for name, text in TEXTS.items():
         for code in INLINE.findall(FENCED.sub("", text)):

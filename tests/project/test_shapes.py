@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import jaxtyping
 import pytest
 import torch
 
@@ -17,7 +16,7 @@ from pad_fast.training.trainer import shuffled_batches
 from ..support.paths import ROOT
 from ..support.shapes import CHECKED
 
-needs_beartype = pytest.mark.skipif(not CHECKED, reason="beartype is not installed")
+needs_beartype = pytest.mark.skipif(not CHECKED, reason="jaxtyping or beartype is not installed")
 
 
 @needs_beartype
@@ -31,7 +30,7 @@ def test_wrong_shapes_and_dtypes_are_refused():
         lambda: Adjoint(torch.ones(3), one, None, None),
     ]
     for call in broken:
-        with pytest.raises(jaxtyping.TypeCheckError):
+        with pytest.raises(pytest.importorskip("jaxtyping").TypeCheckError):
             call()
     assert normalized_distance(one, one + 1, one).tolist() == [0, 0]
 
@@ -48,6 +47,20 @@ from pad_fast.matching import normalized_distance
 assert not {"beartype", "typeguard"} & set(sys.modules)
 assert not hasattr(normalized_distance, "__wrapped__"), "it is the function itself"
 normalized_distance(torch.ones(5), torch.ones(5), torch.ones(1))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_needs_jaxtyping():
+    program = """
+import sys, importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "jaxtyping" else find(name, *more)
+sys.modules["jaxtyping"] = None
+import torch, pad_fast, pad_fast.cli.main, pad_fast.verification
+from pad_fast.matching import normalized_distance
+assert float(normalized_distance(torch.zeros(5), torch.ones(5), torch.full((5,), 3.0))) == 2.25
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -34,9 +34,10 @@ CASES = [
 
 
 def golden_folders() -> list[Path]:
-    """Folders searched for golden files, the complete set first, the committed selection last."""
+    """Folders searched for golden files, complete sets first, the committed selection last."""
     named = os.environ.get("PAD_FAST_GOLDEN")
     folders = [Path(named)] if named else []
+    folders += [ROOT / "build" / "carried" / "golden"]  # `python -m benchmarks.gpu_check --bundle` puts it there
     folders += [ROOT.parent / "shared" / "golden", ROOT / "tests" / "golden"]
     return [folder for folder in folders if folder.is_dir()]
 

@@ -7,14 +7,16 @@ and a test may well stand something of its own in for an engine or an operation.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, get_args
 
-import jaxtyping
-
 PACKAGES = ("pad_fast.matching", "pad_fast.engines", "pad_fast.training", "pad_fast.models")
-CHECKED = find_spec("beartype") is not None  # a machine with a GPU may have no more than what pad_fast needs
+# A machine with a GPU may have no more than what kernels need.
+CHECKED = find_spec("jaxtyping") is not None and find_spec("beartype") is not None
+if CHECKED:
+    import jaxtyping
 
 
 def states_shape(hint: Any) -> bool:
@@ -33,6 +35,17 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
     function.__annotations__ = {name: hints.get(name, Any) for name in function.__annotations__}
     return beartype(function)
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Nothing is checked inside of the block."""
+    if not CHECKED:
+        yield
+        return
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 if CHECKED:

@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ...data.augment import DSADraw, SeededDSA
 from ...models import ConvNetConfig
 from ...runtime.device import sent
+from ...runtime.shapes import Float
 from ..base import (
     Adjoint,
     Augment,

@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...data.augment import SeededDSA
 from ...models.flat import Channels
 from ...models.updates import Updates
 from ...runtime.device import sent
+from ...runtime.shapes import Float, Int
 from ..base import Augmentation, Wants
 from .operations import AugmentOperations, Operations
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
 from torch import Tensor
 
 from ...models import ConvNetConfig
+from ...runtime.shapes import Float
 from ..base import Labels, StackedLabels, Wants
 from ..convnet_layout import Block, blocks_of
 from .operations import Filters, FirstBlockOperations, Operations, Place, Statistics
