@@ -15,6 +15,7 @@ import torch
 from benchmarks import harness
 from pad_fast.engines import Task, registry
 from pad_fast.engines.triton.engine import TritonEngine
+from pad_fast.runtime.device import resolve_device
 
 
 class NeedsCudaError(Exception):
@@ -90,7 +91,7 @@ class Device:
     """Clock and memory of a device."""
 
     def __init__(self, name: str) -> None:
-        self.device = torch.device(name)
+        self.device = resolve_device(name)
         self.cuda = self.device.type == "cuda"
 
     def time(self, run: Callable[[], Any]) -> float:

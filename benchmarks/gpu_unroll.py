@@ -189,15 +189,18 @@ class Unroll:
         """Gradients in full float32, and the error of the plain loop in the precision that is timed."""
         if steps not in self._truths:
             draws = self.drawn(steps)
-            try:
-                with torch_settings("ieee"):
-                    truth = self.plain(steps, draws=draws, precision="ieee")
-                with torch_settings(self.precision, benchmark=True):
-                    error = worst(self.plain(steps, draws=draws), truth)
-                self._truths[steps] = truth, error
-            except torch.OutOfMemoryError:
-                self._truths[steps] = self._functional(steps, draws), None
+            # Not in the handler of the exception, which holds the activations of the loop that did not fit.
+            self._truths[steps] = self._by_loop(steps, draws) or (self._functional(steps, draws), None)
         return self._truths[steps]
+
+    def _by_loop(self, steps: int, draws: Sequence[DSADraw]) -> tuple[Gradients, float] | None:
+        try:
+            with torch_settings("ieee"):
+                truth = self.plain(steps, draws=draws, precision="ieee")
+            with torch_settings(self.precision, benchmark=True):
+                return truth, worst(self.plain(steps, draws=draws), truth)
+        except torch.OutOfMemoryError:
+            return None
 
     def _functional(self, steps: int, draws: Sequence[DSADraw]) -> Gradients:
         """By torch's operators in constant memory, where the plain loop does not fit."""
