@@ -56,6 +56,7 @@ class Unroll:
         self.lr = torch.tensor(0.01, device=device.device)
         draws = torch.Generator().manual_seed(1)
         self.batches = [torch.randperm(case.batch, generator=draws) for _ in range(case.steps)]
+        self.on_device = [batch.to(self.device) for batch in self.batches]
         self.seed = _SEED
         self._steps: dict[tuple[Plain, bool], Step] = {}
         self._truths: dict[int, tuple[Gradients, float | None]] = {}
@@ -87,7 +88,7 @@ class Unroll:
         if kind not in self._steps:
             self._steps[kind] = student_step(self.module, how, bf16=precision == "bf16")
         step = self._steps[kind]
-        batches = [batch.to(self.device) for batch in self.batches[:steps]]
+        batches = self.on_device[:steps]
         inputs = (self.theta, self.target, self.images, self.labels, self.lr)
         given = None if draws is None else Drawn(draws, self.device)
         options: dict[str, Any] = {} if how == LOOP else {"select": rows}
