@@ -2,24 +2,23 @@
 
     python -m benchmarks.gpu --json benchmarks/results/gpu.json
     python -m benchmarks.gpu --suites unroll --minutes 3
+    python -m benchmarks.gpu --variants rivals
 
-Every case runs in a process of its own, in which the rivals take turns. Convolutions may use TF32 on both sides. Where
-the plain loop runs out of memory its row says so, and it is measured with fewer steps, which gives its time per step.
+Every case runs in a process of its own, in which the rivals take turns: plain torch, the yardstick, with ours, with one
+more variant of ours, or with one of the plain side's stronger forms. Convolutions have the same precision on both
+sides, TF32 unless a row says otherwise. What is timed is compared with full float32 before its row is written. Where a
+plain loop runs out of memory its row says so, and it is measured with fewer steps, which gives its time per step.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,115 +27,31 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.gpu_cases import (
+    COMPILED,
+    EPOCH_TOLERANCE,
     EPOCHS,
+    MATCHING_TOLERANCE,
     OPTIONAL,
+    RIVALS,
     SUITES,
     TINY,
     TINY_EPOCHS,
+    UNROLL_TOLERANCE,
     UNROLLS,
     VARIANTS,
     EpochCase,
-    Ours,
+    Plain,
     UnrollCase,
 )
+from benchmarks.gpu_epochs import Epochs, epoch_rivals, epochs_as_timed
 from benchmarks.gpu_results import table, verdict, with_ratios
-from benchmarks.rivals import Step, compiled_step, plain_gsam_epoch, plain_sgd_epoch, plain_unroll
-from pad_fast import DSA, ConvNet, trajectory_matching_loss
-from pad_fast.engines import record_backends, registry
-from pad_fast.engines.triton.engine import TritonEngine
+from benchmarks.gpu_timing import Device, Rival, recorded, torch_settings
+from benchmarks.gpu_unroll import YARDSTICKS, Unroll, fewer_steps, unroll_rivals
 from pad_fast.matching import normalized_distance
-from pad_fast.models import FlatNetwork
-from pad_fast.runtime.rng import generator
-from pad_fast.training.optimizers import GSAM, SGD
-from pad_fast.training.trainer import Trainer, TrainingStreams, in_groups, shuffled_batches
 
-# Of the image gradient after two steps without augmentation in full float32; a wrong one is off by far more.
-UNROLL_TOLERANCE = 2e-2
-# Of the weights' movement over an epoch.
-EPOCH_TOLERANCE = 1e-1
-MATCHING_TOLERANCE = 1e-5
-
-_VARIANT = " | "  # between a case's name and a variant's
-
-
-class Rival:
-    """Something that is timed. `check` is its relative error, None for the yardstick itself."""
-
-    def __init__(self, name: str, run: Callable[[], Any], *, steps: int, environment: dict[str, str] | None = None):
-        self.name, self.run, self.steps = name, run, steps
-        self.environment = environment or {}
-        self.check: float | None = None
-        self.milliseconds: list[float] = []
-        self.peak = 0
-        self.out_of_memory = False
-
-    def row(self) -> dict[str, Any]:
-        described: dict[str, Any] = {"rival": self.name, "steps": self.steps, "error": self.check}
-        if self.out_of_memory:
-            return {**described, "status": "out of memory"}
-        if not self.milliseconds:
-            return {**described, "status": "not run"}
-        described["ms"] = harness.summary(self.milliseconds)
-        described["ms_per_step"] = described["ms"]["median"] / self.steps
-        return {**described, "status": "ok", "peak_mib": self.peak / 2**20}
-
-
-class Device:
-    """Clock and memory of a device."""
-
-    def __init__(self, name: str) -> None:
-        self.device = torch.device(name)
-        self.cuda = self.device.type == "cuda"
-
-    def time(self, run: Callable[[], Any]) -> float:
-        """Milliseconds from the first to the last thing the device does."""
-        if not self.cuda:
-            start = time.perf_counter()
-            run()
-            return (time.perf_counter() - start) * 1e3
-        torch.cuda.synchronize()
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end)
-
-    def clean(self) -> None:
-        gc.collect()
-        if self.cuda:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-
-    def peak(self) -> int:
-        """Bytes reserved at most since :meth:`clean`: what graphs hold for themselves is in it."""
-        return torch.cuda.max_memory_reserved() if self.cuda else 0
-
-    def reserved(self) -> int:
-        return torch.cuda.memory_reserved() if self.cuda else 0
-
-
-@contextmanager
-def environment(changes: dict[str, str]) -> Iterator[None]:
-    """Environment variables for the duration of a block."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def recorded() -> int:
-    """CUDA graphs that were recorded so far."""
-    engine = registry._engines["triton"]
-    assert isinstance(engine, TritonEngine)
-    return engine.graphs.recorded
+_VARIANT = " | "  # between a case's name and a variant's or a rival's
+# Rows of a process that another one has, too.
+_SHARED = (YARDSTICKS["tf32"], f"{YARDSTICKS['tf32']}, fewer steps", "plain torch")
 
 
 def measure(device: Device, rivals: list[Rival], *, rounds: int, seconds: float, warm: int = 3) -> None:
@@ -151,7 +66,7 @@ def measure(device: Device, rivals: list[Rival], *, rounds: int, seconds: float,
         device.clean()
         before = device.reserved()
         try:
-            with environment(rival.environment):
+            with rival.within():
                 for _ in range(warm):
                     device.time(rival.run)
                     if time.monotonic() - begin > seconds:
@@ -163,7 +78,7 @@ def measure(device: Device, rivals: list[Rival], *, rounds: int, seconds: float,
     left, before_timing = [rival for rival in rivals if not rival.out_of_memory], recorded()
     for round_ in range(rounds):
         for rival in left:
-            with environment(rival.environment):
+            with rival.within():
                 try:
                     rival.milliseconds.append(device.time(rival.run))
                 except torch.OutOfMemoryError:
@@ -174,114 +89,26 @@ def measure(device: Device, rivals: list[Rival], *, rounds: int, seconds: float,
         raise SystemExit("CUDA graphs were recorded while they were timed")
 
 
-@contextmanager
-def full_float32(backend: str) -> Iterator[str]:
-    """Both sides without TF32 for the duration of a block; gives our side's precision."""
-    settings = torch.backends
-    before = settings.cudnn.allow_tf32, settings.cuda.matmul.allow_tf32
-    settings.cudnn.allow_tf32 = settings.cuda.matmul.allow_tf32 = False
-    try:
-        yield "ieee" if backend == "triton" else "auto"
-    finally:
-        settings.cudnn.allow_tf32, settings.cuda.matmul.allow_tf32 = before
-
-
-class Unroll:
-    """The tensors of a case, and its two sides."""
-
-    def __init__(self, case: UnrollCase, device: Device, backend: str) -> None:
-        torch.manual_seed(0)
-        self.case, self.device, self.backend = case, device.device, backend
-        self.module = ConvNet(width=case.width).to(device.device)
-        self.theta = FlatNetwork(self.module).initial()
-        self.target = self.theta + 0.01 * torch.randn_like(self.theta)
-        self.images = torch.randn(case.batch, 3, 32, 32).to(device.device)
-        self.labels = torch.randn(case.batch, 10).to(device.device)
-        self.lr = torch.tensor(0.01, device=device.device)
-        draws = torch.Generator().manual_seed(1)
-        self.batches = [torch.randperm(case.batch, generator=draws) for _ in range(case.steps)]
-        self.seed = 0
-
-    def plain(self, steps: int, *, augmented: bool = True, step: Step | None = None) -> tuple[Tensor, ...]:
-        batches = [batch.to(self.device) for batch in self.batches[:steps]]
-        inputs = (self.theta, self.target, self.images, self.labels, self.lr)
-        augment = self._augment() if augmented else None
-        return plain_unroll(self.module, *inputs, batches, augment=augment, step=step)[1]
-
-    def ours(self, how: Ours, steps: int, *, augmented: bool = True, **options: Any) -> tuple[Tensor, ...]:
-        learned = [tensor.detach().requires_grad_() for tensor in (self.images, self.labels, self.lr)]
-        ends = [self.theta, self.target]
-        if how.trajectories > 1:
-            ends = [end.expand(how.trajectories, -1) for end in ends]
-        loss = trajectory_matching_loss(
-            self.module,
-            *ends,
-            *learned,
-            batches=self.batches[:steps],
-            augment=self._augment() if augmented else None,
-            backend=self.backend,
-            **{**how.options, **options},
-        )
-        return torch.autograd.grad(loss.mean(), learned)
-
-    def _augment(self) -> Any:
-        self.seed += 1
-        return DSA().seeded(self.seed)
-
-    def check(self, how: Ours | Step) -> float:
-        """Relative error of the image gradient of two steps, both sides in full float32."""
-        with full_float32(self.backend) as precision:
-            steps = min(2, self.case.steps)
-            if isinstance(how, Ours):
-                checked = self.ours(how, steps, augmented=False, precision=precision)[0]
-            else:
-                checked = self.plain(steps, augmented=False, step=how)[0]
-            return harness.relative_error(checked, self.plain(steps, augmented=False)[0])
-
-
 def run_unroll(
     case: UnrollCase, device: Device, backend: str, *, rounds: int, seconds: float, variant: str = "ours"
 ) -> list[Rival]:
-    """Plain loop and one variant of ours; where the plain loop does not fit, also one with fewer steps."""
-    problem = Unroll(case, device, backend)
-    rivals = [Rival("plain loop", lambda: problem.plain(case.steps), steps=case.steps)]
-    names = (variant,)
-    with record_backends() as used:
-        errors = {name: problem.check(VARIANTS[name]) for name in names}
-    if set(used) != {backend}:
-        raise SystemExit(f"ours ran on {set(used)}")
-    for name in names:
-        how = VARIANTS[name]
-
-        def run(how: Ours = how) -> Any:
-            return problem.ours(how, case.steps)
-
-        rival = Rival(name, run, steps=case.steps, environment={} if how.graphs else {"PAD_FAST_GRAPHS": "0"})
-        rival.check = errors[name]
-        rivals.append(rival)
-    if case.compiled:
-        step = compiled_step(problem.module)
-        rival = Rival("plain loop, torch.compile", partial(problem.plain, case.steps, step=step), steps=case.steps)
-        rival.check = problem.check(step)
-        rivals.append(rival)
-    refuse_wrong(rivals, UNROLL_TOLERANCE)
+    """Plain loop and one variant of ours or one rival; where a loop does not fit, also with fewer steps."""
+    precision = VARIANTS[variant].precision if variant in VARIANTS else "tf32"
+    problem = Unroll(case, device, backend, precision)
+    entered = unroll_rivals(problem, variant)
+    refuse_wrong(entered, UNROLL_TOLERANCE)
+    for rival, how in list(entered.items()):
+        fewer = fewer_steps(problem, rival, how, device.clean) if isinstance(how, Plain) and rival.runs else None
+        if fewer is not None:
+            entered[fewer] = how
     device.clean()
-    try:
-        problem.plain(case.steps)
-    except torch.OutOfMemoryError:
-        rivals[0].out_of_memory = True
-        fewer = case.steps // 4
-        while fewer:
-            device.clean()
-            try:
-                problem.plain(fewer)
-                rivals.append(Rival("plain loop, fewer steps", partial(problem.plain, fewer), steps=fewer))
-                break
-            except torch.OutOfMemoryError:
-                fewer //= 2
+    measure(device, [rival for rival in entered if rival.runs], rounds=rounds, seconds=seconds)
     device.clean()
-    measure(device, [rival for rival in rivals if not rival.out_of_memory], rounds=rounds, seconds=seconds)
-    return rivals
+    for rival, how in entered.items():
+        if rival.milliseconds:
+            rival.timed = problem.as_timed(rival, how)
+    refuse_wrong_as_timed(entered)
+    return list(entered)
 
 
 def run_matching(device: Device, backend: str, *, trajectories: int, dropped: bool, rounds: int) -> list[Rival]:
@@ -315,82 +142,29 @@ def run_matching(device: Device, backend: str, *, trajectories: int, dropped: bo
     return rivals
 
 
-class Epochs:
-    """Networks of a case with their own weights, batches and augmentation, and the two sides of training them."""
-
-    def __init__(self, case: EpochCase, device: Device, backend: str) -> None:
-        torch.manual_seed(0)
-        self.case, self.device, self.backend = case, device.device, backend
-        modules = [ConvNet(width=case.width).to(device.device) for _ in range(case.networks)]
-        self.networks = [FlatNetwork(module) for module in modules]
-        self.starts = [network.initial() for network in self.networks]
-        self.images = torch.randn(case.images, 3, 32, 32).to(device.device)
-        labels = (torch.arange(case.images) % 10).to(device.device)
-        self.targets = labels if case.expert else torch.nn.functional.one_hot(labels, 10).float() * 4
-        self.everything = torch.arange(case.images, device=device.device)
-        self.batch = 256 if case.expert else 128
-        self.dsa = DSA()
-
-    @property
-    def steps(self) -> int:
-        """Batches of all networks and epochs."""
-        return self.case.networks * self.case.epochs * -(-self.case.images // self.batch)
-
-    def plain(self) -> Tensor:
-        """Change of the weights by plain torch, one network after another."""
-        moved = []
-        for number, (network, start) in enumerate(zip(self.networks, self.starts, strict=True)):
-            module, draws = network.load(start).train(), generator(0, "bench", number)
-            augment = partial(self.dsa, generator=draws)
-            optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-            for _ in range(self.case.epochs):
-                batches = shuffled_batches(self.everything, self.batch, draws)
-                if self.case.expert:
-                    plain_gsam_epoch(module, self.images, self.targets, batches, augment, lr=0.01, rho=0.01, alpha=0.3)
-                else:
-                    plain_sgd_epoch(module, self.images, self.targets.softmax(-1), batches, augment, optimizer)
-            moved.append(network.initial() - start)
-        return torch.stack(moved)
-
-    def ours(self, together: int, precision: str = "auto") -> Tensor:
-        """The same by an engine, so many networks at a time."""
-        moved = []
-        for numbers in in_groups(range(self.case.networks), together):
-            networks = [FlatNetwork(self.networks[number].load(self.starts[number])) for number in numbers]
-            trainer = Trainer(networks, device=self.device, backend=self.backend, precision=precision)
-            streams = TrainingStreams(trainer, [generator(0, "bench", number) for number in numbers], self.dsa)
-            optimizer = (
-                GSAM(0.01, rho=0.01, alpha=0.3) if self.case.expert else SGD(0.01, momentum=0.9, weight_decay=5e-4)
-            )
-            for _ in range(self.case.epochs):
-                batches = streams.batches(self.everything, self.batch)
-                trainer.epoch(self.images, self.targets, batches, optimizer, streams.augment)
-            moved.append(trainer.theta.view(len(numbers), -1) - torch.stack([self.starts[n] for n in numbers]))
-        return torch.cat(moved)
-
-
-def run_epochs(case: EpochCase, device: Device, backend: str, *, rounds: int) -> list[Rival]:
+def run_epochs(case: EpochCase, device: Device, backend: str, *, rounds: int, variant: str = "ours") -> list[Rival]:
     """Epochs of GSAM on hard labels (experts) or of SGD with momentum on soft ones (evaluation), with DSA."""
     problem = Epochs(case, device, backend)
-    sizes = {"ours": 1} if case.networks == 1 else {"ours, one by one": 1, "ours, together": case.networks}
-    rivals = [Rival("plain torch", problem.plain, steps=problem.steps)]
-    with full_float32(backend) as precision, record_backends() as used:
-        truth = problem.plain()  # both sides draw the same
-        for name, together in sizes.items():
-            rivals.append(Rival(name, partial(problem.ours, together), steps=problem.steps))
-            rivals[-1].check = harness.relative_error(problem.ours(together, precision), truth)
-    if set(used) != {backend}:
-        raise SystemExit(f"ours ran on {set(used)}")
+    rivals, truth = epoch_rivals(problem, variant)
     refuse_wrong(rivals, EPOCH_TOLERANCE)
-    measure(device, rivals, rounds=rounds, seconds=10, warm=6)
+    measure(device, [rival for rival in rivals if rival.runs], rounds=rounds, seconds=10, warm=6)
+    epochs_as_timed(problem, rivals, truth)
+    refuse_wrong_as_timed(rivals)
     return rivals
 
 
-def refuse_wrong(rivals: list[Rival], tolerance: float) -> None:
+def refuse_wrong(rivals: Iterable[Rival], tolerance: float) -> None:
     """No speed of anything that computes something else."""
     for rival in rivals:
         if rival.check is not None:
             harness.require(rival.check, tolerance, rival.name)
+
+
+def refuse_wrong_as_timed(rivals: Iterable[Rival]) -> None:
+    """No speed of anything that computes something else in the precision, the steps and the way that were timed."""
+    for rival in rivals:
+        if rival.timed is not None and rival.timed.tolerance is not None:
+            harness.require(rival.timed.error, rival.timed.tolerance, f"{rival.name} as it is timed")
 
 
 def cases(suites: list[str], *, tiny: bool) -> list[tuple[str, str]]:
@@ -410,21 +184,46 @@ def cases(suites: list[str], *, tiny: bool) -> list[tuple[str, str]]:
     return [(suite, case) for suite in suites for case in named[suite]]
 
 
+def rival_cases(suites: list[str], *, tiny: bool) -> list[tuple[str, str]]:
+    """(suite, case) of the plain side's stronger forms, the rival behind the case's name.
+
+    Each has a process of its own, so that what its compiler, its graphs and cuDNN's trials leave behind is not ours.
+    """
+    unrolls, epochs = (TINY, TINY_EPOCHS) if tiny else (UNROLLS, EPOCHS)
+    against = {
+        "unroll": {name: case.against for name, case in unrolls.items()},
+        "epochs": {name: case.against for name, case in epochs.items()},
+        "matching": {},
+    }
+    return [
+        (suite, f"{name}{_VARIANT}{rival}")
+        for suite in suites
+        for name, rivals in against[suite].items()
+        for rival in rivals
+    ]
+
+
+def chosen(suites: list[str], variants: str, *, tiny: bool) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(suite, case) of ours, and of its rivals, by the choice of `--variants`."""
+    ours, rivals = cases(suites, tiny=tiny), rival_cases(suites, tiny=tiny)
+    if variants == "rivals":
+        return [], rivals
+    if variants == "with":
+        return ours, rivals
+    return [(suite, name) for suite, name in ours if (_VARIANT in name) == (variants == "alone")], []
+
+
 def run_case(suite: str, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run one case in this process."""
-    variant = ""
     device = Device(options.device)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    name, _, variant = name.partition(_VARIANT)
     if suite == "unroll":
-        name, _, variant = name.partition(_VARIANT)
         case = (TINY if options.tiny else UNROLLS)[name]
-        if variant:
-            case = replace(case, compiled=False)  # timed beside "ours"
         if options.compile:
-            run_once(case, device, options.backend)
+            run_once(case, device, options.backend, variant)
             return []
         rivals = run_unroll(
-            case,
+            replace(case, compiled=False) if variant else case,  # timed beside "ours"
             device,
             options.backend,
             rounds=options.rounds,
@@ -448,15 +247,33 @@ def run_case(suite: str, name: str, options: argparse.Namespace) -> list[dict[st
             for together in {1, epochs.networks}:
                 Epochs(epochs, device, options.backend).ours(together)
             return []
-        rivals = run_epochs(epochs, device, options.backend, rounds=options.rounds)
+        rivals = run_epochs(epochs, device, options.backend, rounds=options.rounds, variant=variant or "ours")
         described = {"batch": epochs.images, "networks": epochs.networks}
     rows = with_ratios([{"suite": suite, "case": name, **described, **rival.row()} for rival in rivals])
-    # The yardstick of a variant is the one of its own process, and shown where "ours" is.
-    return [row for row in rows if row["rival"].startswith("ours")] if variant else rows
+    # The yardstick of a variant is the one of its own process, and shown where "ours" is, unless its precision differs.
+    return [row for row in rows if row["rival"] not in _SHARED] if variant else rows
+
+
+def optional(name: str) -> bool:
+    """Whether a case may fail: one that needs a compiler which is not ours."""
+    case, _, variant = name.partition(_VARIANT)
+    return case in OPTIONAL or (variant in RIVALS and RIVALS[variant].compiled)
+
+
+def to_compile(named: list[tuple[str, str]], backend: str) -> list[tuple[str, str]]:
+    """What of these cases is compiled ahead: our kernels, and the steps of the rivals that have them compiled."""
+    found = set()
+    for suite, name in named:
+        case, _, variant = name.partition(_VARIANT)
+        if variant in RIVALS:
+            found |= {(suite, name)} if RIVALS[variant].compiled else set()
+        elif suite != "matching" and backend == "triton":
+            found.add((suite, case))
+    return sorted(found)
 
 
 def compile_kernels(arguments: list[str], named: list[tuple[str, str]], seconds: float) -> None:
-    """Some steps of ours of every case side by side, so that Triton's cache on disk has what the cases will run.
+    """Some steps of every case side by side, so that Triton's and inductor's caches on disk have what cases will run.
 
     Compiling takes processor cores and minutes; one case at a time it would be done with one core, and be timed out.
     """
@@ -473,17 +290,19 @@ def compile_kernels(arguments: list[str], named: list[tuple[str, str]], seconds:
             process.wait()
 
 
-def run_once(case: UnrollCase, device: Device, backend: str) -> None:
-    """Everything of ours once, on two steps: what must be compiled is compiled then."""
-    problem = Unroll(case, device, backend)
-    for name in ("ours", *case.more):
-        for augmented in (False, True):
-            problem.ours(VARIANTS[name], min(2, case.steps), augmented=augmented)
-        problem.check(VARIANTS[name])
-    if case.compiled:
-        step = compiled_step(problem.module)
-        problem.check(step)
-        problem.plain(min(2, case.steps), step=step)
+def run_once(case: UnrollCase, device: Device, backend: str, variant: str = "") -> None:
+    """Everything of ours once, or of a rival, on two steps: what must be compiled is compiled then."""
+    problem, steps = Unroll(case, device, backend), min(2, case.steps)
+    if not variant:
+        for name in ("ours", *case.more):
+            for augmented in (False, True):
+                problem.ours(VARIANTS[name], steps, augmented=augmented)
+            problem.check(VARIANTS[name])
+    for rival in [variant] if variant else [COMPILED] if case.compiled else []:
+        how = replace(RIVALS[rival], graph=False)
+        problem.check(how)
+        with torch_settings("tf32", benchmark=True):
+            problem.plain(steps, how=how)
 
 
 def in_process(suite: str, name: str, arguments: list[str], seconds: float) -> list[dict[str, Any]]:
@@ -506,9 +325,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="where (default: cuda)")
     parser.add_argument("--backend", default="triton", help="our side's engine (default: triton)")
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES), help="which (default: all)")
-    parser.add_argument("--minutes", type=float, default=5.0, help="start no case after this long (default: 5)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="start no case after this long (default: 10)")
     parser.add_argument("--case-seconds", type=float, default=15.0, help="stop repeating a case then (default: 15)")
-    parser.add_argument("--variants", choices=("with", "without", "alone"), default="with", help="variants of ours")
+    parser.add_argument(
+        "--variants",
+        choices=("with", "without", "alone", "rivals"),
+        default="with",
+        help="ours and its rivals with or without variants, variants of ours alone, or the plain side's stronger forms",
+    )
     parser.add_argument("--tiny", action="store_true", help="small networks, to try the program itself")
     parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--worker", nargs=2, metavar=("SUITE", "CASE"), help=argparse.SUPPRESS)
@@ -523,28 +347,29 @@ def main() -> None:
     if options.device == "cuda" and torch.cuda.is_available():
         print(torch.cuda.get_device_name())
     print(harness.heading(command) + "\n", flush=True)
-    begin, rows = time.monotonic(), []
-    named = [
-        (suite, name)
-        for suite, name in cases(options.suites, tiny=options.tiny)
-        if options.variants == "with" or (_VARIANT in name) == (options.variants == "alone")
-    ]
-    if options.backend == "triton":
-        compiled = sorted({(suite, name.partition(_VARIANT)[0]) for suite, name in named if suite != "matching"})
-        compile_kernels(arguments, compiled, 15 * options.minutes)
-    for suite, name in named:
-        left = 60 * options.minutes - (time.monotonic() - begin)
-        if left < 5:
-            rows.append(
-                {"suite": suite, "case": name, "rival": "-", "steps": 0, "status": "failed", "reason": "no time"}
-            )
-        else:
-            rows += in_process(suite, name, arguments, min(left, 5 * options.case_seconds))
-        write(options.json, command, rows)  # what is there survives whoever stops this program
+    begin = time.monotonic()
+    rows: list[dict[str, Any]] = []
+
+    def run(named: list[tuple[str, str]]) -> None:
+        compile_kernels(arguments, to_compile(named, options.backend), 15 * options.minutes)
+        for suite, name in named:
+            left = 60 * options.minutes - (time.monotonic() - begin)
+            if left < 5:
+                failed = {"suite": suite, "case": name, "rival": "-", "steps": 0}
+                rows.append({**failed, "status": "failed", "reason": "no time"})
+            else:
+                rows.extend(in_process(suite, name, arguments, min(left, 5 * options.case_seconds)))
+            write(options.json, command, rows)  # what is there survives whoever stops this program
+
+    ours, rivals = chosen(options.suites, options.variants, tiny=options.tiny)
+    run(ours)
+    # Where ours failed there is nothing to set its rivals against.
+    failed = {(row["suite"], row["case"]) for row in rows if row["status"] == "failed"}
+    run([(suite, name) for suite, name in rivals if (suite, name.partition(_VARIANT)[0]) not in failed])
     print(table(rows))
-    if options.suites[0] == "unroll" and options.variants != "alone" and not options.tiny:
+    if options.suites[0] == "unroll" and options.variants in ("with", "without") and not options.tiny:
         print("\n" + verdict(rows))
-    if any(row["status"] in ("failed", "not run") and row["case"] not in OPTIONAL for row in rows):
+    if any(row["status"] in ("failed", "not run") and not optional(row["case"]) for row in rows):
         raise SystemExit("some cases failed")
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+import operator
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +24,9 @@ from pad_fast import ParameterMask
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Parameters, a batch's images and label logits, and the learning rate: to the next parameters."""
+
+Select = Callable[[Tensor, Tensor], Tensor]
+"""Rows of the first by the indices of the second."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -52,20 +57,22 @@ def plain_unroll(
     mask: ParameterMask | None = None,
     augment: Callable[[Tensor, int], Tensor] | None = None,
     step: Step | None = None,
+    select: Select = operator.getitem,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Loss, and its gradient in images, label logits and lr, by autograd through all steps.
 
     `mask` may be `none`, `depth` (slices leave the first entries out) or `loss` (the smallest distances are dropped).
-    `step` takes the place of the usual one; :func:`compiled_step` makes one.
+    `step` takes the place of the usual one; :func:`autograd_step` and :func:`compiled_step` make one. `select` takes a
+    batch out of all images; by :func:`rows` it is cheaper to pull back than by indexing, as scripts do it.
     """
-    step = step or _autograd_step(_student_loss(module, tuned=tuned))
+    step = step or autograd_step(module, tuned=tuned)
     images = images.detach().requires_grad_()
     label_logits = label_logits.detach().requires_grad_()
     lr = lr.detach().requires_grad_()
     theta = theta_start.detach().requires_grad_()
     for number, batch in enumerate(batches):
-        inputs = images[batch] if augment is None else augment(images[batch], number)
-        theta = step(theta, inputs, label_logits[batch], lr)
+        inputs = select(images, batch) if augment is None else augment(select(images, batch), number)
+        theta = step(theta, inputs, select(label_logits, batch), lr)
     left, reference = (theta - theta_target).square(), (theta_start - theta_target).square()
     if mask is not None and mask.kind != "none":
         dropped = int(mask.amount * len(theta))
@@ -75,8 +82,20 @@ def plain_unroll(
     return matching.detach(), torch.autograd.grad(matching, (images, label_logits, lr))
 
 
-def _student_loss(module: nn.Module, *, tuned: bool = False) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Cross entropy of the network whose parameters are cut out of one flat vector."""
+def rows(tensor: Tensor, indices: Tensor) -> Tensor:
+    """A :data:`Select` whose gradient is added up without sorting the indices."""
+    return tensor.index_select(0, indices)
+
+
+def _student_loss(
+    module: nn.Module, *, tuned: bool = False, bf16: bool = False
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Cross entropy of the network whose parameters are cut out of one flat vector.
+
+    Args:
+        tuned: channels_last.
+        bf16: the network under torch.autocast.
+    """
     names, shapes = zip(*((name, p.shape) for name, p in module.named_parameters()), strict=True)
     sizes = [shape.numel() for shape in shapes]
 
@@ -87,14 +106,16 @@ def _student_loss(module: nn.Module, *, tuned: bool = False) -> Callable[[Tensor
             parameters = {
                 n: p.contiguous(memory_format=torch.channels_last) if p.dim() == 4 else p for n, p in parameters.items()
             }
-        logits = torch.func.functional_call(module, parameters, (inputs,))
-        return functional.cross_entropy(logits, label_logits.softmax(-1))
+        with torch.autocast(theta.device.type, torch.bfloat16) if bf16 else nullcontext():
+            logits = torch.func.functional_call(module, parameters, (inputs,))
+        return functional.cross_entropy(logits.to(theta.dtype), label_logits.softmax(-1))
 
     return loss
 
 
-def _autograd_step(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Step:
-    """A student step that autograd can go through again."""
+def autograd_step(module: nn.Module, *, tuned: bool = False, bf16: bool = False) -> Step:
+    """A student step that autograd can go through again; see :func:`_student_loss`."""
+    loss = _student_loss(module, tuned=tuned, bf16=bf16)
 
     def step(theta: Tensor, inputs: Tensor, label_logits: Tensor, lr: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(loss(theta, inputs, label_logits), theta, create_graph=True)
@@ -107,7 +128,7 @@ def compiled_step(module: nn.Module, **options: Any) -> Step:
     """A student step for :func:`plain_unroll` out of `torch.compile`, which `options` are for.
 
     Compiled code is differentiated once at most, so the gradient inside the step is taken by `torch.func.grad`, which
-    is compiled with it, and autograd goes through compiled steps from outside.
+    is compiled with it, and autograd goes through compiled steps from outside. The compiler chooses memory formats.
     """
     loss = _student_loss(module)
 
@@ -119,18 +140,12 @@ def compiled_step(module: nn.Module, **options: Any) -> Step:
     return compiled
 
 
-def plain_gsam_epoch(
-    module: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    batches: Sequence[Tensor],
-    augment: Callable[[Tensor], Tensor],
-    *,
-    lr: float,
-    rho: float,
-    alpha: float,
-) -> None:
-    """One epoch of adaptive GSAM on a module's own parameters, parameter by parameter."""
+TrainingStep = Callable[[Tensor, Tensor], None]
+"""A batch's images and labels: changes the weights of a module."""
+
+
+def gsam_step(module: nn.Module, *, lr: float, rho: float, alpha: float) -> TrainingStep:
+    """Adaptive GSAM on a module's own parameters, parameter by parameter."""
     parameters = list(module.parameters())
 
     def gradients(inputs: Tensor, targets: Tensor) -> list[Tensor]:
@@ -139,8 +154,7 @@ def plain_gsam_epoch(
     def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
         return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
 
-    for batch in batches:
-        inputs, targets = augment(images[batch]), labels[batch]
+    def step(inputs: Tensor, targets: Tensor) -> None:
         g1 = gradients(inputs, targets)
         with torch.no_grad():
             scaled = [p.abs() * g for p, g in zip(parameters, g1, strict=True)]
@@ -155,6 +169,47 @@ def plain_gsam_epoch(
             for p, old, a, b in zip(parameters, saved, g1, g2, strict=True):
                 p.copy_(old - lr * (b - alpha * (a - cosine * norm1 * b / (norm2 + 1e-12))))
 
+    return step
+
+
+def sgd_step(module: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingStep:
+    """A torch optimiser on soft targets (probabilities)."""
+
+    def step(inputs: Tensor, targets: Tensor) -> None:
+        loss = functional.cross_entropy(module(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def plain_epoch(
+    step: TrainingStep,
+    images: Tensor,
+    labels: Tensor,
+    batches: Sequence[Tensor],
+    augment: Callable[[Tensor], Tensor],
+) -> None:
+    """One epoch of such steps."""
+    for batch in batches:
+        step(augment(images[batch]), labels[batch])
+
+
+def plain_gsam_epoch(
+    module: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    batches: Sequence[Tensor],
+    augment: Callable[[Tensor], Tensor],
+    *,
+    lr: float,
+    rho: float,
+    alpha: float,
+) -> None:
+    """One epoch of :func:`gsam_step`."""
+    plain_epoch(gsam_step(module, lr=lr, rho=rho, alpha=alpha), images, labels, batches, augment)
+
 
 def plain_sgd_epoch(
     module: nn.Module,
@@ -164,12 +219,8 @@ def plain_sgd_epoch(
     augment: Callable[[Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """One epoch with a torch optimiser on soft targets (probabilities)."""
-    for batch in batches:
-        loss = functional.cross_entropy(module(augment(images[batch])), targets[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    """One epoch of :func:`sgd_step`."""
+    plain_epoch(sgd_step(module, optimizer), images, targets, batches, augment)
 
 
 def plain_dsa(images: Tensor, operation: str, values: Tensor) -> Tensor:
