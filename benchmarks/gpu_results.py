@@ -64,6 +64,11 @@ def strongest(rows: list[dict[str, Any]], name: str) -> tuple[str, float] | None
     return best, ours[0] / rivals[best]
 
 
+def against_strongest(rows: list[dict[str, Any]]) -> list[str]:
+    """Ours beside the strongest form of the plain side, a line for each target."""
+    return [_against_strongest(rows, name) for name in TARGETS]
+
+
 def _against_strongest(rows: list[dict[str, Any]], name: str) -> str:
     found = strongest(rows, name)
     asked = f"at least {STRONGEST} asked for"

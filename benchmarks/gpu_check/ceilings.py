@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import Device
 from benchmarks.gpu_check.results import write_json
+from benchmarks.gpu_timing import Device
 
 _SECONDS = 1.0
 _CALLS = 5

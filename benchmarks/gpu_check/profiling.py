@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import Device, Unroll, environment
 from benchmarks.gpu_cases import UNROLLS, VARIANTS
 from benchmarks.gpu_check.results import write_json
+from benchmarks.gpu_timing import Device, environment
+from benchmarks.gpu_unroll import Unroll
 from pad_fast.engines import register
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.operations import Operations

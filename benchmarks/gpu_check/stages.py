@@ -23,6 +23,7 @@ STAGES = {
     "training": Stage(55, "epochs of experts and evaluation networks"),
     "matching": Stage(20, "the matching loss by itself"),
     "variants": Stage(80, "one gradient in other ways: activations kept, bf16, float32, 8 trajectories, no graphs"),
+    "rivals": Stage(170, "the headline's cases against the plain loop in its stronger forms: captured, compiled"),
     "tests": Stage(120, "everything marked gpu, dealt out to several processes, with a limit for each test"),
     "scores": Stage(20, "scoring by CUDA, where the extension has it"),
     "sanitizer": Stage(40, "compute-sanitizer on the smallest cases"),
@@ -38,6 +39,7 @@ BENCHMARKS = {
     "training": ["--suites", "epochs"],
     "matching": ["--suites", "matching"],
     "variants": ["--suites", "unroll", "--variants", "alone"],
+    "rivals": ["--suites", "unroll", "--variants", "rivals"],
 }
 """Stages that are runs of `benchmarks.gpu`."""
 

@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import Device, Epochs, Unroll, environment
 from benchmarks.gpu_cases import EPOCHS, TINY, TINY_EPOCHS, UNROLLS, VARIANTS, UnrollCase
+from benchmarks.gpu_epochs import Epochs
+from benchmarks.gpu_timing import Device, environment
+from benchmarks.gpu_unroll import Unroll
 from pad_fast.engines import registry
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.operations import Operations

@@ -20,13 +20,14 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import gpu
+from benchmarks import gpu_timing
 from benchmarks.gpu_check import carried, ceilings, dealing, profiling, reproducing, routes, stages
 from pad_fast.kernels.conv.choices import Choice
 from pad_fast.kernels.conv.launches import KERNELS
 
 from ..support import golden as golden_files
 from ..support.paths import ROOT
+from ..support.triton import register
 
 pytest.importorskip("triton", reason="the kernels' modules import Triton")
 
@@ -132,9 +133,7 @@ def test_a_profile_sets_measured_times_beside_counted_floors():
 def test_without_a_gpu_the_launches_of_the_headline_are_counted(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(profiling, "CASES", ("CIFAR-10 IPC 1",))
     monkeypatch.setattr(profiling, "STEPS", 2)
-    monkeypatch.setattr(
-        profiling, "register", lambda engine: monkeypatch.setitem(gpu.registry._engines, "triton", engine)
-    )
+    monkeypatch.setattr(profiling, "register", lambda engine: register(monkeypatch, engine))
     monkeypatch.setattr(sys, "argv", ["x", "--device", "cpu", "--json", str(tmp_path / "profile.json")])
     profiling.main()
     rows = json.loads((tmp_path / "profile.json").read_text())["cases"]["CIFAR-10 IPC 1"]
@@ -182,7 +181,7 @@ def test_routes_are_a_table_of_both_times(monkeypatch, tmp_path, capsys):
 
 
 def test_ceilings_are_rates():
-    rows = ceilings.measured(gpu.Device("cpu"))
+    rows = ceilings.measured(gpu_timing.Device("cpu"))
     assert [row["name"] for row in rows] == ["copy", "product, tf32", "product, bf16"]
     assert all(math.isfinite(row["value"]) and row["value"] > 0 for row in rows)
 

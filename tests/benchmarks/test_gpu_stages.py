@@ -55,12 +55,12 @@ def test_the_check_writes_its_results_although_parts_fail(place, monkeypatch, ca
     monkeypatch.setattr(tree, "importable", lambda names: {**have(names), "pybind11": False})
     assert main(["--out", str(place / "out"), "--device", "cpu", "--scale", "0.02"]) == 1
     parts = report_of(place / "out")
-    assert [*parts] == ["modules", "sources", *[*stages.STAGES][:8], "extension", *[*stages.STAGES][8:]]
+    assert [*parts] == ["modules", "sources", *[*stages.STAGES][:9], "extension", *[*stages.STAGES][9:]]
     states = {name: part["state"] for name, part in parts.items()}
     assert states["modules"] == states["sources"] == "ok"
     skipped = {"routes", "extension", "tests", "scores", "sanitizer", "reproduce"}
     assert {name for name, state in states.items() if state == "skipped"} == skipped
-    assert {states[name] for name in ("smoke", "headline", "training", "variants")} <= {"timed out", "failed"}
+    assert {states[name] for name in ("smoke", "headline", "training", "variants", "rivals")} <= {"timed out", "failed"}
     assert "need a GPU" in parts["tests"]["detail"] and "--data" in parts["reproduce"]["detail"]
     assert (place / "tree" / "pad_fast" / "kernels" / "launch.py").is_file()
     said = capsys.readouterr().out

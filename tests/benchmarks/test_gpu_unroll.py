@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks import gpu, gpu_timing
 from benchmarks.gpu_cases import TIMED_TOLERANCE, UNROLL_TOLERANCE, VARIANTS, EpochCase
+from benchmarks.gpu_results import against_strongest
 from pad_fast.engines.triton.engine import TritonEngine
 from pad_fast.engines.triton.operations import Operations
 
@@ -209,6 +210,7 @@ def test_the_strongest_rival_is_named_and_set_against_ours():
 
     rows = [row("plain loop", None), row("ours", 9.0), row("ours, bf16", 20.0)]
     assert "CIFAR-10 IPC 10: strongest rival: not measured (at least 3 asked for)" in gpu.verdict(rows)
+    assert set(against_strongest(rows)) < set(gpu.verdict(rows).splitlines())
     rows += [row("plain loop, CUDA graph", 2.0)]
     assert "rival: plain loop, CUDA graph, ratio 4.5 (at least 3 asked for): met" in gpu.verdict(rows)
     rows += [row("plain loop, torch.compile", 4.0, case="IPC 10, torch.compile"), row("ours", 30.0, case="batch 500")]

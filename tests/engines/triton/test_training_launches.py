@@ -19,7 +19,6 @@ from pad_fast import DSA, ConvNet, DistilledDataset, evaluate, score, train_expe
 from pad_fast.data import fit_normalization
 from pad_fast.engines import Task, record_backends, select
 from pad_fast.engines.triton import engine as engine_module
-from pad_fast.engines.triton.kernel_forms import KernelGradientDistance
 from pad_fast.matching.gradients import channels_of, match_gradients
 from pad_fast.matching.masks import ParameterMask
 from pad_fast.models import FlatNetwork
@@ -182,9 +181,8 @@ def test_commands_record_what_they_ran_plainly(captures, launches, tmp_path, com
 
 
 @pytest.mark.parametrize("net", ["digits", "odd33", "wide"])
-def test_an_update_of_gradient_matching_compiles_once(captures, launches, monkeypatch, net):
+def test_an_update_of_gradient_matching_compiles_once(captures, launches, net):
     """Real classes of several sizes, a mask, the kernel of the distance; the second update needs nothing new."""
-    monkeypatch.setattr(engine_module, "kernel_gradient_distance", lambda device: KernelGradientDistance())
     sizes = {**NETS[net], "classes": 2}
     network = FlatNetwork(ConvNet(**sizes))
     task = Task(network, CPU, torch.float32, "exact")
