@@ -19,6 +19,8 @@ from benchmarks.gpu_check.check import Check
 from benchmarks.gpu_check.processes import Surroundings
 from benchmarks.gpu_check.results import Results
 
+ON_A_CPU = 6.0
+"""Times the limits of a GPU: kernels are interpreted there."""
 _PREFILL_SECONDS = 3600.0
 
 
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = benchmarks.gpu_check.__doc__ or ""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=text.splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder for the results")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the time limits (default: 1)")
+    parser.add_argument("--scale", type=float, help=f"multiplies the time limits (default: 1; {ON_A_CPU:g} on a CPU)")
     parser.add_argument("--device", default="cuda", help="with cpu, benchmarks are tiny (default: cuda)")
     parser.add_argument(
         "--stage", type=stages.parse, default=[*stages.STAGES], help=f"of {', '.join(stages.STAGES)} (default: all)"
@@ -93,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     described |= {"importable": tree.importable(tree.NEEDED + tree.USEFUL), "stages": options.stage}
     results = Results(options.out.resolve(), tree.LOGS, described)
-    check = Check(results, options.device, options.stage, options.scale, options.data)
+    scale = (ON_A_CPU if options.device == "cpu" else 1.0) if options.scale is None else options.scale
+    check = Check(results, options.device, options.stage, scale, options.data)
     with signals_as_errors():
         try:
             good = check.run()

@@ -35,7 +35,41 @@ _SINGLE_THREAD_WORK = 20_000_000
 # Up to so many images it matters for the choice of tiles how many there are: a plan for every power of two.
 _FEW_IMAGES = 32
 
-_outer = threading.local()  # .threads: torch's number of threads outside running()
+
+class _Outside:
+    """Torch's number of threads outside :meth:`CpuEngine.running`, whoever is inside."""
+
+    def __init__(self) -> None:
+        self.threads: int | None = None
+        self._lock, self._inside, self._here = threading.Lock(), 0, threading.local()
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Torch has one thread inside. In most builds that is a setting of the process, in some one of each thread."""
+        if getattr(self._here, "inside", False):
+            yield
+            return
+        with self._lock:
+            if not self._inside:
+                self.threads = torch.get_num_threads()
+            before = self.threads
+            self._inside += 1
+        assert before is not None
+        self._here.inside = True
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            self._here.inside = False
+            with self._lock:
+                # Also where others are still inside: they only get slower, and nobody keeps the one thread for good.
+                torch.set_num_threads(before)
+                self._inside -= 1
+                if not self._inside:
+                    self.threads = None
+
+
+_outside = _Outside()
 
 
 class CpuEngine(Engine):
@@ -59,17 +93,8 @@ class CpuEngine(Engine):
         Between two steps they touch a few vectors. On several threads, OpenMP's workers would go on spinning after each
         of them and take the cores from the engine's (28 instead of 19 ms a step at batch 10 on 2 cores).
         """
-        if getattr(_outer, "threads", None) is not None:
+        with _outside.left():
             yield
-            return
-        threads = torch.get_num_threads()
-        _outer.threads = threads
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            _outer.threads = None
-            torch.set_num_threads(threads)
 
     def refuse(self, task: Task) -> str | None:
         """Says which of device, dtype, network or precision it does not serve."""
@@ -193,7 +218,7 @@ class CpuEngine(Engine):
         if plans is None:
             plans = self._kept.plans = OrderedDict()
         config = config_of(task) if config is None else config
-        threads = getattr(_outer, "threads", None) or torch.get_num_threads()
+        threads = _outside.threads or torch.get_num_threads()
         if batch * _multiplications(config) < _SINGLE_THREAD_WORK:
             threads = 1
         isa = suited_isa(net_width=config.width, pixels=batch * config.map_sizes[1] ** 2)
