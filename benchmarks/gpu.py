@@ -16,11 +16,13 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -272,7 +274,21 @@ def to_compile(named: list[tuple[str, str]], backend: str) -> list[tuple[str, st
     return sorted(found)
 
 
-def compile_kernels(arguments: list[str], named: list[tuple[str, str]], seconds: float) -> None:
+@contextmanager
+def kept_errors(results: Path | None) -> Iterator[IO[bytes]]:
+    """Where processes write what they have to say, in full: a file beside the results, or one that nobody keeps."""
+    if results is None:
+        with tempfile.TemporaryFile() as stream:
+            yield stream
+    else:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        with results.with_suffix(".stderr.log").open("a+b") as stream:
+            yield stream
+
+
+def compile_kernels(
+    arguments: list[str], named: list[tuple[str, str]], seconds: float, results: Path | None = None
+) -> None:
     """Some steps of every case side by side, so that Triton's and inductor's caches on disk have what cases will run.
 
     Compiling takes processor cores and minutes; one case at a time it would be done with one core, and be timed out.
@@ -280,7 +296,8 @@ def compile_kernels(arguments: list[str], named: list[tuple[str, str]], seconds:
     processes = []
     for suite, name in named:
         command = [sys.executable, "-m", "benchmarks.gpu", *arguments, "--compile", "--worker", suite, name]
-        processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        with kept_errors(results) as stream:
+            processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stream))
     limit = time.monotonic() + seconds
     for process in processes:
         try:
@@ -305,17 +322,24 @@ def run_once(case: UnrollCase, device: Device, backend: str, variant: str = "") 
             problem.plain(steps, how=how)
 
 
-def in_process(suite: str, name: str, arguments: list[str], seconds: float) -> list[dict[str, Any]]:
-    """Run one case in a process of its own; what goes wrong becomes a row."""
+def in_process(
+    suite: str, name: str, arguments: list[str], seconds: float, results: Path | None = None
+) -> list[dict[str, Any]]:
+    """Run one case in a process of its own; what goes wrong becomes a row, and stays in full beside the results."""
     command = [sys.executable, "-m", "benchmarks.gpu", *arguments, "--worker", suite, name]
     failed = {"suite": suite, "case": name, "rival": "-", "steps": 0}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return [{**failed, "status": "failed", "reason": f"took longer than {seconds:.0f} s"}]
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-        return [{**failed, "status": "failed", "reason": lines[-1]}]
+    with kept_errors(results) as stream:
+        stream.write(f"== {suite}, {name}\n".encode())
+        stream.flush()
+        begin = stream.tell()
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stream, text=True, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return [{**failed, "status": "failed", "reason": f"took longer than {seconds:.0f} s"}]
+        if done.returncode:
+            stream.seek(begin)
+            lines = (stream.read().decode(errors="replace") or done.stdout).strip().splitlines() or ["no output"]
+            return [{**failed, "status": "failed", "reason": lines[-1]}]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -351,14 +375,14 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
 
     def run(named: list[tuple[str, str]]) -> None:
-        compile_kernels(arguments, to_compile(named, options.backend), 15 * options.minutes)
+        compile_kernels(arguments, to_compile(named, options.backend), 15 * options.minutes, options.json)
         for suite, name in named:
             left = 60 * options.minutes - (time.monotonic() - begin)
             if left < 5:
                 failed = {"suite": suite, "case": name, "rival": "-", "steps": 0}
                 rows.append({**failed, "status": "failed", "reason": "no time"})
             else:
-                rows.extend(in_process(suite, name, arguments, min(left, 5 * options.case_seconds)))
+                rows.extend(in_process(suite, name, arguments, min(left, 5 * options.case_seconds), options.json))
             write(options.json, command, rows)  # what is there survives whoever stops this program
 
     ours, rivals = chosen(options.suites, options.variants, tiny=options.tiny)

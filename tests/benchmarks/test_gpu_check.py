@@ -105,6 +105,8 @@ def test_a_case_that_fails_becomes_a_row(monkeypatch, tmp_path, capsys):
     assert [row["case"] for row in rows] == ["tiny", "tiny | ours, 8 trajectories"]
     assert all(row["status"] == "failed" and "needs a CUDA device" in row["reason"] for row in rows)
     assert "needs a CUDA device" in capsys.readouterr().out
+    errors = file.with_suffix(".stderr.log").read_text()
+    assert errors.count("Traceback") >= 2 and "== unroll, tiny | ours, 8 trajectories" in errors
     assert gpu.in_process("unroll", "tiny", ["--device", "cpu"], 0.1)[0]["reason"] == "took longer than 0 s"
 
 
