@@ -115,8 +115,8 @@ def test_sums_are_cut_into_parts_where_there_are_few() -> None:
         assert len(classifier.logits(f, theta, 7, 10, precision="tf32")) == 8
     assert [name for name, _ in count.launches] == ["_logits_kernel"]
     assert count.flops == 2 * 10 * 10 * 2048
-    assert classifier._parts(torch.empty(1, 5000, 4, 4, 128), 100, "tf32") == 1
-    assert classifier._parts(torch.empty(1, 10, 1, 1, 8), 10, "ieee") == 1
+    assert classifier.parts_of(torch.empty(1, 5000, 4, 4, 128), 100, "tf32") == 1
+    assert classifier.parts_of(torch.empty(1, 10, 1, 1, 8), 10, "ieee") == 1
 
 
 @pytest.mark.parametrize("kernels", [False, True], ids=["twins", "kernels"])
