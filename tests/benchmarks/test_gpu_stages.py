@@ -112,7 +112,9 @@ def test_a_crash_of_a_stage_costs_that_stage(place, monkeypatch):
 
 def test_a_program_that_dies_leaves_its_whole_stderr(place):
     where = Surroundings(place, os.environ)
-    program = "import sys; print('far', flush=True); [print('line', n, file=sys.stderr) for n in range(500)]; sys.exit(3)"
+    program = (
+        "import sys; print('far', flush=True); [print('line', n, file=sys.stderr) for n in range(500)]; sys.exit(3)"
+    )
     part = where.run("x", [sys.executable, "-c", program], place / "x.log", seconds=20)
     assert (part.state, part.detail) == ("failed", "exit status 3: line 499")
     assert "line 0\n" in (place / "x.log").read_text()

@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,9 +67,11 @@ def test_every_kernel_is_compiled(rows: list[aot.Row]) -> None:
 
 
 def test_no_hot_kernel_spills(rows: list[aot.Row]) -> None:
-    # The compiler of the table spills nothing. Another one may put some registers on the stack (Triton 3.6.0: 152
-    # bytes of head.adjoint for sm_80), but not an array.
-    assert aot.faults(rows, stack=0 if documented_compiler() == aot.compiler() else 256) == []
+    # The compiler of the table spills nothing. Another one may put a few registers on the stack, but not an array.
+    found = aot.faults(rows, stack=0 if documented_compiler() == aot.compiler() else 128)
+    if version("triton").startswith("3.6."):  # for one kernel, 152 bytes
+        found = [fault for fault in found if not (fault.startswith("head.adjoint") and "sm_80" in fault)]
+    assert found == []
 
 
 def test_rows_are_told_apart(rows: list[aot.Row]) -> None:

@@ -31,7 +31,8 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 
 DOUBLE = 1e-9  # relative L2 in float64; worst seen 2e-14
 SINGLE = 1e-5  # in float32, after eight iterations, of the change of the images; worst seen 3e-6
-RUN = {**SMALL, "trajectories": 2, "num_experts": 3, "iterations": 40, "checkpoint_every": 10}
+# In the run of seed 0 an activation within rounding of 0 switches in iteration 33, which moves the images by 3.5e-5.
+RUN = {**SMALL, "trajectories": 2, "num_experts": 3, "iterations": 40, "checkpoint_every": 10, "seed": 1}
 
 
 def start(*arguments: str, **environment: str) -> list[subprocess.Popen[str]]:
@@ -261,8 +262,7 @@ def test_a_run_of_two_ranks_has_the_experts_and_nearly_the_images_of_one(undistu
     assert len(experts[0]) == 3
     for mine, theirs in zip(*experts, strict=True):
         assert mine.name == theirs.name and mine.read_bytes() == theirs.read_bytes()
-    # Sums in another order, over and over: 3.5e-5 seen.
-    assert relative_error(two.images, one.images) < 20 * SINGLE
+    assert relative_error(two.images, one.images) < SINGLE
     assert two.config == one.config
 
 
