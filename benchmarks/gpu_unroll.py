@@ -61,17 +61,9 @@ class Unroll:
         self._steps: dict[tuple[Plain, bool], Step] = {}
         self._truths: dict[int, tuple[Gradients, float | None]] = {}
 
-    def plain(
-        self,
-        steps: int,
-        *,
-        augmented: bool = True,
-        how: Plain = LOOP,
-        draws: Sequence[DSADraw] | None = None,
-        precision: str | None = None,
-    ) -> Gradients:
-        """By the plain loop, started operator by operator, with augmentation drawn anew or as given."""
-        return self.loop(steps, augmented=augmented, how=how, draws=draws, precision=precision)()
+    def plain(self, steps: int, **options: Any) -> Gradients:
+        """By the plain loop, started operator by operator; options as of :meth:`loop`."""
+        return self.loop(steps, **options)()
 
     def loop(
         self,
@@ -82,7 +74,12 @@ class Unroll:
         draws: Sequence[DSADraw] | None = None,
         precision: str | None = None,
     ) -> Callable[[], Gradients]:
-        """The plain loop with everything but an augmentation that is drawn anew on the device beforehand."""
+        """The plain loop with everything on the device beforehand but an augmentation, which each call draws anew.
+
+        Args:
+            draws: the augmentation where it is given.
+            precision: the problem's where it is None.
+        """
         precision = precision or self.precision
         kind = how, precision == "bf16"
         if kind not in self._steps:

@@ -18,13 +18,15 @@ FOLDER = ROOT / "build" / "carried"
 GOLDEN, KERNELS = "golden", "triton"
 NEEDED = "unroll_*.npz"
 """The golden files that `gpu` tests read; a test says so."""
+_SHARED = (ROOT / "shared" / "golden", ROOT.parent / "shared" / "golden")
+"""Folders that may have all golden files."""
 
 
 def golden_sources() -> list[Path]:
     """Folders that may have the complete set, as `tests/support/golden.py` looks for it."""
     named = os.environ.get("PAD_FAST_GOLDEN")
     folders = [Path(named)] if named else []
-    folders += [ROOT / "shared" / "golden", ROOT.parent / "shared" / "golden", ROOT / "tests" / "golden"]
+    folders += [*_SHARED, ROOT / "tests" / "golden"]
     return [folder for folder in folders if folder.is_dir()]
 
 
@@ -67,7 +69,7 @@ def settle(folder: Path | None = None) -> int:
 def environment(folder: Path = FOLDER) -> dict[str, str]:
     """Environment variables by which tests and Triton find what was carried; what is set already stays."""
     found: dict[str, str] = {}
-    for golden in (folder / GOLDEN, ROOT / "shared" / "golden", ROOT.parent / "shared" / "golden"):
+    for golden in (folder / GOLDEN, *_SHARED):
         if golden.is_dir():
             found.setdefault("PAD_FAST_GOLDEN", str(golden))
     if (folder / KERNELS).is_dir():

@@ -371,8 +371,10 @@ template <class T> struct FirstBlock {
   // out[n] = sum over taps of a[k][n] b[k][n]
   void dot(const T* a, const T* b, T* out) const {
     std::memset(out, 0, outputs_padded * sizeof(T));
-    for (index_t k = 0; k < taps; ++k) PAD_INDEPENDENT
-    for (index_t n = 0; n < outputs_padded; ++n) out[n] += a[k * stride + n] * b[k * stride + n];
+    for (index_t k = 0; k < taps; ++k) {
+      PAD_INDEPENDENT
+      for (index_t n = 0; n < outputs_padded; ++n) out[n] += a[k * stride + n] * b[k * stride + n];
+    }
   }
   void accumulate_plain(Image im, Weights w, NormParameters<T> np, Scratch s, const T* total, T* dw,
                         NormGradients<T> out) const {

@@ -22,18 +22,17 @@ template <class T> PAD_INLINE Vec<T> load_unaligned(const T* p) {
 template <class T> PAD_INLINE void store_unaligned(T* p, Vec<T> v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
 // Of two rows i, i + d: row i, or with `high` row i + d, once the off-diagonal blocks of size d are exchanged.
-template <class T, int d, bool high, std::size_t... j>
-PAD_INLINE Vec<T> exchanged(Vec<T> a, Vec<T> b, std::index_sequence<j...>) {
-  constexpr int L = lanes<T>;
+template <class T, int d, bool high, int... j>
+PAD_INLINE Vec<T> exchanged(Vec<T> a, Vec<T> b, std::integer_sequence<int, j...>) {
+  constexpr int block = high ? d : 0, other = lanes<T> + block - d;  // what lane j of the result is away from j
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, (int(j) & d ? L + int(j) - (high ? 0 : d) : int(j) + (high ? d : 0))...);
+  return __builtin_shufflevector(a, b, (j + (j & d ? other : block))...);
 #else
-  constexpr typename IntsOf<T>::type from = {(int(j) & d ? L + int(j) - (high ? 0 : d) : int(j) + (high ? d : 0))...};
-  return __builtin_shuffle(a, b, from);
+  return __builtin_shuffle(a, b, typename IntsOf<T>::type{(j + (j & d ? other : block))...});
 #endif
 }
 template <class T, int d, bool high> PAD_INLINE Vec<T> exchanged(Vec<T> a, Vec<T> b) {
-  return exchanged<T, d, high>(a, b, std::make_index_sequence<lanes<T>>());
+  return exchanged<T, d, high>(a, b, std::make_integer_sequence<int, lanes<T>>());
 }
 
 // One round of a transpose.
