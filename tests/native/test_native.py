@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from ..support.build import load_build
 from ..support.paths import ROOT
 from . import cases
 
-COMMON = ["-std=c++17", "-pthread", "-ffp-contract=fast", "-Wno-psabi", "-Wall", "-Wextra", "-Werror", "-Icsrc"]
-AVX2 = ["-mavx2", "-mfma"]
-AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
-FLAGS = {"baseline": [], "avx2": AVX2, "avx512": AVX512, "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"]}
-SOURCES = [
-    *(("unroll/isa", isa) for isa in FLAGS),
-    *(("scoring", isa) for isa in ("baseline", "avx2", "avx512")),
-]
+BUILD = load_build()
+COMMON = [*BUILD.CXX_FLAGS, *BUILD.VECTOR, "-Werror", "-Icsrc"]
+SOURCES = {
+    path.relative_to(ROOT).as_posix(): [*flags, *BUILD.OPTIONAL_FLAGS.get(path.relative_to(ROOT).as_posix(), [])]
+    for path, flags in BUILD.sources(".cpp").items()
+    if path.name.startswith("isa_")
+}
 
 
 def require(compiler: str) -> None:
@@ -31,13 +31,13 @@ def compiled(compiler: str, *arguments: str | Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize(("folder", "isa"), SOURCES)
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("compiler", ["g++", "clang++", "aarch64-linux-gnu-g++"])
-def test_every_compiler_takes_every_source(compiler: str, folder: str, isa: str) -> None:
+def test_every_compiler_takes_every_source(compiler: str, source: str) -> None:
     require(compiler)
-    if compiler.startswith("aarch64") and isa != "baseline":
+    if compiler.startswith("aarch64") and not source.endswith("isa_baseline.cpp"):
         pytest.skip("an instruction set of x86")
-    compiled(compiler, *FLAGS[isa], "-fsyntax-only", f"csrc/{folder}/isa_{isa}.cpp")
+    compiled(compiler, *SOURCES[source], "-fsyntax-only", source)
 
 
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])

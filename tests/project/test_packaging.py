@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -21,6 +20,7 @@ import pytest
 import pad_fast
 from pad_fast._version import __version__
 
+from ..support.build import load_build
 from ..support.paths import ROOT, copy_tree
 
 # Run first wherever pad_fast is imported from a folder of a test's own: an editable install in the environment
@@ -39,14 +39,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
-    """setup.py as a module; importing it builds nothing."""
-    spec = importlib.util.spec_from_file_location("pad_fast_setup", ROOT / "setup.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_build()
 
 
 def environment(**changes: str) -> dict[str, str]:

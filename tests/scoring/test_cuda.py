@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,19 +14,9 @@ import torch
 
 from pad_fast.scoring.formulas import el2n_naive
 
+from ..support.build import load_build
 from ..support.paths import ROOT
 from ..support.scores import problem
-
-
-def load_build() -> ModuleType:
-    """setup.py, for its flags and for where it looks for compilers."""
-    spec = importlib.util.spec_from_file_location("pad_fast_setup", ROOT / "setup.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
 
 build = load_build()
 try:

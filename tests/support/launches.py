@@ -15,13 +15,11 @@ from typing import Any
 
 import pytest
 from triton import knobs
-from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from benchmarks.gpu_check.variants import Card
 from pad_fast.kernels import calls
-
-TARGET = GPUTarget("cuda", 90, 32)
 
 
 class Forbidden(AssertionError):
@@ -118,19 +116,6 @@ class Launches:
         return True  # there is nothing to compile any more
 
 
-class _Hopper:
-    """What a launch asks of a driver."""
-
-    def get_current_target(self) -> GPUTarget:
-        return TARGET
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
 @cache
 def jitted(kernel: Any) -> JITFunction[Any]:
     """The kernel as it is launched on a GPU, whatever it is in this process; compiled by nobody else."""
@@ -150,7 +135,7 @@ def launches_written_down() -> Iterator[Launches]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calls, "launch", launch)
-        patch.setattr(driver, "_active", _Hopper())
+        patch.setattr(driver, "_active", Card(90))
         patch.setattr(knobs.runtime, "jit_cache_hook", found._asked_to_compile)
         yield found
 
