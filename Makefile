@@ -47,7 +47,7 @@ sanitize: $(VENV)/.installed
 # cross compiler and QEMU (on Debian: apt-get install g++-aarch64-linux-gnu qemu-user).
 AARCH64_CXX ?= aarch64-linux-gnu-g++
 EMULATOR ?= qemu-aarch64
-DRIVER := csrc/unroll/isa/isa_baseline.cpp csrc/unroll/runtime.cpp tests/native/unroll.cpp
+DRIVER := csrc/unroll/isa/isa_baseline.cpp csrc/unroll/runtime.cpp csrc/parallel.cpp tests/native/unroll.cpp
 aarch64: $(VENV)/.installed
 	$(BIN)/python -m tests.native.cases build/native/cases.bin
 	$(AARCH64_CXX) -O2 -std=c++17 -pthread -static -ffp-contract=fast -Wno-psabi -Wall -Wextra -Werror -Icsrc \

@@ -22,6 +22,9 @@ from benchmarks.registry import Suite
 from benchmarks.rivals import keep_freed_memory, plain_unroll
 from pad_fast import ConvNet, ParameterMask, trajectory_matching_loss
 from pad_fast.engines import record_backends
+from pad_fast.engines.base import Task
+from pad_fast.engines.cpu import CpuEngine
+from pad_fast.models import FlatNetwork
 
 POINTS = ("10:5,20,80", "100:5")
 MEMORY = ("10:5,10,20,40,80", "100:5,10,20")
@@ -86,6 +89,19 @@ RIVALS: dict[str, Callable[[Case], tuple[Tensor, ...]]] = {
 }
 
 
+# Passes of products through the convolutions that a student step and its adjoint take, by what is kept between them
+# (docs/cpu_engine.md, section 2).
+PASSES = {"recompute": 11, "cached": 9}
+
+
+def products_ms(rival: str, batch: int, rate: float) -> float:
+    """Milliseconds a step could not be below, had it nothing but its products to do, at `rate` GFLOP/s."""
+    precision, kept = rival.removeprefix("cpu ").split(", ")
+    task = Task(FlatNetwork(ConvNet()), torch.device("cpu"), torch.float32, precision=precision)
+    products = CpuEngine().plan(task, batch).native.products()
+    return 2e3 * PASSES[kept] * products * batch / (rate * 1e9)
+
+
 def points(texts: Sequence[str]) -> list[tuple[int, int]]:
     """`10:5,80` as (10, 5), (10, 80): batch and number of steps."""
     found = []
@@ -95,8 +111,10 @@ def points(texts: Sequence[str]) -> list[tuple[int, int]]:
     return found
 
 
-def time_point(batch: int, steps: int, mask: str, rounds: int, rivals: Sequence[str]) -> list[dict[str, Any]]:
-    """Check and time rivals on one problem."""
+def time_point(
+    batch: int, steps: int, mask: str, rounds: int, rivals: Sequence[str], rate: float
+) -> list[dict[str, Any]]:
+    """Check and time rivals on one problem, on a machine that multiplies matrices at `rate` GFLOP/s."""
     if steps > _SHORT:
         rivals = [name for name in rivals if name in LONG]
     # The plain loop goes first: it is what the others are compared with.
@@ -114,6 +132,8 @@ def time_point(batch: int, steps: int, mask: str, rounds: int, rivals: Sequence[
         row: dict[str, Any] = {"rival": name, "batch": batch, "steps": steps, "mask": mask, "error": errors[name]}
         row["ms_per_step"] = harness.summary(seconds, scale=1e3 / steps)
         row |= harness.times_faster(samples, name, ("plain loop", "plain loop, tuned"))
+        if name.startswith("cpu"):
+            row["products_ms_per_step"] = products_ms(name, batch, rate)
         rows.append(row)
     return rows
 
@@ -198,17 +218,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems += [(*problems[0][:2], mask) for mask in options.masks[1:] if problems]
     print(
         f"{'rival':<22}{'batch':>6}{'T':>5} {'mask':<10}{'ms per step':>12}{'min..max':>18}{'x plain':>9}{'x tuned':>9}"
-        f"{'error':>10}"
+        f"{'error':>10}{'products ms':>13}"
     )
     for batch, steps, mask in problems:
-        for row in time_point(batch, steps, mask, options.rounds, options.rivals):
+        for row in time_point(batch, steps, mask, options.rounds, options.rivals, rate):
             rows.append(row)
             time = row["ms_per_step"]
             ratios = (row.get(f"times_faster_than_{name}") for name in ("plain loop", "plain loop, tuned"))
             plain, tuned = (f"{ratio['median']:>9.2f}" if ratio else " " * 9 for ratio in ratios)
             print(
                 f"{row['rival']:<22}{batch:>6}{steps:>5} {mask:<10}{time['median']:>12.2f}"
-                f"{time['min']:>9.2f}..{time['max']:<7.2f}{plain}{tuned}{row['error']:>10.1e}",
+                f"{time['min']:>9.2f}..{time['max']:<7.2f}{plain}{tuned}{row['error']:>10.1e}"
+                + (f"{row['products_ms_per_step']:>13.2f}" if "products_ms_per_step" in row else ""),
                 flush=True,
             )
         keep(options.json, command, rows=rows)

@@ -128,6 +128,7 @@ class Plan {
 
   const std::string& isa() const { return isa_; }
   std::ptrdiff_t parameter_count() const { return engine_->parameter_count(); }
+  std::ptrdiff_t products() const { return engine_->products(); }
   std::ptrdiff_t workspace_bytes() const { return engine_->workspace_bytes(); }
   std::ptrdiff_t cache_bytes(std::ptrdiff_t batch) const { return engine_->cache_bytes(batch); }
   std::unique_ptr<Cache> make_cache() const { return std::unique_ptr<Cache>(engine_->make_cache()); }
@@ -197,6 +198,8 @@ void bind_unroll(py::module_& m) {
            py::arg("chunk_tiles") = 0, py::arg("group_bytes") = 0)
       .def_property_readonly("isa", &Plan::isa)
       .def("parameter_count", &Plan::parameter_count)
+      .def("products", &Plan::products,
+           "Multiply-adds of one pass of one image through the convolutions; a fused first block counts as none.")
       .def("workspace_bytes", &Plan::workspace_bytes, "Bytes held now; grows with the largest batch seen, then stays.")
       .def("cache_bytes", &Plan::cache_bytes, py::arg("batch"), "Bytes a Cache takes for a batch of this size.")
       .def("make_cache", &Plan::make_cache, py::keep_alive<0, 1>())

@@ -19,6 +19,8 @@ class Engine {
  public:
   virtual ~Engine();
   virtual std::ptrdiff_t parameter_count() const = 0;
+  // Multiply-adds of the convolutions' products for one image, one way; a fused first block counts as none.
+  virtual std::ptrdiff_t products() const = 0;
   virtual std::ptrdiff_t workspace_bytes() const = 0;
   virtual std::ptrdiff_t cache_bytes(std::ptrdiff_t batch) const = 0;
   virtual Cache* make_cache() const = 0;
@@ -56,21 +58,6 @@ class Buffer {
  private:
   char* data_ = nullptr;
   std::size_t size_ = 0;
-};
-
-// Fork-join over a fixed set of sleeping threads: run(n, f, context) calls f(context, i) for i in [0, n).
-class Pool {
- public:
-  explicit Pool(int threads);
-  ~Pool();
-  Pool(const Pool&) = delete;
-  Pool& operator=(const Pool&) = delete;
-  void run(int count, void (*task)(void*, int), void* context);
-
- private:
-  struct State;
-  State* state_;
-  int threads_;
 };
 
 }  // namespace unroll

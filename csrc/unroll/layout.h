@@ -136,7 +136,7 @@ template <class T> struct Saved {
   }
 };
 
-// Gradient sums of one thread.
+// Gradient sums of one list of images.
 template <class T> struct Sums {
   T *du[kMaxDepth], *norm[kMaxDepth], *head_w, *head_b, *first_w;
   bool used[kMaxDepth];  // du holds something
@@ -173,8 +173,6 @@ template <class T> struct Work {
   char* first_images;  // FirstBlock::Image of one image after the other
   typename FirstBlock<T>::Scratch first_scratch;
   Chunk<T> chunk;
-  Sums<T> sums[2];  // of dphi/dtheta, and of the plain gradient
-  double result;
 
   void carve(Carver& memory, const Layout<T>& y, index_t images) {
     saved.carve(memory, y, images);
@@ -201,8 +199,6 @@ template <class T> struct Work {
     memory.take(rows, 2 * y.classes);
     first_images = nullptr;
     if (y.fused_first) memory.take(first_images, images * y.first_image_bytes()), first_scratch.carve(memory, y.first);
-    sums[0].carve(memory, y);
-    sums[1].carve(memory, y);
   }
 };
 

@@ -20,7 +20,7 @@ struct Options {
 };
 
 constexpr std::ptrdiff_t kMaxDepth = 16;
-constexpr int kMaxThreads = 256;
+constexpr int kMaxThreads = 256, kMaxLists = 2 * kMaxThreads;
 constexpr std::ptrdiff_t kMostTaps = 63;  // of a fused first block: up to 7 channels; more go the ordinary way
 
 }  // namespace unroll

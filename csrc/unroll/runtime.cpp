@@ -1,4 +1,4 @@
-// Memory, threads and permissions: everything of the engine that is compiled once, without ISA-specific flags.
+// Memory and permissions: everything of the engine that is compiled once, without ISA-specific flags.
 #include <sys/mman.h>
 #include <unistd.h>
 #if defined(__x86_64__) && defined(__linux__)
@@ -6,14 +6,7 @@
 #include <sys/syscall.h>
 #endif
 
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
-#include <cstring>
-#include <mutex>
 #include <new>
-#include <thread>
-#include <vector>
 
 #include "engine.h"
 
@@ -62,113 +55,6 @@ void Buffer::resize(std::size_t bytes) {
   data_ = nullptr, size_ = 0;
   data_ = static_cast<char*>(allocate(bytes));
   size_ = bytes;
-}
-
-namespace {
-
-inline void pause_core() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-// Phases of one call follow each other within microseconds, so waiting starts with a short spin; after it the
-// thread sleeps, and never competes with torch's own pool.
-constexpr std::chrono::microseconds kSpin(30);
-
-template <class Done> bool spin_until(Done done) {
-  const auto stop = std::chrono::steady_clock::now() + kSpin;
-  do {
-    for (int i = 0; i < 64; ++i) {
-      if (done()) return true;
-      pause_core();
-    }
-  } while (std::chrono::steady_clock::now() < stop);
-  return done();
-}
-
-}  // namespace
-
-struct Pool::State {
-  std::atomic<unsigned> generation{0};
-  std::atomic<int> pending{0};
-  std::atomic<bool> stopping{false};
-  std::mutex mutex;
-  std::condition_variable wake, finished;
-  int sleeping = 0;
-  bool waiting = false;
-  int count = 0;
-  void (*task)(void*, int) = nullptr;
-  void* context = nullptr;
-  std::vector<std::thread> workers;
-  pid_t process = 0;
-
-  void work(int index) {
-    unsigned seen = 0;
-    for (;;) {
-      const auto ready = [&] { return generation.load(std::memory_order_acquire) != seen; };
-      if (!spin_until(ready)) {
-        std::unique_lock<std::mutex> lock(mutex);
-        ++sleeping;
-        wake.wait(lock, ready);
-        --sleeping;
-      }
-      seen = generation.load(std::memory_order_acquire);
-      if (stopping.load(std::memory_order_acquire)) return;
-      if (index < count) task(context, index);
-      if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-        std::lock_guard<std::mutex> lock(mutex);
-        if (waiting) finished.notify_one();
-      }
-    }
-  }
-  void start(int threads) {
-    process = getpid();
-    for (int i = 1; i < threads; ++i) workers.emplace_back([this, i] { work(i); });
-  }
-  void publish() {
-    std::lock_guard<std::mutex> lock(mutex);
-    generation.fetch_add(1, std::memory_order_acq_rel);
-    if (sleeping > 0) wake.notify_all();
-  }
-};
-
-Pool::Pool(int threads) : state_(new State), threads_(threads) {}
-
-Pool::~Pool() {
-  if (state_->process == getpid()) {
-    state_->stopping.store(true, std::memory_order_release);
-    state_->publish();
-    for (std::thread& worker : state_->workers) worker.join();
-  } else if (state_->process != 0) {
-    return;  // a forked child: the threads never existed here, and joining them would hang
-  }
-  delete state_;
-}
-
-void Pool::run(int count, void (*task)(void*, int), void* context) {
-  if (count <= 1 || threads_ <= 1) {
-    for (int i = 0; i < count; ++i) task(context, i);
-    return;
-  }
-  if (state_->process != getpid()) {
-    if (state_->process != 0) state_ = new State;  // after a fork: the old state's threads are gone
-    state_->start(threads_);
-  }
-  State& s = *state_;
-  s.count = count, s.task = task, s.context = context;
-  s.pending.store(threads_ - 1, std::memory_order_release);
-  s.publish();
-  task(context, 0);
-  const auto done = [&] { return s.pending.load(std::memory_order_acquire) == 0; };
-  if (!spin_until(done)) {
-    std::unique_lock<std::mutex> lock(s.mutex);
-    s.waiting = true;
-    s.finished.wait(lock, done);
-    s.waiting = false;
-  }
 }
 
 }  // namespace unroll

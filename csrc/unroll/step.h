@@ -1,8 +1,12 @@
-// Whole steps: evaluation, the plain step (loss and gradient) and its adjoint (docs section 2), over groups of images
-// and a fixed split of the batch over threads, so that a thread count gives one result.
+// Whole steps: evaluation, the plain step (loss and gradient) and its adjoint (docs section 2). A batch is cut into lists
+// of images, each with sums of its own, and a list into groups that fit the cache. Threads take a list when they are
+// free; the lists and the order in which they are added up depend on the thread count alone, and so does the result.
 #pragma once
+#include <vector>
+
 #include "engine.h"
 #include "layout.h"
+#include "parallel.h"
 #include "unroll/blocks/head.h"
 
 namespace pad_fast {
@@ -33,12 +37,19 @@ template <class T> class CacheOf final : public Cache {
 
 template <class T> class EngineOf final : public Engine {
  public:
-  EngineOf(const Network& network, const Options& options) : options_(options), pool_(options.threads) {
+  EngineOf(const Network& network, const Options& options) : options_(options) {
     y_.set_up(network, options);
   }
 
   std::ptrdiff_t parameter_count() const override { return y_.parameters; }
-  std::ptrdiff_t workspace_bytes() const override { return std::ptrdiff_t(shared_.size() + private_.size()); }
+  std::ptrdiff_t products() const override {
+    index_t sum = 0;
+    for (index_t l = y_.fused_first ? 1 : 0; l < y_.depth; ++l) sum += products_of(y_.layer[l].conv);
+    return sum;
+  }
+  std::ptrdiff_t workspace_bytes() const override {
+    return std::ptrdiff_t(shared_.size() + private_.size() + sums_memory_.size());
+  }
   std::ptrdiff_t cache_bytes(std::ptrdiff_t batch) const override { return CacheOf<T>::bytes_for(y_, batch); }
   Cache* make_cache() const override { return new CacheOf<T>(y_); }
 
@@ -82,50 +93,64 @@ template <class T> class EngineOf final : public Engine {
     LabelKind kind = kHard;
     T *grad = nullptr, *dtheta = nullptr, *logits = nullptr, *features = nullptr, *dx = nullptr, *dy = nullptr;
     CacheOf<T>* cache = nullptr;
-    EngineOf* engine = nullptr;
-    int threads = 1;
+    int threads = 1, lists = 1;
+    bool two_sums() const { return kind_of_call == kAdjoint && grad; }  // the plain gradient is a by-product
   };
+  // One thread's share of a list of this many images is worth a second list: whoever is held up does fewer of them.
+  static constexpr index_t kWorthHalving = 16;
+  // Pieces of one layer's filters or sums that are handed out at a time: a few tens of microseconds each.
+  static constexpr index_t kPieces = 8;
 
-  // --- one call: prepare the parameters, run the groups, add up the threads' sums -----------------------------------
+  // --- one call: prepare the parameters, run the lists, add up their sums -------------------------------------------
   double run(Call& call) {
-    const index_t work = call.batch * work_per_image_();
+    index_t work = 0;
+    for (index_t l = 0; l < y_.depth; ++l) work += call.batch * products_of(y_.layer[l].conv);
     call.threads = int(min_of<index_t>(options_.threads, min_of<index_t>(call.batch, 1 + work / 1000000)));
-    call.engine = this;
-    reserve(call.batch);
-    pool_.run(
-        call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->prepare(*static_cast<Call*>(c), i); }, &call);
-    pool_.run(
-        call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->groups(*static_cast<Call*>(c), i); }, &call);
+    call.lists = call.threads > 1 && call.batch >= kWorthHalving * call.threads ? 2 * call.threads : call.threads;
+    reserve(call);
+    const index_t halves = call.v ? 2 : 1;
+    hand_out(call, halves * (y_.depth * 2 * kPieces + 1), [this, &call](int, index_t i) { prepare(call, i); });
+    hand_out(call, call.lists, [this, &call](int worker, index_t i) { run_list(call, work_[worker], i); });
     if (call.kind_of_call != kForward)
-      pool_.run(
-          call.threads, [](void* c, int i) { static_cast<Call*>(c)->engine->finish(*static_cast<Call*>(c), i); },
-          &call);
+      hand_out(call, (call.two_sums() ? 2 : 1) * (y_.depth * kPieces + 1),
+               [this, &call](int, index_t i) { finish(call, i); });
     double result = 0;
-    for (int i = 0; i < call.threads; ++i) result += work_[i].result;
+    for (int i = 0; i < call.lists; ++i) result += sums_[i].result;
     return result;
   }
-
-  index_t work_per_image_() const {  // products of one forward pass
-    index_t sum = 0;
-    for (index_t l = 0; l < y_.depth; ++l) {
-      const Conv<T>& c = y_.layer[l].conv;
-      sum += c.ops.points * c.tiles_y * c.tiles_x * c.inputs * c.outputs;
-    }
-    return sum;
+  // Not parallel_for: nothing that is compiled here for one instruction set may be shared with other sources.
+  template <class Body> static void hand_out(const Call& call, index_t pieces, const Body& body) {
+    const auto task = [](void* context, int worker, std::int64_t piece) {
+      (*static_cast<const Body*>(context))(worker, index_t(piece));
+    };
+    run_pieces(pieces, call.threads, task, const_cast<Body*>(&body));
   }
 
-  void reserve(index_t batch) {
-    const index_t share = ceil_div(batch, max_of(1, options_.threads));
-    if (share <= group_ && shared_.size() > 0) return;
-    const index_t image = bytes_of<Work<T>>(y_, index_t(2)) - bytes_of<Work<T>>(y_, index_t(1));
-    const index_t fits = max_of<index_t>(1, options_.group_bytes / image);
-    const index_t wanted = min_of(share, min_of(fits, y_.images_for_chunks()));
-    if (wanted == group_ && shared_.size() > 0) return;
-    group_ = wanted;
-    lay_out(shared_, [this](Carver& memory) { weights_.carve(memory, y_), direction_.carve(memory, y_); });
-    if (!work_) work_ = static_cast<Work<T>*>(work_memory_(sizeof(Work<T>) * std::size_t(options_.threads)));
-    lay_out(private_, [this](Carver& memory) {
-      for (int i = 0; i < options_.threads; ++i) work_[i].carve(memory, y_, group_);
+  static index_t products_of(const Conv<T>& c) { return c.ops.points * c.tiles_y * c.tiles_x * c.inputs * c.outputs; }
+
+  void reserve(const Call& call) {
+    const index_t share = ceil_div(call.batch, max_of(1, options_.threads));
+    if (share > group_ || shared_.size() == 0) {
+      const index_t image = bytes_of<Work<T>>(y_, index_t(2)) - bytes_of<Work<T>>(y_, index_t(1));
+      const index_t fits = max_of<index_t>(1, options_.group_bytes / image);
+      const index_t wanted = min_of(share, min_of(fits, y_.images_for_chunks()));
+      if (wanted != group_ || shared_.size() == 0) {
+        group_ = wanted;
+        lay_out(shared_, [this](Carver& memory) { weights_.carve(memory, y_), direction_.carve(memory, y_); });
+        work_.resize(std::size_t(options_.threads));
+        lay_out(private_, [this](Carver& memory) {
+          for (Work<T>& w : work_) w.carve(memory, y_, group_);
+        });
+      }
+    }
+    const bool both = both_sums_ || call.two_sums();
+    if (std::size_t(call.lists) <= sums_.size() && both == both_sums_) return;
+    sums_.resize(max_of(sums_.size(), std::size_t(call.lists))), both_sums_ = both;
+    lay_out(sums_memory_, [this](Carver& memory) {
+      for (ListSums& list : sums_) {
+        list.of[0].carve(memory, y_);
+        if (both_sums_) list.of[1].carve(memory, y_);
+      }
     });
   }
   // Makes room for what `carve` takes, and lays it out there.
@@ -136,38 +161,36 @@ template <class T> class EngineOf final : public Engine {
     Carver memory{buffer.data()};
     carve(memory);
   }
-  void* work_memory_(std::size_t bytes) {
-    work_buffer_.resize(bytes);
-    return work_buffer_.data();
-  }
-
   static index_t part(index_t total, index_t i, index_t n) { return total * i / n; }
 
-  void prepare(const Call& call, int thread) {
-    const bool backward = call.kind_of_call != kForward;
-    prepare_one(call.theta, weights_, backward, call.dx != nullptr, thread, call.threads);
-    if (call.v) prepare_one(call.v, direction_, backward, call.dx != nullptr, thread, call.threads);
+  // Piece i: of theta, then of v, the layers' filters in both orientations, then everything small.
+  void prepare(const Call& call, index_t i) {
+    const index_t pieces = y_.depth * 2 * kPieces + 1;
+    const T* theta = i < pieces ? call.theta : call.v;
+    Prepared<T>& to = i < pieces ? weights_ : direction_;
+    i %= pieces;
+    if (i == pieces - 1) return prepare_small(theta, to);
+    const index_t l = i / (2 * kPieces), piece = i % kPieces;
+    const Layer<T>& y = y_.layer[l];
+    const bool backward = i / kPieces % 2 == 1;
+    if (l == 0 && y_.fused_first) return;
+    if (!backward)
+      y.conv.transform_forward(theta + y.w, to.filters[l].forward, part(y.conv.input_blocks(), piece, kPieces),
+                               part(y.conv.input_blocks(), piece + 1, kPieces));
+    else if (call.kind_of_call != kForward && (l > 0 || call.dx))
+      y.conv.transform_backward(theta + y.w, to.filters[l].backward, part(y.conv.output_groups(), piece, kPieces),
+                                part(y.conv.output_groups(), piece + 1, kPieces));
   }
-  void prepare_one(const T* theta, Prepared<T>& to, bool backward, bool images, int thread, int threads) const {
-    for (index_t l = 0; l < y_.depth; ++l) {
-      const Layer<T>& y = y_.layer[l];
-      if (l == 0 && y_.fused_first) continue;
-      y.conv.transform_forward(theta + y.w, to.filters[l].forward, part(y.conv.input_blocks(), thread, threads),
-                               part(y.conv.input_blocks(), thread + 1, threads));
-      if (backward && (l > 0 || images))
-        y.conv.transform_backward(theta + y.w, to.filters[l].backward, part(y.conv.output_groups(), thread, threads),
-                                  part(y.conv.output_groups(), thread + 1, threads));
-    }
+  void prepare_small(const T* theta, Prepared<T>& to) const {
     const index_t classes = y_.classes, width = y_.net.net_width;
     const index_t pixels = y_.features / y_.width_stride;
-    for (index_t k = part(classes, thread, threads); k < part(classes, thread + 1, threads); ++k)
+    for (index_t k = 0; k < classes; ++k)
       for (index_t c = 0; c < width; ++c)
         for (index_t p = 0; p < pixels; ++p) {
           const T value = theta[y_.classifier + (k * width + c) * pixels + p];
           to.head_w[k * y_.features + p * y_.width_stride + c] = value;
           to.head_wt[(p * y_.width_stride + c) * y_.padded_classes + k] = value;
         }
-    if (thread > 0) return;
     for (index_t l = 0; l < y_.depth; ++l) {
       std::memcpy(to.norm[l], theta + y_.layer[l].g, width * sizeof(T));
       std::memcpy(to.norm[l] + y_.width_stride, theta + y_.layer[l].b, width * sizeof(T));
@@ -176,22 +199,28 @@ template <class T> class EngineOf final : public Engine {
     if (y_.fused_first) y_.first.prepare(theta + y_.layer[0].w, to.first);
   }
 
-  void groups(const Call& call, int thread) {
+  void run_list(const Call& call, Work<T>& w, index_t list) {
     [[maybe_unused]] const typename ProductsOf<T>::type::ThreadState state{};
-    Work<T>& w = work_[thread];
-    w.result = 0;
-    if (call.kind_of_call == kAdjoint) w.sums[0].clear(y_.depth);
-    if (call.grad) w.sums[1].clear(y_.depth);
-    const index_t begin = part(call.batch, thread, call.threads), end = part(call.batch, thread + 1, call.threads);
+    ListSums& sums = sums_[std::size_t(list)];
+    sums.result = 0;
+    if (call.kind_of_call != kForward) sums.of[0].clear(y_.depth);
+    if (call.two_sums()) sums.of[1].clear(y_.depth);
+    const index_t begin = part(call.batch, list, call.lists), end = part(call.batch, list + 1, call.lists);
     const index_t count = ceil_div(end - begin, group_);
     for (index_t g = 0; g < count; ++g) {
       const index_t first = begin + part(end - begin, g, count), last = begin + part(end - begin, g + 1, count);
       const Group group{first, last - first, call.cache ? call.cache->saved.from(y_, first) : w.saved};
       forward_group(call, w, group);
-      if (call.kind_of_call != kForward) backward_group(call, w, group);
+      if (call.kind_of_call != kForward) backward_group(call, w, sums, group);
     }
   }
 
+  // What a list of images adds up: d phi/d theta or the plain gradient first, the plain gradient beside an adjoint second.
+  struct ListSums {
+    Sums<T> of[2];
+    double result;
+    Sums<T>& plain(const Call& call) { return of[call.two_sums() ? 1 : 0]; }
+  };
   struct Group {
     index_t first, images;
     Saved<T> saved;
@@ -269,14 +298,14 @@ template <class T> class EngineOf final : public Engine {
         f.template forward<First::kValues>(image, saved.signs, o, od, w.first_scratch);
     }
   }
-  void backward_first(const Call& call, Work<T>& w, const Group& group) const {
+  void backward_first(const Call& call, Work<T>& w, ListSums& sums, const Group& group) const {
     using First = FirstBlock<T>;
     const First& f = y_.first;
     const typename First::Weights weights = weights_.first, direction = direction_.first;
     const typename First::Scratch scratch = w.first_scratch;
     const index_t pixels = y_.net.channels * y_.net.height * y_.net.width;
-    const NormGradients<T> plain = call.grad ? norm_sums(w.sums[1], 0) : nothing();
-    T* plain_w = call.grad ? w.sums[1].first_w : nullptr;
+    const NormGradients<T> plain = call.grad ? norm_sums(sums.plain(call), 0) : nothing();
+    T* plain_w = call.grad ? sums.plain(call).first_w : nullptr;
     for (index_t i = 0; i < group.images; ++i) {
       const typename First::Saved saved =
           carved<typename First::Saved>(group.saved.first + i * y_.first_saved_bytes(), f);
@@ -284,8 +313,8 @@ template <class T> class EngineOf final : public Engine {
       const View<const T> god = y_.output(0, static_cast<const T*>(group.saved.pull[1]), i);
       if (call.kind_of_call == kAdjoint)
         f.backward_adjoint(image, saved, weights, direction, norm(0),
-                           y_.output(0, static_cast<const T*>(w.pull_a[1]), i), god, scratch, w.sums[0].first_w,
-                           norm_sums(w.sums[0], 0), plain_w, plain,
+                           y_.output(0, static_cast<const T*>(w.pull_a[1]), i), god, scratch, sums.of[0].first_w,
+                           norm_sums(sums.of[0], 0), plain_w, plain,
                            call.dx ? call.dx + (group.first + i) * pixels : nullptr);
       else
         f.backward_plain(image, saved, weights, norm(0), god, scratch, plain_w, plain);
@@ -326,7 +355,7 @@ template <class T> class EngineOf final : public Engine {
   }
 
   // --- backward -----------------------------------------------------------------------------------------------------
-  void backward_group(const Call& call, Work<T>& w, const Group& group) {
+  void backward_group(const Call& call, Work<T>& w, ListSums& sums, const Group& group) {
     const bool adjoint = call.kind_of_call == kAdjoint, cached = adjoint && call.cache;
     const Saved<T>& s = group.saved;
     const Head<T> top = head();
@@ -335,16 +364,17 @@ template <class T> class EngineOf final : public Engine {
     double* scratch = w.rows;
     const index_t d = y_.depth;
     if (adjoint) {
-      w.result += top.adjoint(rows, group.first, group.images, call.batch, call.labels, call.kind, call.dy, scratch);
+      sums.result += top.adjoint(rows, group.first, group.images, call.batch, call.labels, call.kind, call.dy, scratch);
       top.pull(w.gu, top.w, group.images, w.pull_a[d], false);
       top.pull(w.gud, top.v, group.images, w.pull_a[d], true);
-      top.accumulate(w.gu, features, group.images, w.sums[0].head_w, w.sums[0].head_b);
-      top.accumulate(w.gud, w.tangents[d], group.images, w.sums[0].head_w, nullptr);
+      top.accumulate(w.gu, features, group.images, sums.of[0].head_w, sums.of[0].head_b);
+      top.accumulate(w.gud, w.tangents[d], group.images, sums.of[0].head_w, nullptr);
     } else {
-      w.result += top.loss(rows, group.first, group.images, call.batch, call.labels, call.kind, scratch);
+      sums.result += top.loss(rows, group.first, group.images, call.batch, call.labels, call.kind, scratch);
     }
     if (!cached) top.pull(w.gud, top.w, group.images, s.pull[d], false);
-    if (call.grad) top.accumulate(w.gud, features, group.images, w.sums[1].head_w, w.sums[1].head_b);
+    if (call.grad)
+      top.accumulate(w.gud, features, group.images, sums.plain(call).head_w, sums.plain(call).head_b);
 
     for (index_t l = d - 1; l >= (y_.fused_first ? 1 : 0); --l) {
       const Layer<T>& y = y_.layer[l];
@@ -352,11 +382,11 @@ template <class T> class EngineOf final : public Engine {
       const auto pull = [&](index_t i, index_t slot) {
         const Stats<T> st = Stats<T>::at(s.stats[l] + i * y_.stats_elements(), y_.width_stride);
         const View<const T> god = y_.output(l, static_cast<const T*>(s.pull[l + 1]), i);
-        const NormGradients<T> plain = call.grad ? norm_sums(w.sums[1], l) : nothing();
+        const NormGradients<T> plain = call.grad ? norm_sums(sums.plain(call), l) : nothing();
         if (adjoint)
           y_.plane(l).backward_adjoint(s.z[l] + i * image, w.zd[l] + i * image, st, norm(l),
                                        y_.output(l, static_cast<const T*>(w.pull_a[l + 1]), i), god,
-                                       w.gz + slot * image, w.gzd + slot * image, norm_sums(w.sums[0], l), plain);
+                                       w.gz + slot * image, w.gzd + slot * image, norm_sums(sums.of[0], l), plain);
         else
           y_.plane(l).backward_plain(s.z[l] + i * image, st, norm(l), god, w.gzd + slot * image, plain);
       };
@@ -365,44 +395,47 @@ template <class T> class EngineOf final : public Engine {
       b.gz = adjoint ? w.gz : nullptr, b.gzd = w.gzd;
       b.gh = !adjoint ? nullptr : l > 0 ? w.pull_a[l] : call.dx ? w.input_pull : nullptr;
       b.ghd = l > 0 && !cached ? s.pull[l] : nullptr;
-      if (adjoint) b.du = w.sums[0].du[l], b.keep = w.sums[0].used[l], w.sums[0].used[l] = true;
-      if (call.grad) b.du_plain = w.sums[1].du[l], b.keep_plain = w.sums[1].used[l], w.sums[1].used[l] = true;
+      if (adjoint) b.du = sums.of[0].du[l], b.keep = sums.of[0].used[l], sums.of[0].used[l] = true;
+      if (call.grad) {
+        Sums<T>& plain = sums.plain(call);
+        b.du_plain = plain.du[l], b.keep_plain = plain.used[l], plain.used[l] = true;
+      }
       y.conv.backward(b, weights_.filters[l], direction_.filters[l], group.images, w.chunk, pull);
     }
     if (y_.fused_first)
-      backward_first(call, w, group);
+      backward_first(call, w, sums, group);
     else if (call.dx)
       store_images(call, w, group);
   }
 
-  // --- add up the threads --------------------------------------------------------------------------------------------
-  void finish(const Call& call, int thread) {
-    if (call.dtheta) finish_one(call, 0, call.dtheta, thread);
-    if (call.grad) finish_one(call, 1, call.grad, thread);
+  // --- add up the lists ---------------------------------------------------------------------------------------------
+  // Piece i: of what is wanted first, the layers' gradients, then everything small; then of the plain gradient.
+  void finish(const Call& call, index_t i) {
+    const index_t pieces = y_.depth * kPieces + 1, which = i / pieces;
+    T* out = call.kind_of_call == kAdjoint && which == 0 ? call.dtheta : call.grad;
+    i %= pieces;
+    if (i == pieces - 1) return finish_small(call, which, out);
+    const index_t l = i / kPieces, piece = i % kPieces;
+    if (l == 0 && y_.fused_first) return;
+    const Layer<T>& y = y_.layer[l];
+    T* parts[kMaxLists];
+    for (int j = 0; j < call.lists; ++j) parts[j] = sums_[j].of[which].du[l];
+    y.conv.weight_gradient(parts, call.lists, out + y.w, part(y.conv.output_vectors(), piece, kPieces),
+                           part(y.conv.output_vectors(), piece + 1, kPieces));
   }
-  void finish_one(const Call& call, int which, T* out, int thread) {
-    T* parts[kMaxThreads];
-    const int n = call.threads;
-    for (index_t l = 0; l < y_.depth; ++l) {
-      const Layer<T>& y = y_.layer[l];
-      if (l == 0 && y_.fused_first) continue;
-      for (int i = 0; i < n; ++i) parts[i] = work_[i].sums[which].du[l];
-      y.conv.weight_gradient(parts, n, out + y.w, part(y.conv.output_vectors(), thread, n),
-                             part(y.conv.output_vectors(), thread + 1, n));
-    }
-    // The rest is small: the first thread's sums collect the others'.
+  void finish_small(const Call& call, index_t which, T* out) {
+    const int n = call.lists;
     const index_t width = y_.net.net_width, classes = y_.classes, pixels = y_.features / y_.width_stride;
-    for (index_t k = part(classes, thread, n); k < part(classes, thread + 1, n); ++k)
+    for (index_t k = 0; k < classes; ++k)
       for (index_t p = 0; p < pixels; ++p)
         for (index_t c = 0; c < width; ++c) {
           T sum = 0;
-          for (int i = 0; i < n; ++i) sum += work_[i].sums[which].head_w[k * y_.features + p * y_.width_stride + c];
+          for (int i = 0; i < n; ++i) sum += sums_[i].of[which].head_w[k * y_.features + p * y_.width_stride + c];
           out[y_.classifier + (k * width + c) * pixels + p] = sum;
         }
-    if (thread > 0) return;
     for (index_t k = 0; k < classes; ++k) {
       T sum = 0;
-      for (int i = 0; i < n; ++i) sum += work_[i].sums[which].head_b[k];
+      for (int i = 0; i < n; ++i) sum += sums_[i].of[which].head_b[k];
       out[y_.classifier_bias + k] = sum;
     }
     for (index_t l = 0; l < y_.depth; ++l) {
@@ -410,24 +443,26 @@ template <class T> class EngineOf final : public Engine {
       for (index_t c = 0; c < width; ++c) {
         T g = 0, b = 0;
         for (int i = 0; i < n; ++i) {
-          g += work_[i].sums[which].norm[l][c];
-          b += work_[i].sums[which].norm[l][y_.width_stride + c];
+          g += sums_[i].of[which].norm[l][c];
+          b += sums_[i].of[which].norm[l][y_.width_stride + c];
         }
         out[y_.layer[l].g + c] = g, out[y_.layer[l].b + c] = b;
       }
     }
     if (y_.fused_first) {
-      for (int i = 0; i < n; ++i) parts[i] = work_[i].sums[which].first_w;
+      T* parts[kMaxLists];
+      for (int i = 0; i < n; ++i) parts[i] = sums_[i].of[which].first_w;
       y_.first.weight_gradient(parts, n, out + y_.layer[0].w);
     }
   }
 
   Options options_;
   Layout<T> y_;
-  Pool pool_;
-  Buffer shared_, private_, work_buffer_;
+  Buffer shared_, private_, sums_memory_;
   Prepared<T> weights_, direction_;
-  Work<T>* work_ = nullptr;
+  std::vector<Work<T>> work_;   // of each thread
+  std::vector<ListSums> sums_;  // of each list
+  bool both_sums_ = false;      // sums_[.].of[1] have memory
   index_t group_ = 0;
 };
 

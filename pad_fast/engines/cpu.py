@@ -122,7 +122,7 @@ class CpuEngine(Engine):
         theta, images, labels = contiguous_data(theta), contiguous_data(images), contiguous_data(labels)
         gradient = torch.empty_like(theta)
         logits = images.new_empty(len(images), config_of(task).classes)
-        loss = self._plan(task, len(images)).native.loss_and_grad(
+        loss = self.plan(task, len(images)).native.loss_and_grad(
             theta=theta.data_ptr(),
             x=images.data_ptr(),
             batch=len(images),
@@ -141,7 +141,7 @@ class CpuEngine(Engine):
         theta, images = contiguous_data(theta), contiguous_data(images)
         config = config_of(task)
         logits = images.new_empty(len(images), config.classes)
-        self._plan(task, len(images)).native.forward(
+        self.plan(task, len(images)).native.forward(
             theta=theta.data_ptr(), x=images.data_ptr(), batch=len(images), logits=logits.data_ptr()
         )
         return logits
@@ -162,7 +162,7 @@ class CpuEngine(Engine):
             for x in images:
                 x = contiguous_data(x)
                 features = x.new_empty(len(x), config.width * side * side)
-                self._plan(task, len(x), config).native.forward(
+                self.plan(task, len(x), config).native.forward(
                     theta=parameters.data_ptr(), x=x.data_ptr(), batch=len(x), features=features.data_ptr()
                 )
                 means.append(features.mean(0))
@@ -192,7 +192,7 @@ class CpuEngine(Engine):
                 parameters = _with_classifier(config, theta, None)
                 along = _with_classifier(config, torch.zeros_like(theta), groups * v)
                 pulled, unused = torch.empty_like(x), torch.empty_like(parameters)
-                self._plan(task, len(x), config).native.adjoint(
+                self.plan(task, len(x), config).native.adjoint(
                     theta=parameters.data_ptr(),
                     v=along.data_ptr(),
                     x=x.data_ptr(),
@@ -207,7 +207,7 @@ class CpuEngine(Engine):
 
         return self.mean_features(task, theta, list(images), blocks), pull
 
-    def _plan(self, task: Task, batch: int, config: ConvNetConfig | None = None) -> _Plan:
+    def plan(self, task: Task, batch: int, config: ConvNetConfig | None = None) -> _Plan:
         """The workspaces for the task's network, or for the one given.
 
         Made once by every thread that trains it, and kept while they are in use.
@@ -268,7 +268,7 @@ class _NativeStudent(Student):
     ) -> Float[Tensor, "K P"]:
         require_batch(self.task, theta, images, labels)
         images, labels = contiguous_data(images), contiguous_data(labels)
-        plan = self.engine._plan(self.task, len(images))
+        plan = self.engine.plan(self.task, len(images))
         gradient = torch.empty_like(theta)
         for index, row in enumerate(theta):
             row = contiguous_data(row)
@@ -294,7 +294,7 @@ class _NativeStudent(Student):
     ) -> Adjoint:
         require_batch(self.task, theta, images, labels)
         images, labels = contiguous_data(images), contiguous_data(labels)
-        plan = self.engine._plan(self.task, len(images))
+        plan = self.engine.plan(self.task, len(images))
         # The pull-back to theta shares all its work with phi itself, so it is computed either way.
         pulled = torch.empty_like(theta)
         phi = theta.new_empty(len(theta))

@@ -446,7 +446,7 @@ from tests.engines.test_cpu import compare, compare_in_floats, make, CPU
 from pad_fast.engines import Task, cpu, select
 network, _ = make("digits")
 task = Task(network, CPU, torch.float64)
-used = select("cpu", task)._plan(task, 3).native.isa
+used = select("cpu", task).plan(task, 3).native.isa
 assert used == sys.argv[1], used
 few = cpu._FEW_IMAGES
 for name in ("digits", "gray28", "odd33"):
@@ -489,10 +489,10 @@ def test_matrix_tiles_serve_what_is_large_enough(width, resolution, batch, expec
     monkeypatch.delenv("PAD_FAST_ISA", raising=False)
     task = Task(FlatNetwork(ConvNet(width=width, depth=2, resolution=resolution)), CPU, torch.float32)
     engine = select("cpu", task)
-    assert engine._plan(task, batch).native.isa == expected
+    assert engine.plan(task, batch).native.isa == expected
     for forced in ("amx", "avx512"):
         monkeypatch.setenv("PAD_FAST_ISA", forced)
-        assert engine._plan(task, batch).native.isa == forced
+        assert engine.plan(task, batch).native.isa == forced
 
 
 def test_the_tiles_of_small_batches_are_chosen_for_them(monkeypatch):
@@ -501,7 +501,7 @@ def test_the_tiles_of_small_batches_are_chosen_for_them(monkeypatch):
     images, labels = batch_of(network, 3, hard=True)
     task = Task(network, CPU, torch.float32, precision="high")
     engine = select("cpu", task)
-    plans = {count: engine._plan(task, count) for count in (2, 3, 4, 32, 33, 500)}
+    plans = {count: engine.plan(task, count) for count in (2, 3, 4, 32, 33, 500)}
     assert plans[3] is plans[4] and plans[33] is plans[500]
     assert len(set(map(id, plans.values()))) == 4
     few = engine.loss_and_grad(task, theta, images, labels)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 import threading
 from typing import Any
@@ -99,3 +100,30 @@ def test_calls_from_several_python_threads_at_once_are_those_in_turn():
     results = [found.get_nowait() for _ in range(20)]
     assert all(torch.equal(got, expected[seed]) for seed, got in results)
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to choose cores here")
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_who_takes_a_list_of_images_makes_no_difference(threads):
+    """One core for all threads, as many as there are, and others who want them: the same bits."""
+    torch.set_num_threads(threads)
+    cores = os.sched_getaffinity(0)
+    expected = gradient()
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert torch.equal(gradient(), expected)
+    finally:
+        os.sched_setaffinity(0, cores)
+    busy = [multiprocessing.get_context("spawn").Process(target=keep_busy, daemon=True) for _ in cores]
+    for process in busy:
+        process.start()
+    try:
+        assert all(torch.equal(gradient(), expected) for _ in range(3))
+    finally:
+        for process in busy:
+            process.kill()
+
+
+def keep_busy() -> None:
+    while True:
+        pass
