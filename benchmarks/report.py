@@ -76,6 +76,44 @@ def readme() -> str:
     return markdown(["", "ms per student step", "peak memory at T = 5, MiB", "at T = 20"], rows)
 
 
+# Results of the same benchmark by kind of processor.
+PROCESSORS = ("unroll-cpu", "unroll-cpu-avx512", "unroll-cpu-avx2")
+
+
+def readme_processors() -> str:
+    """How many times faster one gradient is, by kind of processor and batch."""
+    rows = []
+    for content in map(load, PROCESSORS):
+        ours = [row for row in content["rows"] if (row["rival"], row["mask"]) == ("cpu high, recompute", "none")]
+        shortest = {row["batch"]: row for row in sorted(ours, key=lambda row: -row["steps"])}
+        cells = [
+            " / ".join(ratio(shortest[batch], f"plain loop{kind}") for kind in ("", ", tuned"))
+            for batch in (10, 100, 256)
+        ]
+        rows.append([processor(content), *cells])
+    return markdown(["times faster than the plain / the tuned loop", "batch 10", "batch 100", "batch 256"], rows)
+
+
+def processor(content: Content) -> str:
+    machine = content["machine"]
+    return f"{machine['cpu']}, {machine['threads']} cores, {machine['cpu_instructions']}"
+
+
+def unroll_processors() -> str:
+    """The same engine by kind of processor, beside what its products alone take at the rate of torch's own."""
+    contents = [content for content in map(load, PROCESSORS) if any("products_ms_per_step" in r for r in content["rows"])]
+    rows = [
+        [processor(content), row["rival"], str(row["batch"]), str(row["steps"]), spread(row["ms_per_step"])]
+        + [ratio(row, against) for against in ("plain loop", "plain loop, tuned")]
+        + [f"{row['products_ms_per_step']:.1f}" if "products_ms_per_step" in row else ""]
+        for content in contents
+        for row in content["rows"]
+    ]
+    header = ["processor", "rival", "batch", "T", "ms per step (min..max)", "times faster than the plain loop"]
+    table = markdown([*header, "than the tuned loop", "its products alone, ms"], rows)
+    return table + "".join(source(content, content["rows"]) for content in contents)
+
+
 def unroll_time() -> str:
     content = load("unroll-cpu")
     rows = [
@@ -187,6 +225,8 @@ def criteria(part: str, name: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "readme": readme,
+    "readme-processors": readme_processors,
+    "unroll-processors": unroll_processors,
     "unroll-time": unroll_time,
     "unroll-memory": unroll_memory,
     "scoring": scoring,
