@@ -42,6 +42,10 @@ sanitize: $(VENV)/.installed
 	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
 	  $(CURDIR)/$(BIN)/python -m pytest -q tests/engines/test_cpu.py tests/scoring/test_native.py -k "not instruction_set"
+	$(BIN)/python -m tests.native.cases build/native/cases.bin
+	$${CXX:-g++} -O1 -g -std=c++17 -pthread -fsanitize=thread -ffp-contract=fast -Wno-psabi -Icsrc $(DRIVER) \
+	  -o build/native/unroll-threads
+	TSAN_OPTIONS=halt_on_error=1 build/native/unroll-threads build/native/cases.bin
 
 # The CPU engine cross-compiled for 64-bit ARM and emulated, without Python: golden cases in float64 to 1e-9. Takes a
 # cross compiler and QEMU (on Debian: apt-get install g++-aarch64-linux-gnu qemu-user).
