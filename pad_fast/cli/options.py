@@ -14,6 +14,7 @@ from typing import Any
 from ..settings.choices import METHODS
 from ..settings.config import Config
 from ..settings.fields import Kind, alternatives, kinds
+from .published import settings_of
 
 _STAGE_TITLES = {
     "data": "data and network",
@@ -124,7 +125,7 @@ def progress(options: argparse.Namespace) -> Any:
 def run_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments that `distill` and `sweep` share."""
     return {
-        "config": options.config,
+        "config": settings_of(options),
         "preset": options.preset,
         "out": options.out,
         "download": options.download,

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .._version import __version__
-from ..errors import nearest
+from ..errors import ConfigError, nearest
+from ..settings.families import Program
 from .commands import COMMANDS
+from .published import translated
+
+PROGRAMS: dict[str, Program] = {"distill": "distill", "experts": "experts", "evaluate": "evaluate"}
+"""Commands that published programs did before, and which."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -20,11 +25,28 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     words = list(arguments)
     if " ".join(words[:2]) in (command.name for command in COMMANDS):
         words[:2] = [" ".join(words[:2])]
-    options, unknown = build_parser().parse_known_args(words)
+    parser = build_parser()
+    published: dict[str, Any] = {}
+    if words and words[0] in PROGRAMS:
+        its_parser = _parser_of(parser, words[0])
+        flags = [flag for action in its_parser._actions for flag in action.option_strings]
+        try:
+            words[1:], published = translated(words[1:], flags, PROGRAMS[words[0]])
+        except ConfigError as error:
+            its_parser.error(str(error))
+    options, unknown = parser.parse_known_args(words)
+    options.published = published
     if unknown:
         flags = [flag for action in options.parser._actions for flag in action.option_strings]
         options.parser.error(f"unknown argument {unknown[0]!r}.{nearest(unknown[0], flags)}")
     return options
+
+
+def _parser_of(parser: argparse.ArgumentParser, command: str) -> argparse.ArgumentParser:
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    found = commands.choices[command]
+    assert isinstance(found, argparse.ArgumentParser)
+    return found
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..settings.config import Config
 from .options import given, place, progress
+from .published import settings_of
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +37,14 @@ def stage_inputs(options: argparse.Namespace) -> StageInputs:
     from ..settings.resolve import make_settings
 
     settings = make_settings(
-        preset_name=options.preset, config=options.config, overrides=given(options), **place(options)
+        preset_name=options.preset,
+        config=settings_of(options),
+        overrides=given(options),
+        program="experts",
+        **place(options),
     )
+    for note in settings.notes:
+        progress(options).say(note)
     config, device = settings.config, resolve_device(settings.device)
     data, _ = configured_data(config, config.dataset, settings.data_dir, download=options.download)
     out = Path(options.out)

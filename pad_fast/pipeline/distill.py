@@ -95,6 +95,8 @@ def distill(
         data_dir=data_dir,
         device=device,
     )
+    for note in settings.notes:
+        progress.say(note)
     run_config = settings.config
     where = resolve_device(settings.device)
     if out is None:

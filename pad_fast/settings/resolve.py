@@ -10,9 +10,10 @@ from typing import Any, Final, Literal
 
 from ..errors import ConfigError
 from .config import Config
+from .families import Program, find_family
 from .fields import require_allowed
 from .presets import defaults_for, method_settings, preset
-from .yaml_files import REFERENCE_DEFAULTS, is_reference, load_yaml, translate
+from .yaml_files import load_yaml, translate
 
 PathLike = str | os.PathLike[str]
 Source = Literal["config", "override"]
@@ -41,12 +42,14 @@ class Settings:
     Attributes:
         sources: who decided a setting, the file (or mapping) or an override; a setting that neither of them names has
             the value of the preset, the data set, the method or the default.
+        notes: what the user should know about a published file: whose it was taken for, and what was not read.
     """
 
     config: Config
     data_dir: PathLike | None
     device: str
     sources: Mapping[str, Source]
+    notes: tuple[str, ...] = ()
 
 
 def override(config: Config, values: Mapping[str, Any]) -> Config:
@@ -58,38 +61,46 @@ def make_settings(
     *,
     dataset: str = "digits",
     ipc: int = 1,
-    method: str = "pad",
+    method: str | Unset = UNSET,
     preset_name: str | None = None,
     config: Config | PathLike | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
     data_dir: PathLike | None | Unset = UNSET,
     device: str | Unset = UNSET,
     defaults: Mapping[str, Any] | None = None,
+    program: Program = "distill",
 ) -> Settings:
     """Put a config together: defaults, then data set or preset, then method, then the file, then overrides.
 
     Without a preset, a data set with settings for this IPC uses them; otherwise those of the nearest smaller IPC.
-    What a file of the reference leaves out about sequential generation keeps the reference's defaults.
+    What a published file leaves out keeps the defaults of its program, and its method is that program's.
 
     Args:
-        dataset, ipc, method: where neither the file nor the overrides name one.
+        dataset, ipc, method: where neither the file nor the overrides name one; a published file stands for a method.
         preset_name: published settings, see :func:`~.presets.preset_names`.
         config: a YAML file, a mapping that means what a file with the same words means, or a ready config.
         overrides: settings that beat all others; those that are :data:`UNSET` were not given.
         data_dir, device: likewise.
         defaults: what the caller puts in place of defaults and presets.
+        program: the published program whose file `config` may be.
 
     Raises:
         ConfigError: an unknown name or key, or a value that cannot be used.
     """
     written, source = _read(config)
-    silent = REFERENCE_DEFAULTS if is_reference(written) else {}
-    written = translate(written, source=source)
+    notes: list[str] = []
+    family = find_family(written, program)
+    silent: Mapping[str, Any] = {}
+    written = translate(written, source=source, family=family, program=program, notes=notes)
+    if family is not None:
+        silent = family.defaults.get(program, {})
+        notes.insert(0, f"{source}: read as settings of {family.title}'s program (family: NAME says otherwise)")
     last = translate(
         {name: value for name, value in (overrides or {}).items() if value is not UNSET}, source="override"
     )
     chosen = {**written, **last}
-    method = str(chosen.get("method", method))
+    usual = Config.method if family is None else family.name
+    method = str(chosen.get("method", usual if method is UNSET else method))
     require_allowed(Config.__dataclass_fields__["method"], method)
     if preset_name is not None:
         base = preset(preset_name)
@@ -107,6 +118,7 @@ def make_settings(
         data_dir=found_dir if data_dir is UNSET else data_dir,
         device=found_device if device is UNSET else device,
         sources={**dict.fromkeys(written, "config"), **dict.fromkeys(last, "override")},
+        notes=tuple(notes),
     )
 
 

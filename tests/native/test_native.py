@@ -46,7 +46,12 @@ def test_golden_cases_without_python(compiler: str, tmp_path: Path) -> None:
     require(compiler)
     names = cases.write(tmp_path / "cases.bin")
     driver = tmp_path / "unroll"
-    sources = ("csrc/unroll/isa/isa_baseline.cpp", "csrc/unroll/runtime.cpp", "csrc/parallel.cpp", "tests/native/unroll.cpp")
+    sources = (
+        "csrc/unroll/isa/isa_baseline.cpp",
+        "csrc/unroll/runtime.cpp",
+        "csrc/parallel.cpp",
+        "tests/native/unroll.cpp",
+    )
     compiled(compiler, "-O1", *sources, "-o", driver)
     done = subprocess.run([driver, tmp_path / "cases.bin"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,6 +282,12 @@ def test_buffers_of_the_reference(tmp_path, finished):
     result = distill(tmp_path / "run", buffer_path=str(tmp_path / "buffers"), curriculum=False, eval_baselines=False)
     assert torch.isfinite(result.images).all()
     assert [row.name for row in result.evaluation] == ["PAD"]
+    # Below the folder as published programs put them, beside those of another data set.
+    for place in ("Digits/ConvNetD2W8", "CIFAR10_NO_ZCA/ConvNet"):
+        (tmp_path / "root" / place).mkdir(parents=True)
+        shutil.copy(tmp_path / "buffers" / "replay_buffer_0.pt", tmp_path / "root" / place)
+    below = distill(tmp_path / "below", buffer_path=str(tmp_path / "root"), curriculum=False, eval_baselines=False)
+    assert torch.equal(below.images, result.images)
     with pytest.raises(StoreError, match="another network"):
         distill(tmp_path / "other", buffer_path=str(tmp_path / "buffers"), model="ConvNetD2W9")
     with pytest.raises(ConfigError, match="the experts in .* end at 4"):

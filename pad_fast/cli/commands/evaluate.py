@@ -24,6 +24,9 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         help=f"{alternatives(NORMALIZATIONS)}: how the set was normalised, where it does not say so itself, as "
         "published ones do not",
     )
+    parser.add_argument(
+        "--zca", dest="whitening", action="store_const", const="zca", help="the same as --whitening zca"
+    )
     parser.add_argument("--dataset", help="real data (default: what the set was distilled from)")
     parser.add_argument("--model", action="append", help="network, may be repeated (default: the distilled one's)")
     add_field(parser, "seed", default=Config.seed)
@@ -50,9 +53,15 @@ def _run(options: argparse.Namespace) -> None:
     from ...pipeline.configured import evaluate_as_configured, evaluation_cache
     from ...runs.folder import CACHE
     from ...runtime.files import require_writable
+    from ...settings.families import find_family
+    from ...settings.yaml_files import translate
 
     if options.out:
         require_writable(Path(options.out).parent)
+    words = translate(
+        options.published, source="command line", family=find_family(options.published), program="evaluate"
+    )
+    options.data_dir = words.pop("data_dir", options.data_dir)
     distilled = load(options.distilled, lr=options.lr)
     dataset = options.dataset or distilled.config.get("dataset")
     if dataset is None:
@@ -71,7 +80,7 @@ def _run(options: argparse.Namespace) -> None:
         print_once(export_ddranking(distilled, options.ddranking))
     place = Path(options.distilled)
     report = evaluate_as_configured(
-        given(options),
+        {**words, **given(options)},
         distilled,
         data,
         models=tuple(options.model or ("ConvNet",)),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pad_fast import Config
+from pad_fast.cli.published import translated
 from pad_fast.errors import InputError
 from pad_fast.runs.trackers import require_trackers
 from pad_fast.runtime.device import cache_bytes, resolve_device
@@ -28,6 +29,15 @@ def of_yaml(folder: Path, text: str) -> Config:
     path = folder / "settings.yaml"
     path.write_text(text, encoding="utf-8")
     return make_settings(preset_name=None, config=path, overrides={}).config
+
+
+def of_experts(order: str) -> Config:
+    return make_settings(config={"family": "pad", "sort_method": order}, program="experts").config
+
+
+def of_three_files(labels: str) -> list[str]:
+    words = ["--data_dir=a/images_best.pt", f"--label_dir=a/{labels}", "--lr_dir=a/lr_best.pt"]
+    return translated(words, (), "evaluate")[0]
 
 
 def dm(**given: Any) -> Config:
@@ -107,6 +117,30 @@ SETTINGS = (
         lambda tmp: of_yaml(tmp, "iterations: 3\nIteration: 4\n"),
         "keep one",
         lambda tmp: of_yaml(tmp, "Iteration: 4\n"),
+    ),
+    Entry(
+        "a family nobody knows",
+        lambda tmp: of_yaml(tmp, "Iteration: 4\nfamily: dtm\n"),
+        "use one of mtt, ftd",
+        lambda tmp: of_yaml(tmp, "Iteration: 4\nfamily: datm\n"),
+    ),
+    Entry(
+        "what a published program has and we have not",
+        lambda tmp: of_yaml(tmp, "Iteration: 4\nmax_experts: 3\n"),
+        "leave it out",
+        lambda tmp: of_yaml(tmp, "Iteration: 4\n"),
+    ),
+    Entry(
+        "an order of images by a score there is not",
+        lambda _: of_experts("CIFAR10_Uncertainty"),
+        "use one that ends in grand",
+        lambda _: of_experts("CIFAR10_GraNd"),
+    ),
+    Entry(
+        "files of two sets",
+        lambda _: of_three_files("labels_7.pt"),
+        "put images_X.pt, labels_X.pt and lr_X.pt into one folder",
+        lambda _: of_three_files("labels_best.pt"),
     ),
     Entry(
         "an empty start range",
