@@ -34,9 +34,9 @@ from benchmarks.printed import printed
 from benchmarks.registry import Suite
 from benchmarks.report import markdown
 from benchmarks.reproduce_costs import Costs, Plan
-from benchmarks.reproduce_sitting import Sitting, held_out
+from benchmarks.reproduce_sitting import CURVE_POINTS, Sitting, held_out
 from benchmarks.reproduce_state import ACCOUNT, STATE, Account, Saved
-from benchmarks.reproduce_table import accuracy_table, cost_words, curve, curve_table, evaluated, sets_of
+from benchmarks.reproduce_table import accuracy_table, curve, curve_table, evaluated, sets_of, words_of
 from pad_fast import Difficulty, DistilledDataset, ImageDataset, load_dataset
 from pad_fast.errors import PadFastError
 from pad_fast.pipeline.cached import scores_path
@@ -61,7 +61,6 @@ DEFAULTS: dict[str, Any] = {"keep": "plan", "validation_fraction": 0.05}
 FOLDER_PREFIX = "imagefolder:"
 _PLACES = {"--data": "DIR", "--out": "FOLDER", "--run": "FOLDER", "--begin-from": STATE}
 _RECORD = "reproduce.json"
-_CURVE = 20  # points of a run that was not validated
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +120,15 @@ def sit(options: argparse.Namespace, setting: str, device: torch.device) -> Outc
     out: Path = options.out or Path("runs") / f"reproduce-{setting}"
     costs, plan = _decided(options, out, config, rest, saved, device)
     done = 0 if saved is None else saved.state.iteration
-    print(markdown(*reproduce_costs.table(costs, plan, config, done)), flush=True)
+    evaluation = reproduce_costs.evaluation_seconds(
+        costs,
+        config,
+        _sizes(rest),
+        points=CURVE_POINTS if config.validation_fraction else 0,
+        networks=options.networks,
+        full_networks=options.full_networks,
+    )
+    print(markdown(*reproduce_costs.table(costs, plan, config, done=done, evaluation=evaluation)), flush=True)
     account = _account(out, plan, saved, config.seed)
     sitting = Sitting(out, setting, config, complete, costs, plan, account, saved, device)
     sitting.work()
@@ -166,7 +173,7 @@ def _decided(
     plan = reproduce_costs.fit(
         costs,
         config,
-        [len(indices) for indices in rest.images_by_class()],
+        _sizes(rest),
         float("inf") if options.hours is None else options.hours,
         scored=saved is not None and saved.order is not None,
         least_experts=options.min_experts,
@@ -178,6 +185,10 @@ def _decided(
     kept = {"asked": asked, "costs": reproduce_costs.described(costs), "plan": asdict(plan)}
     files.write_json(record, {**kept, "machine": harness.machine()})
     return costs, plan
+
+
+def _sizes(data: ImageDataset) -> list[int]:
+    return [len(indices) for indices in data.images_by_class()]
 
 
 def _account(out: Path, plan: Plan, saved: Saved | None, seed: int) -> Account:
@@ -245,7 +256,8 @@ def _spent(run: Path, found: RunFolder, config: Config) -> Account:
     count, iterating = len(found.history), hours.get("distill", 0.0)
     sitting = {"experts": config.num_experts, "seed": config.seed, "iterations": count, "hours": hours}
     account = Account([sitting], validation={iteration: list(values) for iteration, values in found.validation})
-    stops = sorted(account.validation) or sorted({count * part // _CURVE for part in range(1, _CURVE + 1)} - {0})
+    even = {count * part // CURVE_POINTS for part in range(1, CURVE_POINTS + 1)}
+    stops = sorted(account.validation) or sorted(even - {0})
     account.points = [(stop, account.hours - iterating + iterating * stop / count) for stop in stops]
     return account
 
@@ -266,7 +278,8 @@ def content_of(outcome: Outcome, options: argparse.Namespace, device: torch.devi
         networks=options.networks,
         full_networks=options.full_networks,
     )
-    settings = outcome.config.describe("data", "scores", "experts", "distill", "evaluate")
+    settings = _comparable(outcome.config)
+    published = _comparable(make_settings(preset_name=outcome.setting).config)
     return {
         "setting": outcome.setting,
         "data": outcome.note,
@@ -276,9 +289,17 @@ def content_of(outcome: Outcome, options: argparse.Namespace, device: torch.devi
         "costs": reproduce_costs.described(outcome.costs),
         "curve": curve(outcome.account, outcome.losses, outcome.costs),
         "printed": printed(outcome.setting),
-        "settings": {k: v for k, v in settings.items() if k not in ("dataset", "order_file", "buffer_path")},
+        "settings": settings,
+        "changes": {name: value for name, value in settings.items() if value != published[name]},
         "rows": rows,
     }
+
+
+def _comparable(config: Config) -> dict[str, Any]:
+    """Settings that decide the numbers, but for places and what the tables say anyway."""
+    settings = config.describe("data", "scores", "experts", "distill", "evaluate")
+    apart = ("dataset", "order_file", "buffer_path", "keep", "num_experts", "iterations")
+    return {k: v for k, v in settings.items() if k not in apart and k not in ("eval_networks", "eval_baselines")}
 
 
 def typed(argv: Sequence[str]) -> str:
@@ -341,8 +362,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def show(content: harness.Content) -> str:
     """The tables as markdown."""
-    parts = [markdown(*accuracy_table(content)), markdown(*curve_table(content)), cost_words(content)]
-    return "\n".join(parts)
+    return "\n".join([markdown(*accuracy_table(content)), markdown(*curve_table(content)), words_of(content)])
 
 
 # The least of everything: what is left of a published setting runs in seconds.

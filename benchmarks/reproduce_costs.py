@@ -212,6 +212,22 @@ def expert_seconds(costs: Costs, config: Config, class_sizes: Sequence[int]) -> 
     return steps * costs.expert_step
 
 
+def evaluation_seconds(
+    costs: Costs, config: Config, class_sizes: Sequence[int], *, points: int, networks: int, full_networks: int
+) -> float:
+    """Roughly, what validation and the final table take: steps of score networks, whose batches are of another size.
+
+    Args:
+        points: iterates that are validated.
+        networks, full_networks: fresh ones for a row of the table, and on all real images.
+    """
+    image = costs.score_step / min(config.score_batch, sum(class_sizes))
+    small, real = config.eval_epochs * config.ipc * len(class_sizes), config.eval_full_epochs * sum(class_sizes)
+    # Two sets, random images and centres of k-means, each by two recipes.
+    count = points * config.validation_networks + 2 * 4 * networks
+    return image * (small * count + real * full_networks)
+
+
 def fit(
     costs: Costs,
     config: Config,
@@ -267,21 +283,21 @@ def read(stored: Mapping[str, Any]) -> Costs:
     return Costs(**{name: value for name, value in stored.items() if name != "times_faster"})
 
 
-def table(costs: Costs, plan: Plan, config: Config, done: int) -> tuple[list[str], list[list[str]]]:
-    """What will be done, as header and rows."""
+def table(
+    costs: Costs, plan: Plan, config: Config, *, done: int, evaluation: float
+) -> tuple[list[str], list[list[str]]]:
+    """What will be done, as header and rows; `evaluation` is what :func:`evaluation_seconds` says."""
     hours = [plan.score_seconds, plan.experts * plan.expert_seconds, plan.iterations * costs.iteration]
-    cells = [f"{seconds / 3600:.3g}" for seconds in (*hours, sum(hours))]
+    cells = [f"{seconds / 3600:.3g}" for seconds in (*hours, sum(hours), evaluation)]
     counted = f"{done:,} to {done + plan.iterations:,}" if done else f"{plan.iterations:,}"
     plain = int(plan.iterations / costs.times_faster)
     networks = f"{config.score_networks} networks" if plan.score_seconds else "scored by an earlier sitting"
+    experts = f"{plan.experts} of {plan.published_experts} experts"
     return ["", "measured, s", "how many", "hours"], [
         ["a batch of a score network", f"{costs.score_step:.3g}", networks, cells[0]],
-        ["a batch of an expert", f"{costs.expert_step:.3g}", _of(plan.experts, plan.published_experts), cells[1]],
+        ["a batch of an expert", f"{costs.expert_step:.3g}", experts, cells[1]],
         ["an iteration", f"{costs.iteration:.3g}", f"{counted} of {plan.published_iterations:,} iterations", cells[2]],
         ["an iteration of the plain loop", f"{costs.plain_iteration:.3g}", f"{plain:,} in the same hours", cells[2]],
-        ["all but the evaluation", "", "", cells[3]],
+        ["all of these", "", "", cells[3]],
+        ["evaluation, on top of them", "", "", f"about {cells[4]}"],
     ]
-
-
-def _of(experts: int, published: int) -> str:
-    return f"{experts} of {published} experts"

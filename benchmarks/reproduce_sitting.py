@@ -40,7 +40,8 @@ from pad_fast.settings.config import Config
 
 RUN = "run"
 _CHECKPOINT_SECONDS = 600.0  # at most between two checkpoints, as far as measured
-_CURVE_POINTS = 20
+CURVE_POINTS = 20
+"""At most so many iterates of a sitting are validated."""
 
 
 class Watching(Progress):
@@ -109,7 +110,7 @@ class Sitting:
         config, done = self.config, 0 if self.saved is None else self.saved.state.iteration
         every = max(1, min(config.checkpoint_every, int(_CHECKPOINT_SECONDS / self.costs.iteration)))
         # Iterates are kept where there is a checkpoint.
-        pieces = min(-(-self.plan.iterations // (every * _CURVE_POINTS)), max(1, config.validation_every // every))
+        pieces = min(-(-self.plan.iterations // (every * CURVE_POINTS)), max(1, config.validation_every // every))
         return replace(
             config,
             dataset=self.complete.name,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pad_fast
-from benchmarks import plots, reproduce, reproduce_costs, reproduce_sitting, reproduce_state
+from benchmarks import plots, reproduce, reproduce_costs, reproduce_sitting, reproduce_state, reproduce_table
 from benchmarks.printed import printed
 from benchmarks.reproduce_costs import Costs, expert_seconds, fit, score_seconds
 from benchmarks.reproduce_state import STATE, Account
@@ -55,6 +55,7 @@ def test_the_quick_run_goes_through_every_path(tmp_path, capsys):
         *((name, "the reference's", 2) for name in names),
         ("full data", "ours", 1),
     ]
+    assert content["changes"]["train_epochs"] == 6 and "train_epochs 6" in text and "dataset" not in content["settings"]
     assert "JPEG" in content["data"] and content["printed"] == printed("cifar10-ipc1")
     assert "--data imagefolder:DIR" in content["command"] and "--out FOLDER" in content["command"]
     pictures = plots.draw_reproduction(result, tmp_path)
@@ -239,6 +240,19 @@ def test_hours_are_those_of_the_work_and_no_others(tmp_path, monkeypatch):
     account.save()
     again = Account.of(json.loads((tmp_path / "account.json").read_text()))
     assert again.described() == account.described()
+
+
+def test_the_evaluation_is_estimated_from_images():
+    # 3 classes of 2 images for 10 epochs, 4 iterates with 2 networks and 8 rows of 5; 40 real ones for 3 epochs.
+    settings = config(ipc=2, eval_epochs=10, eval_full_epochs=3, validation_networks=2, score_batch=20)
+    seconds = reproduce_costs.evaluation_seconds(COSTS, settings, [20, 10, 10], points=4, networks=5, full_networks=2)
+    assert seconds == pytest.approx((6 * 10 * (4 * 2 + 8 * 5) + 40 * 3 * 2) / 20)
+
+
+def test_the_reference_trains_one_epoch_more_and_its_older_programs_on_larger_batches():
+    recipe = reproduce_table.reference_recipe(Config(eval_epochs=1000))
+    assert recipe == {"epochs": 1001, "batch": 128, "momentum": 0.9, "weight_decay": 5e-4, "dsa_mode": "reference"}
+    assert reproduce_table.reference_recipe(Config(method="mtt", soft_labels=False))["batch"] == 256
 
 
 def test_what_is_printed_is_found_by_setting():
