@@ -70,6 +70,7 @@ class Outcome:
     Attributes:
         config: of the run; `published` has the setting's numbers of experts and iterations.
         losses: of every iteration.
+        chosen: the iterate that was best on the held-out images; None where there are none.
         cache: folder of evaluated networks.
         partial: hours of the account leave out what was done before the run was resumed.
     """
@@ -82,6 +83,7 @@ class Outcome:
     costs: Costs
     account: Account
     losses: Sequence[float]
+    chosen: int | None
     sets: dict[str, DistilledDataset]
     cache: Path
     partial: bool = False
@@ -132,6 +134,7 @@ def sit(options: argparse.Namespace, setting: str, device: torch.device) -> Outc
     account = _account(out, plan, saved, config.seed)
     sitting = Sitting(out, setting, config, complete, costs, plan, account, saved, device)
     sitting.work()
+    found = read_run(sitting.run)
     return Outcome(
         setting=setting,
         config=config,
@@ -140,7 +143,8 @@ def sit(options: argparse.Namespace, setting: str, device: torch.device) -> Outc
         note=note_of(dataset),
         costs=costs,
         account=account,
-        losses=[row["loss"] for row in read_run(sitting.run).history],
+        losses=[row["loss"] for row in found.history],
+        chosen=found.chosen,
         sets=sets_of(sitting.run, config),
         cache=evaluation_cache(sitting.run / CACHE),
     )
@@ -238,6 +242,7 @@ def of_run(options: argparse.Namespace, setting: str, device: torch.device) -> O
         costs=reproduce_costs.measure(rest, config, device),
         account=account,
         losses=[row["loss"] for row in found.history],
+        chosen=found.chosen,
         sets=sets_of(options.run, config),
         cache=evaluation_cache(options.run / CACHE),
         partial=any(cost.resumed for cost in found.stages.values()),
@@ -286,6 +291,7 @@ def content_of(outcome: Outcome, options: argparse.Namespace, device: torch.devi
         "published": outcome.published,
         "sittings": outcome.account.sittings,
         "partial_hours": outcome.partial,
+        "chosen": outcome.chosen,
         "costs": reproduce_costs.described(outcome.costs),
         "curve": curve(outcome.account, outcome.losses, outcome.costs),
         "printed": printed(outcome.setting),

@@ -125,7 +125,8 @@ def accuracy_table(content: Content) -> tuple[list[str], list[list[str]]]:
     cells = []
     for row in content["rows"]:
         real = row["name"] in (RANDOM, KMEANS, FULL)
-        name = row["name"] if real else f"**{row['name']}**: {sitting_words(content)}"
+        after = f" (after {content['chosen']:,})" if row["name"].endswith(CHOSEN) else ""
+        name = row["name"] if real else f"**{row['name']}**{after}: {sitting_words(content)}"
         accuracy = f"{row['mean']:.1f} ± {row['std']:.1f}" if row["networks"] > 1 else f"{row['mean']:.1f}"
         cells.append([name, row["recipe"], accuracy, str(row["networks"]), content["data"]])
     for row in content["printed"]:

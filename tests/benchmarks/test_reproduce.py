@@ -56,6 +56,7 @@ def test_the_quick_run_goes_through_every_path(tmp_path, capsys):
         ("full data", "ours", 1),
     ]
     assert content["changes"]["train_epochs"] == 6 and "train_epochs 6" in text and "dataset" not in content["settings"]
+    assert f"training images** (after {content['chosen']}): 3 of 3 experts" in text
     assert "JPEG" in content["data"] and content["printed"] == printed("cifar10-ipc1")
     assert "--data imagefolder:DIR" in content["command"] and "--out FOLDER" in content["command"]
     pictures = plots.draw_reproduction(result, tmp_path)
