@@ -7,7 +7,8 @@
 
 Steps and iterations are timed once, and decide how many experts and iterations fit; FOLDER/reproduce.json keeps that.
 The same command goes on where a killed one was. FOLDER/state.safetensors is enough to go on elsewhere, with new
-experts: `--begin-from`, a further sitting. `--run` takes a folder of `pad-fast distill` instead of working itself.
+experts: `--begin-from`, a further sitting. `--run` takes a folder of `pad-fast distill` instead of working itself, and
+writes that file for it, finished or not.
 
 The curve is of networks tested on a part of the training set that nothing else sees. Five fresh networks by each of two
 recipes, ours and the reference's, are tested once when they are trained; no maximum over tests is taken.
@@ -38,10 +39,11 @@ from benchmarks.reproduce_sitting import CURVE_POINTS, Sitting, held_out
 from benchmarks.reproduce_state import ACCOUNT, STATE, Account, Saved
 from benchmarks.reproduce_table import accuracy_table, curve, curve_table, evaluated, sets_of, words_of
 from pad_fast import Difficulty, DistilledDataset, ImageDataset, load_dataset
+from pad_fast.distillation.state import read_checkpoint
 from pad_fast.errors import PadFastError
 from pad_fast.pipeline.cached import scores_path
 from pad_fast.pipeline.configured import evaluation_cache
-from pad_fast.runs.folder import CACHE, CHECKPOINT, RunFolder, read_description, read_run
+from pad_fast.runs.folder import CACHE, CHECKPOINT, TIMING, RunFolder, read_description, read_run
 from pad_fast.runtime import files
 from pad_fast.runtime.device import resolve_device
 from pad_fast.settings.config import Config
@@ -208,10 +210,12 @@ def _account(out: Path, plan: Plan, saved: Saved | None, seed: int) -> Account:
 
 
 def of_run(options: argparse.Namespace, setting: str, device: torch.device) -> Outcome:
-    """A finished run of :func:`pad_fast.distill`; its state file is written to `--out`."""
+    """A run of :func:`pad_fast.distill`; its state file is written to `--out`.
+
+    Raises:
+        SystemExit: it is of another setting or other images, or not finished: then the state file is all that comes.
+    """
     found = read_run(options.run)
-    if not found.finished:
-        raise SystemExit(f"{options.run} is not finished; `pad-fast distill --resume` goes on with it")
     config = make_settings(config=dict(found.settings)).config
     base = make_settings(preset_name=options.setting, overrides=options.set).config
     if (config.ipc, config.syn_steps) != (base.ipc, base.syn_steps):
@@ -225,14 +229,18 @@ def of_run(options: argparse.Namespace, setting: str, device: torch.device) -> O
     if rest.fingerprint != read_description(options.run)["dataset_fingerprint"]:
         raise SystemExit(f"{options.run} was made from other images; name them with --data")
     account = _spent(options.run, found, config)
-    if (options.run / CHECKPOINT).exists():
-        out = options.out or Path("runs") / f"reproduce-{setting}"
-        scores = scores_path(config, rest, options.run / CACHE)
-        order = Difficulty.load(scores).order if scores.exists() else None
-        reproduce_state.write(
-            out / STATE, options.run, account, setting=setting, config=_whole(config, base), data=rest, order=order
+    out = options.out or Path("runs") / f"reproduce-{setting}"
+    scores = scores_path(config, rest, options.run / CACHE)
+    order = Difficulty.load(scores).order if scores.exists() else None
+    reproduce_state.write(
+        out / STATE, options.run, account, setting=setting, config=_whole(config, base), data=rest, order=order
+    )
+    print(f"written to {out / STATE}")
+    if not found.finished:
+        raise SystemExit(
+            f"{options.run} is not finished: {out / STATE} has its state after {account.sittings[-1]['iterations']} "
+            "iterations, and there is nothing to tabulate yet"
         )
-        print(f"written to {out / STATE}")
     return Outcome(
         setting=setting,
         config=config,
@@ -252,13 +260,17 @@ def of_run(options: argparse.Namespace, setting: str, device: torch.device) -> O
 def _spent(run: Path, found: RunFolder, config: Config) -> Account:
     """The account of a run: the one beside it, where it is of ours, else from what its stages took.
 
-    A run does not note when an iteration was: they take equally long.
+    A run does not note when an iteration was: they take equally long. While it iterates, the last checkpoint says until
+    when, and the costs of the stages before it since when.
     """
     if (run.parent / ACCOUNT).exists():
         return Account.of(files.read_json(run.parent / ACCOUNT, "account of a reproduction"))
-    stages = {name: cost for name, cost in found.stages.items() if name in ("scores", "experts", "distill")}
-    hours = {name: (cost.seconds or 0.0) / 3600 for name, cost in stages.items()}
-    count, iterating = len(found.history), hours.get("distill", 0.0)
+    with read_checkpoint(run / CHECKPOINT) as (_, described):
+        count = int(described["iteration"])
+    running = (run / CHECKPOINT).stat().st_mtime - (run / TIMING).stat().st_mtime
+    stages = {name: cost.seconds for name, cost in found.stages.items() if name in ("scores", "experts", "distill")}
+    hours = {name: (max(0.0, running) if taken is None else taken) / 3600 for name, taken in stages.items()}
+    iterating = hours.get("distill", 0.0)
     sitting = {"experts": config.num_experts, "seed": config.seed, "iterations": count, "hours": hours}
     account = Account([sitting], validation={iteration: list(values) for iteration, values in found.validation})
     even = {count * part // CURVE_POINTS for part in range(1, CURVE_POINTS + 1)}
@@ -329,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--iterations", type=int, metavar="N", help="of this sitting, instead of what fits")
     parser.add_argument("--min-experts", type=int, default=5, metavar="N", help="whatever they cost (default: 5)")
     parser.add_argument("--begin-from", type=Path, metavar="FILE", help="state file of the sittings before this one")
-    parser.add_argument("--run", type=Path, metavar="FOLDER", help="a finished run of pad-fast distill, to tabulate")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="a run of pad-fast distill, to tabulate")
     parser.add_argument("--networks", type=int, default=5, metavar="N", help="fresh networks of a row (default: 5)")
     parser.add_argument("--full-networks", type=int, default=2, metavar="N", help="on the full data (default: 2)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings unlike the published ones")

@@ -265,7 +265,7 @@ def fit(
     if loops < 1:
         raise SystemExit(
             f"{count} experts take {count * each / 3600:.2f} of {hours:g} hours and scores {first / 3600:.2f}: no time "
-            "is left for an iteration; raise --hours, or lower --min-experts"
+            "is left for an iteration; raise --hours, lower --min-experts, or --set fewer train_epochs, score_networks"
         )
     if experts is None:
         spare = left - count * each - loops * costs.iteration

@@ -221,6 +221,27 @@ def test_a_run_of_distill_is_tabulated_and_can_be_gone_on_with(tmp_path, capsys)
         reproduce.main(["digits-ipc10", *FEW, "--run", str(run)])
 
 
+def test_a_run_that_is_not_finished_gives_its_state(tmp_path):
+    class Ended(Progress):
+        def track(self, items, label, **named):
+            for item in super().track(items, label, **named):
+                if label == "distill" and item == 12:
+                    raise KeyboardInterrupt
+                yield item
+
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        pad_fast.distill(
+            preset="digits-ipc1", out=run, num_experts=1, iterations=20, checkpoint_every=5, device="cpu",
+            progress=Ended(quiet=True), **TINY,
+        )  # fmt: skip
+    with pytest.raises(SystemExit, match=r"not finished: .*has its state after 10 iterations"):
+        reproduce.main(["digits-ipc1", *FEW, "--run", str(run), "--out", str(tmp_path), *SET])
+    saved = reproduce_state.read(tmp_path / STATE, torch.device("cpu"))
+    assert (saved.state.iteration, len(saved.rows), saved.account.sittings[0]["iterations"]) == (10, 10, 10)
+    assert saved.account.sittings[0]["hours"]["distill"] > 0 and saved.account.points[-1] == (10, saved.account.hours)
+
+
 def test_hours_are_those_of_the_work_and_no_others(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(reproduce_state, "time", SimpleNamespace(perf_counter=lambda: clock.now))
