@@ -25,6 +25,7 @@ MODULES = (
     "end_to_end",
     "fidelity",
     "criteria",
+    "reproduce",
 )
 
 

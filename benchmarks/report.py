@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.harness import Content, load
 
-_TABLE = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -219,6 +219,15 @@ def criteria(part: str, name: str) -> str:
     return markdown(*PARTS[part](content["rows"])) + source(content, [r for r in content["rows"] if r["part"] == part])
 
 
+def reproduction(setting: str) -> str:
+    """A published setting beside what is printed, and the way there."""
+    from benchmarks.reproduce_table import accuracy_table, curve_table, words_of
+
+    content = load(f"reproduce-{setting}")
+    tables = [markdown(*accuracy_table(content)), markdown(*curve_table(content)), words_of(content)]
+    return "\n".join(tables) + source(content)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "readme": readme,
     "unroll-processors": unroll_processors,
@@ -238,6 +247,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "criteria-cifar": partial(criteria, "compare", "cifar10"),
     "criteria-cifar-search": partial(criteria, "search", "cifar10"),
     "criteria-cifar-filters": partial(criteria, "filters", "cifar10"),
+    "reproduce-digits-ipc1": partial(reproduction, "digits-ipc1"),
 }
 
 
