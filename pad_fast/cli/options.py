@@ -13,6 +13,7 @@ from typing import Any
 
 from ..settings.choices import METHODS
 from ..settings.config import Config
+from ..settings.families import FAMILIES
 from ..settings.fields import Kind, alternatives, kinds
 from .published import settings_of
 
@@ -33,6 +34,11 @@ _METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 def add_settings(parser: argparse.ArgumentParser, stages: Sequence[str], *, but: Sequence[str] = ()) -> None:
     """A file, a preset, and a flag for every setting of these stages."""
     parser.add_argument("--config", metavar="FILE", help="YAML settings, ours or the reference's")
+    parser.add_argument(
+        "--family",
+        metavar="NAME",
+        help=f"whose program the words with underscores are for: {', '.join(FAMILIES)} (default: recognised)",
+    )
     parser.add_argument("--preset", metavar="NAME", help="published settings, e.g. cifar10-ipc10")
     if "distill" not in stages:
         # The method and the IPC choose the defaults of the other settings.

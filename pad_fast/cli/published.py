@@ -36,13 +36,13 @@ def take_words(words: Sequence[str], flags: Sequence[str], program: Program) -> 
     taken: dict[str, Any] = {}
     rest = list(words)
     # Two words of theirs name one data set of ours.
-    together = "--dataset" if any(word.partition("=")[0] == "--subset" for word in words) else None
+    together = {"--dataset"} if any(word.partition("=")[0] == "--subset" for word in words) else set()
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
         key = name.removeprefix("--")
         if (
-            (name in flags and name != together)
+            (name in flags and name not in {"--family", *together})
             or not re.fullmatch(r"--[A-Za-z][A-Za-z_]*", name)
             or not (key in keys or key in _OURS)
         ):
