@@ -107,7 +107,9 @@ def _images(taken: dict[str, Any]) -> Path:
 
 def settings_of(options: argparse.Namespace) -> Any:
     """What `make_settings` takes for a config: the file, with the words of a published command line above it."""
-    taken: dict[str, Any] = getattr(options, "published", {})
+    taken: dict[str, Any] = dict(getattr(options, "published", {}))
+    if options.family is not None:  # of a command that stands for no program
+        taken["family"] = options.family
     if not taken:
         return options.config
     return {**(load_yaml(options.config) if options.config else {}), **taken}
