@@ -161,6 +161,13 @@ class Passes(ABC):
             grad_loss: `[K]`.
         """
 
+    def release(self) -> tuple[Tensor, ...]:
+        """Tensors that the object hands over, for autograd to keep until the loss was pulled back for the last time."""
+        return ()
+
+    def restore(self, kept: Sequence[Tensor]) -> None:  # noqa: B027 (nothing to do where nothing is handed over)
+        """What :meth:`release` returned, for a reverse pass."""
+
 
 class Augmentation(ABC):
     """How the batches of one run are augmented: in the forward pass, again in the reverse pass, and pulled back.

@@ -302,6 +302,8 @@ class _NativeStudent(Student):
         label_sum: Tensor | None = None
         for index, (row, v) in enumerate(zip(theta, direction, strict=True)):
             row, v = contiguous_data(row), contiguous_data(v)
+            # Used once: a graph that was retained is pulled back again without.
+            owner, cache = self.caches.pop((step, index), (plan, None))
             for_images = torch.empty_like(images) if wants.images else None
             for_labels = torch.empty_like(labels) if wants.labels else None
             phi[index] = plan.native.adjoint(
@@ -314,8 +316,10 @@ class _NativeStudent(Student):
                 dtheta=pulled[index].data_ptr(),
                 dx=0 if for_images is None else for_images.data_ptr(),
                 dy=0 if for_labels is None else for_labels.data_ptr(),
-                cache=self.caches.get((step, index), (plan, None))[1],
+                cache=cache,
             )
+            if cache is not None:
+                owner.free.append(cache)
             if for_images is not None:
                 image_sum = for_images if image_sum is None else image_sum + for_images
             if for_labels is not None:

@@ -12,7 +12,7 @@ left out, and `v_t = v_T` throughout.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,8 +98,9 @@ class _ConstantMemory(torch.autograd.Function):
                 inputs,
             )
             losses = passes.forward(inputs)
-        ctx.engine, ctx.passes, ctx.seed = engine, passes, inputs.seed
-        ctx.save_for_backward(*tensors)
+        ctx.engine, ctx.passes, ctx.seed, ctx.given = engine, passes, inputs.seed, len(tensors)
+        # The parameters that the student visited too: autograd frees what it has saved, whoever keeps the loss.
+        ctx.save_for_backward(*tensors, *passes.release())
         return losses
 
     @staticmethod
@@ -109,10 +110,13 @@ class _ConstantMemory(torch.autograd.Function):
                 "this loss can be differentiated once, and create_graph=True asks for a gradient that can be "
                 "differentiated again; leave it out, or use gradient='unroll', whose memory grows with T"
             )
+        saved = ctx.saved_tensors
         with ctx.engine.running():
+            ctx.passes.restore(saved[ctx.given :])
             start, target, images, labels, lr, *captured = ctx.passes.reverse(
-                Inputs._make((*ctx.saved_tensors, ctx.seed)), grad_loss
+                Inputs._make((*saved[: ctx.given], ctx.seed)), grad_loss
             )
+            ctx.passes.release()
         # `unroll` is not a tensor, hence the first None; indices have no gradient, hence the other.
         return (None, start, target, images, labels, lr, None, *captured)
 
@@ -162,6 +166,8 @@ class UnrollPasses(Passes):
         if unroll.augment is not None and self.augment is None:
             self.augment = self.recorded = RecordedAugmentation(unroll.augment, images.device, steps, unroll.captured)
         replayed = self.checked is not None or self.recorded is not None
+        self.memory: Tensor | None = None
+        self.visited: list[Tensor] = []
         self.replay = Replay(unroll.task.network, images.device, steps) if replayed else None
 
     def forward(self, inputs: Inputs) -> Float[Tensor, " K"]:
@@ -169,7 +175,8 @@ class UnrollPasses(Passes):
         sizes = self.unroll.sizes
         if self.augment is not None:
             self.augment.begin(inputs.seed)
-        self.visited = _vectors(inputs.theta_start, len(sizes) + 1)
+        self.shape = inputs.theta_start.shape
+        self.restore([_memory(inputs.theta_start, len(sizes) + 1)])
         self.visited[0].copy_(inputs.theta_start)
         labels = inputs.labels.index_select(0, inputs.indices).split(sizes)
         for step, batch in enumerate(inputs.indices.split(sizes)):
@@ -188,6 +195,17 @@ class UnrollPasses(Passes):
             first_kept=self.unroll.first_kept,
             dropped=self.unroll.dropped,
         )
+
+    def release(self) -> tuple[Tensor, ...]:
+        """The vectors the student visited."""
+        memory, self.memory, self.visited = self.memory, None, []
+        return () if memory is None else (memory,)
+
+    def restore(self, kept: Sequence[Tensor]) -> None:
+        """Views of them."""
+        (memory,) = kept
+        self.memory = memory
+        self.visited = [row[: self.shape.numel()].view(self.shape) for row in memory]
 
     def reverse(self, inputs: Inputs, grad_loss: Float[Tensor, " K"]) -> tuple[Tensor | None, ...]:
         """Pull back through the steps, last first."""
@@ -254,12 +272,10 @@ class UnrollPasses(Passes):
         return v, start, target
 
 
-def _vectors(like: Float[Tensor, "K P"], count: int) -> list[Float[Tensor, "K P"]]:
-    """`count` tensors of `like`'s shape `[K, P]` in one allocation, each starting at a multiple of 16 elements.
+def _memory(like: Float[Tensor, "K P"], count: int) -> Float[Tensor, "count _"]:
+    """One allocation for `count` tensors of `like`'s shape `[K, P]`, each starting at a multiple of 16 elements.
 
     One allocation, because made one by one between short-lived tensors they leave holes that cost as much again; the
     starts, because GPUs read aligned vectors in fewer pieces.
     """
-    size = like.numel()
-    memory = like.new_empty(count, -(-size // 16) * 16)
-    return [row[:size].view(like.shape) for row in memory]
+    return like.new_empty(count, -(-like.numel() // 16) * 16)

@@ -33,7 +33,7 @@ _SPECIAL_KEYS = (*SPECIAL, "dsa", "data_dir", "device")
 # The reference resizes ImageNet subsets only, whatever `res` says in the files of these.
 _FIXED_SIZE = ("cifar10", "cifar100", "tiny", "tinyimagenet", "mnist", "fashionmnist", "svhn", "digits")
 _REFUSED = {
-    "texture": "distil() learns images of the network's size; canvases and several samples each are for the loss "
+    "texture": "distill() learns images of the network's size; canvases and several samples each are for the loss "
     "(docs/drop-in.md)",
     "random_trajectory": "experts are trained here",
     "decay": "experts' learning rate stays as it is",
