@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def sweep(
         for (prune, mask), values in found.items()
     ]
     shared = replace(config, prune="none", mask="none", mask_ratio=0.0)
-    files.write_json(out / "sweep.json", {"settings": asdict(shared), "seeds": list(seeds), "cells": rows})
+    files.write_json(out / "sweep.json", {"settings": shared.digested(), "seeds": list(seeds), "cells": rows})
     files.write_text(out / "sweep.md", result.table() + "\n")
     files.write_text(out / PAGE, result.page())
     return result
