@@ -61,6 +61,8 @@ def movement(old: Tensor, new: Tensor) -> Tensor:
 def halvings(move: float, limit: float) -> int:
     """How often a step has to be halved before it goes no further than the limit; at least once.
 
+    One that overflows has to be halved more than ten times, and again when it can be measured.
+
     Example:
         >>> halvings(0.4, 0.3), halvings(30.0, 0.3), halvings(float("inf"), 0.3)
         (1, 7, 10)

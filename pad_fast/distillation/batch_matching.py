@@ -203,8 +203,8 @@ class BatchLoop:
                 f"finite. Lower lr_img ({lr_img:g})"
                 + (f" or the networks' learning rate lr_init ({lr_init:g})" if self.inner else ""),
                 row,
-                # Nothing else is learned.
-                {"lr_img": 1},
+                # Nothing else is learned. Where the loss is no number, nobody knows how much too far they went.
+                {"lr_img": halvings(move, self.outer * LIMITS["images"]) if math.isfinite(loss) else 1},
             )
         return row
 
