@@ -28,13 +28,16 @@ from ..runtime.device import cache_bytes
 from ..runtime.rng import derive_seed, generator
 from ..settings.config import Config
 from ..training.trainer import shuffled_batches
-from .back_off import LIMITS, Fault, halvings, movement
+from .back_off import Fault, halvings, movement
 from .initialization import InitialSet, noise_images, shuffled_classes
 from .iterations import LATE, make_mask, read_later
 from .state import State
 
 Criterion = Callable[[Tensor, Sequence[Tensor], Tensor], tuple[Tensor, Tensor]]
 """(theta `[P]`, real images per class, synthetic `[classes, ipc, C, H, W]`) -> loss `[]` and gradient in the latter."""
+
+FARTHEST = 10.0
+"""How far an iteration of a run that backs off may take the images, relative to their size: sound ones begin with 2."""
 
 LOOPS: dict[int, tuple[int, int]] = {1: (1, 1), 10: (10, 50), 20: (20, 25), 50: (50, 10)}
 """IPC -> image updates per network, and epochs between two of them (DC and DSA)."""
@@ -173,7 +176,7 @@ class BatchLoop:
         move = torch.zeros_like(loss, dtype=torch.float64)
         if self.config.back_off:
             move = movement(state.images, images)
-            sound = sound & (move <= self.outer * LIMITS["images"])
+            sound = sound & (move <= FARTHEST)
         accepted = sound & ~self._stopped
         self._stopped |= ~sound
         state.images.copy_(torch.where(accepted, images, state.images))
@@ -197,14 +200,14 @@ class BatchLoop:
             lr_img, lr_init = state.rate("lr_img", self.config), self.config.lr_init
             if math.isfinite(loss) and math.isfinite(move) and self.config.back_off:
                 said = f"in iteration {pending.iteration} the images go {move:.3g} of their size, which is too far"
-                raise Fault(said, row, {"lr_img": halvings(move, self.outer * LIMITS["images"])})
+                raise Fault(said, row, {"lr_img": halvings(move, FARTHEST)})
             raise Fault(
                 f"the matching loss is {loss:g} in iteration {pending.iteration}, and it or the images are no longer "
                 f"finite. Lower lr_img ({lr_img:g})"
                 + (f" or the networks' learning rate lr_init ({lr_init:g})" if self.inner else ""),
                 row,
                 # Nothing else is learned. Where the loss is no number, nobody knows how much too far they went.
-                {"lr_img": halvings(move, self.outer * LIMITS["images"]) if math.isfinite(loss) else 1},
+                {"lr_img": halvings(move, FARTHEST) if math.isfinite(loss) else 1},
             )
         return row
 

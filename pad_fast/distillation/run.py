@@ -39,8 +39,8 @@ def run(
     state at every checkpoint.
 
     Raises:
-        DistillationStopped: see :meth:`Loop.iterate`, or the first iterations were all skipped; a checkpoint of the
-            last good state is on disk.
+        DistillationStopped: see :meth:`Loop.iterate`, or the first iterations were all skipped; under `back_off`, after
+            many back-offs. A checkpoint of the last good state is on disk.
         RankLost: another rank has ended; a checkpoint of the last complete iteration is on disk, if the main one lives.
         RankError: the ranks have come to different states, of which none is saved.
     """

@@ -106,7 +106,9 @@ class State:
         """The matching loss above which there is no update."""
         if "threshold" in self.found:
             return self.found["threshold"]
-        return DIVERGED if config.threshold is None and config.back_off else config.threshold
+        # What batches are matched by has no natural size.
+        watched = config.back_off and config.uses_experts
+        return DIVERGED if config.threshold is None and watched else config.threshold
 
     def learned(self) -> dict[str, Tensor]:
         """What iterations change, by name; the tensors themselves, not copies."""

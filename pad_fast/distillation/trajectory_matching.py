@@ -96,8 +96,8 @@ class Loop:
         """One iteration: update `state` unless the loss is above the threshold. Returns the row for metrics.jsonl.
 
         Raises:
-            DistillationStopped: the loss or a gradient is not finite, or alpha would become non-positive; `state` is
-                then as it was before the iteration.
+            DistillationStopped: the loss or a gradient is not finite, alpha would become non-positive, or, under
+                `back_off`, a step is out of proportion; `state` is then as it was before the iteration.
         """
         return self.settle(state, self.begin(state))
 

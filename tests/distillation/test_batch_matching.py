@@ -203,6 +203,13 @@ def test_images_that_explode_are_gone_on_from(tmp_path: Path, method: str, rate:
     assert 1e-3 < moved < 20, "neither where it began nor far away"
 
 
+@pytest.mark.parametrize("method", ["dm", "dsa"])
+def test_a_run_that_needs_no_back_off_has_none(tmp_path: Path, method: str) -> None:
+    settings = {"method": method, "iterations": 45, "outer_loop": None if method == "dm" else 2}
+    plain, careful = distill(tmp_path / "plain", **settings), distill(tmp_path / "careful", back_off=True, **settings)
+    assert {row["back_offs"] for row in careful.history} == {0} and torch.equal(plain.images, careful.images)
+
+
 def test_loops_are_published_or_interpolated_with_a_notice() -> None:
     for ipc, expected in {1: (1, 1), 10: (10, 50), 20: (20, 25), 50: (50, 10)}.items():
         assert loops_of(config_of("dc", ipc=ipc)) == (*expected, None)
