@@ -28,8 +28,11 @@ LIMITS = {"images": 0.3, "labels": 0.5, "lr": 0.5}
 RATES = {"images": "lr_img", "lr": "lr_lr", "labels": "lr_y"}
 """The step size of every learned tensor."""
 
+NEAR = 1.0
+"""The matching loss of a student that ends as far from the target as it started."""
+
 _ALIKE = 1.25  # a window's median, relative to the best, that makes its first state a good one
-_WORSE = 2.0  # and one that makes a run go back
+_WORSE = 3.0  # and one that makes a run go back; start epochs alone make medians of sound runs differ by four
 _FORGET = 1.02  # per window: start ranges that widen make the matching harder
 _WORDS = {
     "lr_img": "the images' step (lr_img)",
@@ -135,7 +138,7 @@ class BackOff:
             watch.losses, watch.updates = [], 0
             return
         watch.idle, watch.stalled = 0, False
-        if watch.best is not None and typical > _WORSE * watch.best:
+        if watch.best is not None and typical > self._bad(watch.best, limit):
             moved = self._moved_most(state)
             self._return(state)
             if moved is not None:
@@ -145,11 +148,21 @@ class BackOff:
                 self._make_smaller(state, {moved: 1}, f"{complaint}, in iteration {state.iteration}")
             return
         if limit is None or typical <= limit:
-            if watch.best is None or typical <= _ALIKE * watch.best:
+            if watch.best is None or typical <= self._good(watch.best, limit):
                 state.kept["good"] = state.kept["start"]
                 watch.waited, watch.moved = 0, False
             watch.best = typical if watch.best is None else min(typical, _FORGET * watch.best)
         self._open(state)
+
+    @staticmethod
+    def _bad(best: float, limit: float | None) -> float:
+        """Where a window's median is too high: for trajectories, not while students come nearer to their targets."""
+        return max(_WORSE * best, 0.0 if limit is None else min(limit, NEAR))
+
+    @staticmethod
+    def _good(best: float, limit: float | None) -> float:
+        """Where it is still low: for trajectories, half way (in its logarithm) between the best and no use at all."""
+        return max(_ALIKE * best, 0.0 if limit is None else math.sqrt(best * min(limit, NEAR)))
 
     def summary(self, state: State) -> str | None:
         """A sentence for the end of the run."""
@@ -180,7 +193,7 @@ class BackOff:
         )
         if moved is not None:
             self._make_smaller(state, {moved: 1}, complaint)
-        elif typical > 1:  # the student ends further from the target than it started
+        elif typical > NEAR:  # the student ends further from the target than it started
             self._make_smaller(state, {"alpha": 1}, complaint)
         else:  # it approaches the target, which is all there is to ask of it
             self._make_smaller(state, {"threshold": 1}, complaint)
@@ -219,7 +232,7 @@ class BackOff:
             if name == "alpha":
                 self._halve_alpha(state)
             elif name == "threshold":
-                state.found[name] = 1.0
+                state.found[name] = NEAR
             else:
                 state.found[name] = state.rate(name, self.config) / 2**times
             watch.counts[name] = watch.counts.get(name, 0) + 1

@@ -219,12 +219,35 @@ def test_a_state_that_got_worse_is_left_for_a_good_one():
     assert judged([0.9] * WINDOW, state, config) == []  # the window began with the first images
     state.label_logits *= 1.4
     assert torch.equal(state.kept["good"]["images"], first)
-    said = judged([1.9] * WINDOW, state, config)
-    assert len(said) == 1 and "the matching loss is 1.9, and was 0.8" in said[0] and "labels' step (lr_y)" in said[0]
+    said = judged([2.9] * WINDOW, state, config)
+    assert len(said) == 1 and "the matching loss is 2.9, and was 0.8" in said[0] and "labels' step (lr_y)" in said[0]
     assert torch.equal(state.images, first) and torch.equal(state.label_logits, start(config).label_logits)
     assert state.found == {"lr_y": config.lr_y / 2} and not torch.equal(middle, first)
     # Nothing has moved since: a bad window alone blames nobody.
-    assert judged([1.9] * WINDOW, state, config) == [] and state.found == {"lr_y": config.lr_y / 2}
+    assert judged([2.9] * WINDOW, state, config) == [] and state.found == {"lr_y": config.lr_y / 2}
+
+
+@pytest.mark.parametrize(("best", "worst"), [(0.14, 0.73), (0.7, 1.4)])
+def test_windows_of_a_sound_run_may_differ_by_what_its_start_epochs_do(best, worst):
+    """As on the digits with ten images per class; and as where a student is never near."""
+    config = small_config(back_off=True, threshold=1.5)
+    state = start(config)
+    for loss in (best, worst, worst, best):
+        state.images += 0.01
+        assert judged([loss] * WINDOW, state, config) == []
+    assert state.found == {} and state.watch is not None and state.watch.counts == {}
+
+
+def test_a_window_half_way_to_no_use_at_all_is_good_enough_to_return_to():
+    config = small_config(back_off=True, threshold=1.0)
+    for loss, good in ((0.35, True), (0.4, False)):
+        state = start(config)
+        judged([0.14] * WINDOW, state, config)
+        state.images += 0.01
+        judged([0.14] * WINDOW, state, config)
+        kept = state.kept["good"]["images"].clone()
+        judged([loss] * WINDOW, state, config)
+        assert torch.equal(state.kept["good"]["images"], kept) != good
 
 
 def test_rows_without_an_update_blame_what_has_moved_then_alpha_then_the_threshold():
