@@ -101,7 +101,9 @@ def _reader(kind: Kind) -> Callable[[str], Any]:
     """The function that makes a value of a word on the command line."""
 
     def read(text: str) -> Any:
-        return None if kind.optional and text.lower() == "none" else kind.base(text)
+        if kind.optional and text.lower() == "none":
+            return None
+        return text if text in kind.words else kind.base(text)
 
     read.__name__ = kind.base.__name__  # argparse names the type in its error message
     return read

@@ -7,6 +7,7 @@ iteration), so that a checkpoint needs nothing but the images and their momentum
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..data import DSA
 from ..data.augment import DSADraw
 from ..engines import Engine, Task, select
-from ..errors import ConfigError, DistillationStopped
+from ..errors import ConfigError
 from ..experts import Curriculum
 from ..matching.distributions import blocks_kept, match_distributions
 from ..matching.gradients import channels_of, match_gradients
@@ -27,12 +28,16 @@ from ..runtime.device import cache_bytes
 from ..runtime.rng import derive_seed, generator
 from ..settings.config import Config
 from ..training.trainer import shuffled_batches
+from .back_off import Fault, halvings, movement
 from .initialization import InitialSet, noise_images, shuffled_classes
 from .iterations import LATE, make_mask, read_later
 from .state import State
 
 Criterion = Callable[[Tensor, Sequence[Tensor], Tensor], tuple[Tensor, Tensor]]
 """(theta `[P]`, real images per class, synthetic `[classes, ipc, C, H, W]`) -> loss `[]` and gradient in the latter."""
+
+FARTHEST = 10.0
+"""How far an iteration of a run that backs off may take the images, relative to their size: sound ones begin with 2."""
 
 LOOPS: dict[int, tuple[int, int]] = {1: (1, 1), 10: (10, 50), 20: (20, 25), 50: (50, 10)}
 """IPC -> image updates per network, and epochs between two of them (DC and DSA)."""
@@ -129,7 +134,10 @@ def initial_images(config: Config, real: RealPool) -> InitialSet:
 
 @dataclass(frozen=True, eq=False)
 class BatchPending:
-    """An iteration that was begun: `outcome` holds its loss and whether everything was finite; see :class:`Pending`."""
+    """An iteration that was begun: `outcome` holds its loss, whether all was well, and how far the images have gone.
+
+    See :class:`Pending`.
+    """
 
     iteration: int
     outcome: Tensor
@@ -165,35 +173,48 @@ class BatchLoop:
         with self.engine.running():
             loss, images, momentum = self._iterate(state, iteration)
         sound = loss.isfinite() & images.isfinite().all()
+        move = torch.zeros_like(loss, dtype=torch.float64)
+        if self.config.back_off:
+            move = movement(state.images, images)
+            sound = sound & (move <= FARTHEST)
         accepted = sound & ~self._stopped
         self._stopped |= ~sound
         state.images.copy_(torch.where(accepted, images, state.images))
         state.momentum["images"].copy_(torch.where(accepted, momentum, state.momentum["images"]))
         state.iteration += 1
-        return BatchPending(iteration, *read_later(torch.stack([loss.double(), sound.double()])))
+        return BatchPending(iteration, *read_later(torch.stack([loss.double(), sound.double(), move])))
 
     def settle(self, state: State, pending: BatchPending) -> dict[str, float]:
         """The row of an iteration: its loss is the mean over its updates.
 
         Raises:
-            DistillationStopped: the loss or the images are not finite; `state` is as it was before the iteration.
+            Fault: the loss or the images are not finite; `state` is as it was before the iteration.
         """
         if pending.arrived is not None:
             pending.arrived.synchronize()
-        loss, sound = pending.outcome.tolist()
+        loss, sound, move = pending.outcome.tolist()
+        row = {"iteration": pending.iteration, "loss": loss}
         if not sound:
             state.iteration = pending.iteration
             self._stopped.zero_()
-            raise DistillationStopped(
+            lr_img, lr_init = state.rate("lr_img", self.config), self.config.lr_init
+            if math.isfinite(loss) and math.isfinite(move) and self.config.back_off:
+                said = f"in iteration {pending.iteration} the images go {move:.3g} of their size, which is too far"
+                raise Fault(said, row, {"lr_img": halvings(move, FARTHEST)})
+            raise Fault(
                 f"the matching loss is {loss:g} in iteration {pending.iteration}, and it or the images are no longer "
-                f"finite. Lower lr_img ({self.config.lr_img:g})"
-                + (f" or the networks' learning rate lr_init ({self.config.lr_init:g})" if self.inner else "")
+                f"finite. Lower lr_img ({lr_img:g})"
+                + (f" or the networks' learning rate lr_init ({lr_init:g})" if self.inner else ""),
+                row,
+                # Nothing else is learned. Where the loss is no number, nobody knows how much too far they went.
+                {"lr_img": halvings(move, FARTHEST) if math.isfinite(loss) else 1},
             )
-        return {"iteration": pending.iteration, "loss": loss}
+        return row
 
     def _iterate(self, state: State, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mean loss of the updates of one network, the images after them, and their momentum."""
         config = self.config
+        lr_img = state.rate("lr_img", config)
         theta = self.spec.build(config.seed, "network", iteration).initial().to(self.device)
         images, momentum = state.images.clone(), state.momentum["images"].clone()
         labels = state.labels.to(self.device)
@@ -203,7 +224,7 @@ class BatchLoop:
                 theta = self._train(theta, images, labels, iteration, update)
             loss, gradient = self._match(theta, images, iteration, update)
             momentum.mul_(config.momentum_img).add_(gradient)
-            images.sub_(momentum, alpha=config.lr_img)
+            images.sub_(momentum, alpha=lr_img)
             losses.append(loss)
         return torch.stack(losses).mean(), images, momentum
 

@@ -32,7 +32,8 @@ class Iterations(Protocol):
         """The row of metrics.jsonl of an iteration, after all earlier ones were settled.
 
         Raises:
-            DistillationStopped: it went wrong; `state` is as it was before it.
+            DistillationStopped: it went wrong; `state` is as it was before it. A run that backs off goes on from a
+                :class:`.back_off.Fault`.
         """
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import DSA
-from ..errors import ConfigError, DistillationStopped
+from ..errors import ConfigError
 from ..experts import ExpertStore
 from ..experts.snapshots import Snapshots
 from ..matching import layer_distances, require_divisible, student_end, trajectory_matching_loss
@@ -19,6 +19,7 @@ from ..runtime import distributed
 from ..runtime.distributed import ALONE
 from ..runtime.rng import derive_seed
 from ..settings.config import Config
+from .back_off import LIMITS, RATES, Fault, halvings, movement
 from .iterations import LATE, make_mask, read_later
 from .metrics import LAYER_LOSS
 from .schedule import IterationDraw, draw_iteration
@@ -36,7 +37,8 @@ class Pending:
         expert, start_epoch: of the first trajectory.
         learned: the tensors that were to be updated.
         outcome: float64 `[3 + len(learned)]` in host memory: loss, the student's learning rate afterwards, what it
-            would have become, and for each learned tensor whether its gradient was finite.
+            would have become, and for each learned tensor whether its gradient was finite; for a run that backs off,
+            how far each would have gone as well.
         arrived: passed once `outcome` can be read; None when it can.
         layers: matching loss by layer, ready for the row; empty where it is not recorded.
     """
@@ -94,8 +96,8 @@ class Loop:
         """One iteration: update `state` unless the loss is above the threshold. Returns the row for metrics.jsonl.
 
         Raises:
-            DistillationStopped: the loss or a gradient is not finite, or alpha would become non-positive; `state` is
-                then as it was before the iteration.
+            DistillationStopped: the loss or a gradient is not finite, alpha would become non-positive, or, under
+                `back_off`, a step is out of proportion; `state` is then as it was before the iteration.
         """
         return self.settle(state, self.begin(state))
 
@@ -112,12 +114,12 @@ class Loop:
         layers = self._layers(drawn, images, labels, lr, iteration)
         own = self._losses(drawn, images, labels, lr, iteration)
         loss = self.over_trajectories.joined(own.detach(), config.trajectories).mean()
-        learned = [("images", state.images, images, config.lr_img, config.momentum_img)]
-        learned.append(("lr", state.lr, lr, config.lr_lr, config.momentum_lr))
+        learned = [("images", state.images, images, state.rate("lr_img", config), config.momentum_img)]
+        learned.append(("lr", state.lr, lr, state.rate("lr_lr", config), config.momentum_lr))
         if config.soft_labels:
-            learned.append(("labels", state.label_logits, logits, config.lr_y, config.momentum_y))
+            learned.append(("labels", state.label_logits, logits, state.rate("lr_y", config), config.momentum_y))
         # Where the loss is known at once, one that leads to no update need not be pulled back.
-        if self.late or self._updates(float(loss)):
+        if self.late or self._updates(float(loss), state):
             (own.sum() / config.trajectories).backward()
             self.over_trajectories.sum_(*(leaf.grad for _, _, leaf, _, _ in learned))
         outcome = self._update(state, loss.double(), learned)
@@ -130,19 +132,14 @@ class Loop:
         """The row of an iteration, after all earlier ones were settled.
 
         Raises:
-            DistillationStopped: see :meth:`iterate`; iterations begun after this one have had no effect.
+            Fault: see :meth:`iterate`; iterations begun after this one have had no effect.
         """
         if pending.arrived is not None:
             pending.arrived.synchronize()
-        loss, lr, new_lr, *finite = pending.outcome.tolist()
-        skipped = self._skips(loss)
-        complaint = None if skipped else self._complaint(pending, loss, lr, new_lr, finite)
-        if complaint is not None:
-            state.iteration = pending.iteration
-            self._stopped.zero_()
-            raise DistillationStopped(complaint)
-        state.skipped += int(skipped)
-        return {
+        loss, lr, new_lr, *rest = pending.outcome.tolist()
+        count = len(pending.learned)
+        skipped = self._skips(loss, state)
+        row = {
             "iteration": pending.iteration,
             "loss": loss,
             "lr": lr,
@@ -151,32 +148,56 @@ class Loop:
             "skipped": int(skipped),
             **pending.layers,
         }
+        if not skipped:
+            found = self._complaint(state, pending, loss, lr, new_lr, rest[:count], rest[count:])
+            if found is not None:
+                state.iteration = pending.iteration
+                self._stopped.zero_()
+                raise Fault(found[0], row | {"skipped": 1}, found[1])
+        state.skipped += int(skipped)
+        return row
 
-    def _skips(self, loss: float) -> bool:
-        return self.config.threshold is not None and loss > self.config.threshold and math.isfinite(loss)
+    def _skips(self, loss: float, state: State) -> bool:
+        threshold = state.threshold(self.config)
+        return threshold is not None and loss > threshold and math.isfinite(loss)
 
-    def _updates(self, loss: float) -> bool:
-        return math.isfinite(loss) and not self._skips(loss)
+    def _updates(self, loss: float, state: State) -> bool:
+        return math.isfinite(loss) and not self._skips(loss, state)
 
-    def _complaint(self, pending: Pending, loss: float, lr: float, new_lr: float, finite: list[float]) -> str | None:
-        """The fault of an iteration that was not skipped; None when it is sound."""
+    def _complaint(
+        self,
+        state: State,
+        pending: Pending,
+        loss: float,
+        lr: float,
+        new_lr: float,
+        finite: list[float],
+        moves: list[float],
+    ) -> tuple[str, dict[str, int]] | None:
+        """What is wrong with an iteration that was not skipped, and what to blame (:class:`Fault`); None if nothing."""
         config, iteration = self.config, pending.iteration
+        lr_img, lr_lr, lr_y = (state.rate(name, config) for name in ("lr_img", "lr_lr", "lr_y"))
         if not math.isfinite(loss):
             return (
-                f"the matching loss is {loss} in iteration {iteration}. Lower lr_img ({config.lr_img:g}) or "
-                f"lr_lr ({config.lr_lr:g}), or start alpha lower (lr_init {config.lr_init:g}, now {lr:g})"
-            )
+                f"the matching loss is {loss} in iteration {iteration}. Lower lr_img ({lr_img:g}) or "
+                f"lr_lr ({lr_lr:g}), or start alpha lower (lr_init {config.lr_init:g}, now {lr:g})"
+            ), {}
         for name, is_finite in zip(pending.learned, finite, strict=True):
             if not is_finite:
                 return (
                     f"the gradient of the {name} is not finite in iteration {iteration}. "
-                    f"Lower lr_img ({config.lr_img:g}), lr_y ({config.lr_y:g}) or lr_lr ({config.lr_lr:g})"
-                )
+                    f"Lower lr_img ({lr_img:g}), lr_y ({lr_y:g}) or lr_lr ({lr_lr:g})"
+                ), {}
         if not new_lr > 0:
             return (
                 f"the student's learning rate would become {new_lr:.3g} in iteration {iteration}; it must stay "
-                f"positive. Lower lr_lr ({config.lr_lr:g})"
-            )
+                f"positive. Lower lr_lr ({lr_lr:g})"
+            ), {"lr_lr": halvings((lr - new_lr) / lr, LIMITS["lr"])}
+        far = {name: move for name, move in zip(pending.learned, moves, strict=False) if not move <= LIMITS[name]}
+        if far:
+            said = ", ".join(f"{name} {move:.3g} (at most {LIMITS[name]:.2g})" for name, move in far.items())
+            blame = {RATES[name]: halvings(move, LIMITS[name]) for name, move in far.items()}
+            return f"a step is out of proportion in iteration {iteration}: {said}", blame
         return None
 
     def _draw(self, iteration: int, images: int) -> IterationDraw:
@@ -246,7 +267,8 @@ class Loop:
     ) -> Tensor:
         """One SGD step on every `(name, value, leaf with gradient, rate, momentum)` if all is well; the outcome."""
         if learned[0][2].grad is None:  # not pulled back: above the threshold, or not finite
-            return torch.stack([loss, state.lr, state.lr, *(torch.ones_like(loss) for _ in learned)])
+            moves = [torch.zeros_like(loss) for _ in learned] if self.config.back_off else []
+            return torch.stack([loss, state.lr, state.lr, *(torch.ones_like(loss) for _ in learned), *moves])
         updates, finite = [], []
         for name, value, leaf, rate, momentum in learned:
             grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
@@ -255,8 +277,14 @@ class Loop:
             updates.append((name, value, buffer, value - rate * buffer))
         new_lr = next(new for name, _, _, new in updates if name == "lr")
         sound = loss.isfinite()
-        skipped = torch.zeros_like(sound) if self.config.threshold is None else sound & (loss > self.config.threshold)
+        threshold = state.threshold(self.config)
+        skipped = torch.zeros_like(sound) if threshold is None else sound & (loss > threshold)
         sound = sound & torch.stack(finite).all() & (new_lr > 0)
+        moves = []
+        if self.config.back_off:
+            moves = [movement(value, new) for _, value, _, new in updates]
+            for (name, *_), move in zip(updates, moves, strict=True):
+                sound = sound & (move <= LIMITS[name])
         accepted = sound & ~skipped & ~self._stopped
         self._stopped |= ~sound & ~skipped
         for name, value, buffer, new in updates:
@@ -265,7 +293,7 @@ class Loop:
         if state.average is not None and self.config.ema_decay is not None:
             moved = torch.lerp(state.average, state.images, 1 - self.config.ema_decay)
             state.average.copy_(torch.where(accepted, moved, state.average))
-        return torch.stack([loss, state.lr, new_lr, *(flag.double() for flag in finite)])
+        return torch.stack([loss, state.lr, new_lr, *(flag.double() for flag in finite), *moves])
 
 
 def require_possible(config: Config, network: FlatNetwork) -> None:

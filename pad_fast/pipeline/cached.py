@@ -31,12 +31,12 @@ def key_of(*parts: Any) -> str:
 
 def scores_path(config: Config, data: ImageDataset, cache: Path) -> Path:
     """The file of the difficulty scores."""
-    return cache / f"scores-{key_of(data.fingerprint, config.describe('data', 'scores'))}.safetensors"
+    return cache / f"scores-{key_of(data.fingerprint, config.digested('data', 'scores'))}.safetensors"
 
 
 def experts_folder(config: Config, data: ImageDataset, cache: Path) -> Path:
     """The folder of the expert store."""
-    described = config.describe("data", "scores", "experts")
+    described = config.digested("data", "scores", "experts")
     described.pop("num_experts")  # more experts extend a store, fewer use the first of it
     # A store that lacks snapshots must not be taken for another one.
     described["keep"] = format_snapshots(config.kept_snapshots)
@@ -46,7 +46,7 @@ def experts_folder(config: Config, data: ImageDataset, cache: Path) -> Path:
 
 def distillation_key(config: Config, data: ImageDataset) -> str:
     """The key of a checkpoint, which a run with the same one may go on from."""
-    described = config.describe("data", "scores", "experts", "distill")
+    described = config.digested("data", "scores", "experts", "distill")
     if may_go_on(config):
         described.pop("iterations")
     return key_of(data.fingerprint, described, torch.__version__)

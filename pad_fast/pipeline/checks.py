@@ -16,7 +16,7 @@ from ..experts import curriculum_of, prune
 from ..runs.folder import CHECKPOINT, CONFIG, DESCRIPTION, DISTILLED, read_description
 from ..runtime import distributed, files
 from ..runtime.device import cache_bytes
-from ..settings.config import Config
+from ..settings.config import Config, completed
 from ..settings.snapshot_ranges import format_snapshots
 from ..settings.yaml_files import to_yaml
 from .cached import given_experts, given_order, spec_of
@@ -67,7 +67,7 @@ def claim(config: Config, data: ImageDataset, out: Path, *, resume: bool, overwr
     # A run that ended before its first checkpoint has nothing to lose but its stages, which carry their own keys.
     begun = (out / DESCRIPTION).exists() and any((out / name).exists() for name in (CHECKPOINT, DISTILLED))
     if begun and not overwrite:
-        theirs = read_description(out)
+        theirs = completed(read_description(out))
         skip = set(config.describe("run", "evaluate"))
         if resume and may_go_on(config):
             skip.add("iterations")

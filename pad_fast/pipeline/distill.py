@@ -66,7 +66,8 @@ def distill(
 
     Raises:
         InputError: settings, data or files that cannot be used; before any work starts.
-        DistillationStopped: the loss turned NaN, or nothing was ever updated; a checkpoint is in `out`.
+        DistillationStopped: the loss turned NaN, or nothing was ever updated, and `back_off` was not given, or found no
+            way out; a checkpoint is in `out`.
 
     Example:
         >>> import tempfile, pad_fast

@@ -308,7 +308,7 @@ class Pipeline:
             sets = {f"{name}, best": distilled, f"{name}, last": load(self.out / LAST)}
             written.append(self.out / LAST / DISTILLED)
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in written]
-        key = key_of(data.fingerprint, config.describe("evaluate"), *digests)
+        key = key_of(data.fingerprint, config.digested("evaluate"), *digests)
         if path.exists():
             stored = EvaluationReport.read(path)
             if stored.key == key:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ..runtime import files
 from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
 from ..settings.choices import MASKS, PRUNES
-from ..settings.config import Config
+from ..settings.config import Config, completed
 from ..settings.resolve import UNSET, Settings, Unset, make_settings, override
 from .checks import as_recorded
 from .configured import configured_data
@@ -181,7 +181,7 @@ def sweep(
         for (prune, mask), values in found.items()
     ]
     shared = replace(config, prune="none", mask="none", mask_ratio=0.0)
-    files.write_json(out / "sweep.json", {"settings": asdict(shared), "seeds": list(seeds), "cells": rows})
+    files.write_json(out / "sweep.json", {"settings": shared.digested(), "seeds": list(seeds), "cells": rows})
     files.write_text(out / "sweep.md", result.table() + "\n")
     files.write_text(out / PAGE, result.page())
     return result
@@ -230,7 +230,7 @@ def _collect(
         if not (folder / TIMING).exists() or not read_timing(folder).finished:
             return None
         described = read_description(folder)
-        if any(described.get(name) != value for name, value in configs[cell].describe().items()):
+        if any(completed(described)[name] != value for name, value in configs[cell].describe().items()):
             return None
         mine = own_rows(EvaluationReport.read(folder / EVALUATION).rows, described)[0]
         key = (cell.prune, cell.mask)

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..evaluation import AccuracyRow
 from ..runs.folder import PAGE, RunFolder, is_run, read_run, runs_in
 from ..runtime import files
+from ..settings.config import completed
 from .accuracy_section import accuracy_cell, accuracy_section
 from .contact_sheet import single_png
 from .html.charts import Line, line_chart, moving_median, smoothing_window
@@ -221,6 +222,8 @@ def compare(folders: Sequence[str | os.PathLike[str]]) -> Comparison:
 
 def comparison_of(runs: Sequence[RunFolder]) -> Comparison:
     """Runs with the labels that tell them apart."""
+    # A run that is older than a setting had what is its default now.
+    runs = [replace(run, settings=completed(run.settings)) if run.settings else run for run in runs]
     keys = dict.fromkeys(key for run in runs for key in run.settings if key not in _UNIMPORTANT)
     different = tuple(key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1)
     if 0 < len(different) <= 3:

@@ -201,6 +201,9 @@ def _loss(history: History, settings: Mapping[str, object]) -> Markup:
         words += f", {len(skipped):,} skipped." if any("skipped" in row for row in history) else "."
         if ys:
             words += f" Median of the last tenth: {late_median(ys):.4g}."
+        back_offs = int(history[-1].get("back_offs", 0))
+        if back_offs:
+            words += f" Back-offs, each with smaller steps: {back_offs:,}."
     return section("Matching loss", chart + hint(words), name="loss")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from ..data.augment import MODES
 from ..errors import ConfigError
@@ -123,7 +124,9 @@ class Config:
     batch_syn: int | None = setting(
         None, "student batch size (None: all synthetic images)", stage="distill", must=POSITIVE
     )
-    lr_img: float = setting(100.0, "learning rate of the images", stage="distill", must=POSITIVE)
+    lr_img: float | Literal["auto"] = setting(
+        100.0, "learning rate of the images; auto: search its power of ten", stage="distill", must=POSITIVE
+    )
     lr_lr: float = setting(1e-5, "learning rate of the student's learning rate", stage="distill", must=NOT_NEGATIVE)
     lr_y: float = setting(2.0, "learning rate of the soft labels", stage="distill", must=NOT_NEGATIVE)
     lr_init: float = setting(
@@ -137,6 +140,12 @@ class Config:
     momentum_y: float = setting(0.9, "momentum of the soft labels", stage="distill", must=BELOW_ONE)
     threshold: float | None = setting(
         1.0, "skip iterations whose loss is above this (None: never)", stage="distill", must=POSITIVE
+    )
+    back_off: bool = setting(
+        False,
+        "where a run would stop, go on from its last good state with half the step of what blew up",
+        stage="distill",
+        later=True,
     )
     mask: str = setting("depth", "FIEm: {choices}", stage="distill", choices=MASKS)
     mask_ratio: float = setting(0.5, "fraction left out (depth, loss) or number of layers (layers)", stage="distill")
@@ -257,6 +266,21 @@ class Config:
         names = [f.name for f in fields(self) if not stages or f.metadata["stage"] in stages]
         values = asdict(self)
         return {name: values[name] for name in names}
+
+    def digested(self, *stages: str) -> dict[str, Any]:
+        """:meth:`describe` as far as results are found by it: a later setting counts where it is not its default."""
+        as_before = {f.name for f in fields(self) if f.metadata["later"] and getattr(self, f.name) == f.default}
+        return {name: value for name, value in self.describe(*stages).items() if name not in as_before}
+
+
+def completed(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a run has recorded, and the defaults of those that it does not name: it is older than they.
+
+    Example:
+        >>> completed({"ipc": 3})["ipc"], completed({"ipc": 3})["back_off"]
+        (3, False)
+    """
+    return {**{f.name: f.default for f in fields(Config)}, **described}
 
 
 def _check_fields(config: Config) -> None:

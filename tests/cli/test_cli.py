@@ -233,3 +233,8 @@ def test_flags_parse_none_and_booleans():
     options = build_parser().parse_args(["distill", "--threshold", "none", "--no-curriculum", "--zca"])
     assert options.threshold is None and options.curriculum is False and options.zca is True
     assert not hasattr(options, "lr_img"), "what was not given must not override a file"
+    options = build_parser().parse_args(["distill", "--lr-img", "auto", "--back-off"])
+    assert options.lr_img == "auto" and options.back_off is True
+    assert build_parser().parse_args(["distill", "--lr-img", "1e-2"]).lr_img == 0.01
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["distill", "--lr-y", "auto"])

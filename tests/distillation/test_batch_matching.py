@@ -188,6 +188,28 @@ def test_a_bad_number_stops_and_leaves_the_state(monkeypatch: pytest.MonkeyPatch
     assert small.state.iteration == 1 and later.iteration == 2
 
 
+@pytest.mark.parametrize(("method", "rate"), [("dm", 1e38), ("dsa", 1e6)])
+def test_images_that_explode_are_gone_on_from(tmp_path: Path, method: str, rate: float) -> None:
+    settings = {"method": method, "lr_img": rate, "iterations": 30, "outer_loop": None if method == "dm" else 3}
+    if method == "dm":
+        with pytest.raises(DistillationStopped):
+            distill(tmp_path / "stops", **settings)
+    result = distill(tmp_path / "goes on", back_off=True, **settings)
+    last = result.history[-1]
+    assert last["iteration"] == 29 and last["back_offs"] > 0 and 0 < last["lr_img"] < rate
+    assert "skipped" not in last and "lr" not in last
+    first = distill(tmp_path / "first", **{**settings, "lr_img": 1e-9, "iterations": 1}).images
+    moved = float((result.images - first).norm() / first.norm())
+    assert 1e-3 < moved < 20, "neither where it began nor far away"
+
+
+@pytest.mark.parametrize("method", ["dm", "dsa"])
+def test_a_run_that_needs_no_back_off_has_none(tmp_path: Path, method: str) -> None:
+    settings = {"method": method, "iterations": 45, "outer_loop": None if method == "dm" else 2}
+    plain, careful = distill(tmp_path / "plain", **settings), distill(tmp_path / "careful", back_off=True, **settings)
+    assert {row["back_offs"] for row in careful.history} == {0} and torch.equal(plain.images, careful.images)
+
+
 def test_loops_are_published_or_interpolated_with_a_notice() -> None:
     for ipc, expected in {1: (1, 1), 10: (10, 50), 20: (20, 25), 50: (50, 10)}.items():
         assert loops_of(config_of("dc", ipc=ipc)) == (*expected, None)

@@ -20,6 +20,7 @@ from PIL import Image
 import pad_fast
 from pad_fast import Config, DistilledDataset, ExpertStore, Progress
 from pad_fast.cli.main import main
+from pad_fast.distillation.state import read_checkpoint
 from pad_fast.errors import ConfigError, DatasetError, DistillationStopped, InputError, StoreError
 from pad_fast.evaluation import EvaluationReport
 from pad_fast.pipeline import configured
@@ -138,6 +139,68 @@ def test_changed_settings_are_not_silently_reused(tmp_path, capfd):
     distill(out, lr_img=11.0, eval_networks=1, progress=Progress())
     said = capfd.readouterr().err
     assert "distill: reusing" in said and "evaluate: reusing" not in said
+
+
+def without_setting(out: Path, name: str) -> None:
+    """Make a run one of a version that did not have a setting."""
+    for path in (out / "run.json", out / "config.yaml"):
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if f"{name}:" not in line.replace('"', "")]
+        assert len(kept) == len(lines) - 1
+        path.write_text("".join(kept))
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on(tmp_path, capfd):
+    """It has the default of what it does not name: for the folder, the keys of its stages, and its config.yaml."""
+    out = tmp_path / "run"
+    first = distill(out)
+    stages = {path.name for path in (out / "cache").iterdir()}
+    without_setting(out, "back_off")
+    with pytest.raises(ConfigError, match=r"back_off: False, now True"):
+        distill(out, back_off=True)
+    capfd.readouterr()
+    again = pad_fast.distill(config=out / "config.yaml", out=out, progress=Progress())
+    said = capfd.readouterr().err
+    assert all(f"{stage}: reusing" in said for stage in ("scores", "experts", "distill", "evaluate"))
+    assert torch.equal(again.images, first.images)
+    without_setting(out, "back_off")
+    longer = distill(out, iterations=SMALL["iterations"] + 4, resume=True)
+    assert longer.history[: SMALL["iterations"]] == list(first.history)
+    assert {path.name for path in (out / "cache").iterdir()} == stages, "its stages have the names they had"
+    assert "back_off: false" in (out / "config.yaml").read_text()
+
+
+def test_a_run_that_backs_off_is_another_one_with_the_same_experts(tmp_path, finished):
+    """Where nothing goes wrong, with the same images."""
+    careful = distill(tmp_path / "run", back_off=True)
+    assert torch.equal(careful.images, pad_fast.load(finished).images)
+    experts = [[path.name for path in (out / "cache").glob("*-*")] for out in (tmp_path / "run", finished)]
+    assert sorted(experts[0]) == sorted(experts[1]) and experts[0]
+    keys = []
+    for out in (tmp_path / "run", finished):
+        with read_checkpoint(out / "checkpoint") as (_, described):
+            keys.append(described["key"])
+    assert keys[0] != keys[1]
+
+
+def test_back_offs_are_told_by_terminal_rows_and_report(tmp_path, capfd):
+    out = tmp_path / "run"
+    with pytest.raises(DistillationStopped):
+        distill(out, lr_img=1e32, threshold=None)
+    capfd.readouterr()
+    options = [
+        "distill",
+        *flags({**SMALL, "lr_img": 1e32, "iterations": 20, "eval_networks": 1}),
+        "--threshold",
+        "none",
+    ]
+    assert main([*options, "--back-off", "--no-eval-baselines", "--overwrite", "--out", str(out)]) == 0
+    said = capfd.readouterr().err
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    count = rows[-1]["back_offs"]
+    assert count > 0 and f"distill: back-offs: {count}, lr_img" in said
+    assert said.count("the images' step (lr_img) is halved") == 1
+    assert f"Back-offs, each with smaller steps: {count}." in (out / "report.html").read_text()
 
 
 def test_more_experts_extend_the_store(tmp_path):

@@ -115,6 +115,17 @@ def test_runs_that_differ_in_much_are_called_by_their_folder(sweep, tmp_path):
     assert not Page(comparison.page()).all("script")
 
 
+def test_a_run_that_is_older_than_a_setting_does_not_differ_in_its_default(sweep, tmp_path):
+    for name, changes in (("older", {}), ("other", {"back_off": True})):
+        shutil.copytree(sweep / "mask-0.0", tmp_path / name)
+        settings = json.loads((tmp_path / name / "run.json").read_text())
+        del settings["back_off"]
+        (tmp_path / name / "run.json").write_text(json.dumps({**settings, **changes}))
+    assert compare([sweep / "mask-0.0", tmp_path / "older"]).different == ()
+    different = compare([tmp_path / "older", tmp_path / "other"])
+    assert different.different == ("back_off",) and different.labels == ("back_off no", "back_off yes")
+
+
 def test_runs_may_be_the_same_or_unfinished(sweep, tmp_path):
     for name in ("one", "two"):
         shutil.copytree(sweep / "mask-0.0", tmp_path / name / "run")

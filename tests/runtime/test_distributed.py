@@ -266,6 +266,16 @@ def test_a_run_of_two_ranks_has_the_experts_and_nearly_the_images_of_one(undistu
     assert two.config == one.config
 
 
+def test_ranks_back_off_alike(undisturbed, tmp_path):
+    """They prove at every checkpoint that they hold the same state."""
+    options = ("--back-off", "--lr-img", "1e6", "--threshold", "0.9", "--lr-lr", "10")
+    for status, _, messages in finish(distill_again(undisturbed[0], tmp_path / "run", *options)):
+        assert status == 0, messages
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 40 and rows[-1]["back_offs"] > 1
+    assert rows[-1]["lr_img"] < 1e6 and rows[-1]["lr_lr"] < 10
+
+
 def distill_again(undisturbed: Path, out: Path, *options: str) -> list[subprocess.Popen[str]]:
     """Two ranks that go through the distillation of another run, whose experts they use."""
     if not out.exists():

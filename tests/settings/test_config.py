@@ -9,6 +9,7 @@ import pytest
 
 from pad_fast import Config
 from pad_fast.errors import ConfigError
+from pad_fast.settings.config import completed
 from pad_fast.settings.families import is_published
 from pad_fast.settings.yaml_files import REFERENCE_KEYS, known_keys, read_yaml, to_yaml, translate
 
@@ -214,6 +215,31 @@ def test_describe_by_stage():
     assert {k: v for piece in pieces for k, v in piece.items()} == config.describe()
     assert config.describe("experts", "scores")["lr_expert"] == config.lr_expert
     assert "seed" in config.describe("data") and "lr_img" not in config.describe("experts")
+
+
+def test_results_are_found_by_a_later_setting_only_where_it_is_not_its_default():
+    before = {name: value for name, value in Config().describe("distill").items() if name != "back_off"}
+    assert Config().digested("distill") == before
+    assert Config(back_off=True).digested("distill") == Config(back_off=True).describe("distill") != before
+    assert Config().digested("data", "scores") == Config().describe("data", "scores")
+
+
+def test_a_setting_that_a_run_does_not_name_has_its_default():
+    described = {name: value for name, value in Config(ipc=7).describe().items() if name != "back_off"}
+    assert completed({**described, "dataset_fingerprint": "x"}) == {
+        **Config(ipc=7).describe(),
+        "dataset_fingerprint": "x",
+    }
+
+
+def test_words_that_stand_for_a_value(tmp_path):
+    assert Config(lr_img="auto").lr_img == "auto"
+    assert read_yaml(written(tmp_path, "lr_img: auto\n")) == {"lr_img": "auto"}
+    for wrong, named in (("atuo", "lr_img is 'atuo'; it must be float or auto"), (True, "it must be float or auto")):
+        with pytest.raises(ConfigError, match=named):
+            Config(lr_img=wrong)
+    with pytest.raises(ConfigError, match="lr_y is 'auto'; it must be float$"):
+        Config(lr_y="auto")
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from pad_fast import Config
 from pad_fast.errors import ConfigError
-from pad_fast.settings.choices import BATCH_METHODS, TRAJECTORY_METHODS
-from pad_fast.settings.presets import preset, preset_names
+from pad_fast.settings.choices import BATCH_METHODS, METHODS, TRAJECTORY_METHODS
+from pad_fast.settings.presets import method_settings, preset, preset_names
 from pad_fast.settings.resolve import make_settings
 from pad_fast.settings.yaml_files import to_yaml
 
@@ -149,6 +151,16 @@ def test_unknown_presets(name):
 def test_unknown_presets_name_the_nearest():
     with pytest.raises(ConfigError, match=r"Did you mean 'cifar10-ipc10'\?"):
         preset("cifar10_ipc10")
+
+
+def test_no_preset_or_method_has_a_later_setting():
+    """An older run that does not name one had its default, and has to get it when its config.yaml is read again."""
+    later = {item.name for item in fields(Config) if item.metadata["later"]}
+    assert "back_off" in later
+    for name in preset_names():
+        assert not later & set(preset(name)), name
+    for method in METHODS:
+        assert not later & set(method_settings(method, "digits", 1)), method
 
 
 def test_changing_a_presets_copy_changes_no_preset():

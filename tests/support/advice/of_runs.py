@@ -122,6 +122,15 @@ RUNS = (
         ),
     ),
     Entry(
+        "a run that diverges and might back off",
+        lambda tmp: run(tmp, lr_img=1e38, threshold=None, iterations=6),
+        r"or with back_off=True \(--back-off\), which halves steps that are too large",
+        lambda tmp: in_turn(
+            lambda: run(tmp, lr_img=1e38, threshold=None, iterations=6, overwrite=True, back_off=True),
+            lambda: run(tmp / "other", lr_img=1e38, threshold=None, iterations=6, back_off=True),
+        ),
+    ),
+    Entry(
         "a rate that becomes negative",
         lambda tmp: run(tmp, lr_lr=10.0, threshold=None, iterations=6),
         r"--overwrite",
