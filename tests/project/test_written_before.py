@@ -366,7 +366,8 @@ def test_training_of_experts_goes_on(copy: Copy) -> None:
     folder = copy("experts") / "unfinished"
     assert len(ExpertStore.open(folder)) == 1
     assert (folder / ".expert_00001.safetensors.part").exists()
-    command("experts", "--out", folder, *flags(EXPERTS), "--device", "cpu")
+    digits = ("--lr-expert", 0.02, "--batch-train", 64)  # the preset had these then
+    command("experts", "--out", folder, *flags(EXPERTS), *digits, "--device", "cpu")
     assert rewritten(folder, "*") == ["expert_00001.safetensors"]
     assert not list(folder.glob(".*.part"))
     store, whole = ExpertStore.open(folder), ExpertStore.open(WRITTEN / "experts" / "float32")

@@ -75,16 +75,14 @@ def test_digits_cells():
     for config in (one, ten):
         assert (config.model, config.zca, config.dsa) == ("ConvNetD2W32", False, "color_crop_scale_rotate")
         assert (config.score_networks, config.score_epochs, config.score_batch, config.score_lr) == (3, 8, 64, 0.05)
-        assert (config.num_experts, config.train_epochs, config.batch_train) == (20, 20, 64)
+        assert (config.num_experts, config.train_epochs, config.batch_train, config.lr_expert) == (20, 20, 80, 0.1)
         assert (config.add_end_epoch, config.removal1_epoch, config.removal2_epoch) == (4, 8, 12)
-        assert (config.syn_steps, config.expert_epochs, config.lr_lr, config.threshold) == (20, 2, 1e-4, 1.0)
-        assert config.lr_init == config.lr_expert, "alpha must start at the experts' rate, or every step is skipped"
-    assert (one.lr_expert, one.max_start_epoch, one.batch_syn, one.lr_img, one.lr_y, one.iterations) == (
-        (0.02, 8, None, 10.0, 0.02, 800)
-    )
-    assert (ten.lr_expert, ten.max_start_epoch, ten.batch_syn, ten.lr_img, ten.lr_y, ten.iterations) == (
-        (0.05, 12, 50, 100.0, 0.1, 400)
-    )
+        assert (config.lr_lr, config.threshold) == (1e-4, 1.0)
+    assert (one.syn_steps, one.expert_epochs, one.max_start_epoch, one.batch_syn) == (60, 2, 12, None)
+    assert (one.mask_ratio, ten.mask_ratio) == (0.0, 0.25)
+    assert (one.lr_init, one.lr_img, one.lr_y, one.iterations) == (0.05, 10.0, 0.2, 400)
+    assert (ten.syn_steps, ten.expert_epochs, ten.max_start_epoch, ten.batch_syn) == (40, 4, 16, 50)
+    assert (ten.lr_init, ten.lr_img, ten.lr_y, ten.iterations) == (0.1, 300.0, 0.5, 200)
 
 
 @pytest.mark.parametrize("method", BATCH_METHODS)
