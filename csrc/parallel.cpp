@@ -18,8 +18,9 @@
 namespace pad_fast {
 namespace {
 
-// A piece takes tens of microseconds, and falling asleep and waking up as long: the last one is waited for awake, and so
-// is the next job, since the phases of a call follow each other at once. Nobody who waits longer takes a core from others.
+// A piece takes tens of microseconds, and falling asleep and waking up as long: the last one is waited for awake, and
+// so is the next job, since the phases of a call follow each other at once. Nobody who waits longer takes a core from
+// others.
 constexpr std::chrono::microseconds kWatch(50);
 
 inline void pause_core() {

@@ -1,6 +1,7 @@
-// Whole steps: evaluation, the plain step (loss and gradient) and its adjoint (docs section 2). A batch is cut into lists
-// of images, each with sums of its own, and a list into groups that fit the cache. Threads take a list when they are
-// free; the lists and the order in which they are added up depend on the thread count alone, and so does the result.
+// Whole steps: evaluation, the plain step (loss and gradient) and its adjoint (docs section 2). A batch is cut into
+// lists of images, each with sums of its own, and a list into groups that fit the cache. Threads take a list when they
+// are free; the lists and the order in which they are added up depend on the thread count alone, and so does the
+// result.
 #pragma once
 #include <vector>
 
@@ -37,9 +38,7 @@ template <class T> class CacheOf final : public Cache {
 
 template <class T> class EngineOf final : public Engine {
  public:
-  EngineOf(const Network& network, const Options& options) : options_(options) {
-    y_.set_up(network, options);
-  }
+  EngineOf(const Network& network, const Options& options) : options_(options) { y_.set_up(network, options); }
 
   std::ptrdiff_t parameter_count() const override { return y_.parameters; }
   std::ptrdiff_t products() const override {
@@ -215,7 +214,8 @@ template <class T> class EngineOf final : public Engine {
     }
   }
 
-  // What a list of images adds up: d phi/d theta or the plain gradient first, the plain gradient beside an adjoint second.
+  // What a list of images adds up: d phi/d theta or the plain gradient first, the plain gradient beside an adjoint
+  // second.
   struct ListSums {
     Sums<T> of[2];
     double result;
@@ -373,8 +373,7 @@ template <class T> class EngineOf final : public Engine {
       sums.result += top.loss(rows, group.first, group.images, call.batch, call.labels, call.kind, scratch);
     }
     if (!cached) top.pull(w.gud, top.w, group.images, s.pull[d], false);
-    if (call.grad)
-      top.accumulate(w.gud, features, group.images, sums.plain(call).head_w, sums.plain(call).head_b);
+    if (call.grad) top.accumulate(w.gud, features, group.images, sums.plain(call).head_w, sums.plain(call).head_b);
 
     for (index_t l = d - 1; l >= (y_.fused_first ? 1 : 0); --l) {
       const Layer<T>& y = y_.layer[l];
