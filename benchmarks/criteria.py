@@ -55,7 +55,7 @@ SUITE = Suite(
     quick=(
         *("--seconds", "0.1", "--search-seconds", "0.05", "--candidates", "1", "--seeds", "1", "--networks", "1"),
         *("--search-networks", "1", "--filtered", "dm", "--mask", "depth:0", "--prune", "hardest:0.2", "--set"),
-        *("num_experts=1", "train_epochs=10", "score_networks=1", "score_epochs=1", "eval_epochs=4"),
+        *("num_experts=1", "train_epochs=20", "score_networks=1", "score_epochs=1", "eval_epochs=4"),
     ),
     full=None,  # an hour
 )

@@ -49,7 +49,7 @@ SUITE = Suite(
     about="TESLA's gradient beside the exact one",
     quick=(
         *("--steps", "3", "--factors", "1", "--iterations", "1", "--every", "1", "--seconds", "0.2", "--seeds", "1"),
-        *("--networks", "1", "--set", "num_experts=1", "train_epochs=10", "score_networks=1", "eval_epochs=4"),
+        *("--networks", "1", "--set", "num_experts=1", "train_epochs=20", "score_networks=1", "eval_epochs=4"),
     ),
     full=("--steps", "5", "20", "--factors", "1", "--iterations", "100", "--seconds", "5", "--seeds", "1"),
 )
