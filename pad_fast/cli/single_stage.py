@@ -40,7 +40,8 @@ def stage_inputs(options: argparse.Namespace) -> StageInputs:
         preset_name=options.preset,
         config=settings_of(options),
         overrides=given(options),
-        program="experts",
+        # Files are those of the programs that distil, whatever stage reads them; a typed line is the stage's own.
+        program="experts" if options.published else "distill",
         **place(options),
     )
     for note in settings.notes:

@@ -145,6 +145,8 @@ def sweep(
         # Baselines are the same in every cell, and their cost many times a cell's.
         defaults={"eval_baselines": False},
     )
+    for note in settings.notes:
+        progress.say(note)
     prunes, masks, seeds = _axes(settings, prune, mask, seeds)
     cells = [Cell(*each) for each in product(prunes, masks, dict.fromkeys(seeds))]
     where = _own_gpu(resolve_device(settings.device))

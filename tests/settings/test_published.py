@@ -269,3 +269,25 @@ def test_the_three_files_of_a_set(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse(line.replace("labels_best", "labels_7").split())
     assert "put images_X.pt, labels_X.pt and lr_X.pt into one folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["experts", "score"])
+@pytest.mark.parametrize("family", ["pad", "datm"])
+def test_a_file_means_the_same_to_every_stage(tmp_path, monkeypatch, family, command):
+    """It is one of the programs that distil: its batch is not the experts', whichever command reads it."""
+    from pad_fast.cli import single_stage
+    from pad_fast.cli.parser import parse
+    from pad_fast.settings import resolve
+
+    path = tmp_path / "IPC.yaml"
+    path.write_text(text_of(family, "CIFAR10-10"), encoding="utf-8")
+    found = []
+
+    def kept(**given: Any) -> Settings:
+        found.append(make_settings(**given))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resolve, "make_settings", kept)
+    with pytest.raises(KeyboardInterrupt):
+        single_stage.stage_inputs(parse([command, "--config", str(path), "--out", str(tmp_path / "out")]))
+    assert found[0].config == make_settings(config=path).config
