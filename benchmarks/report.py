@@ -55,8 +55,8 @@ def mebibytes(value: float | None) -> str:
     return f"{value:.0f}" if value == value else "out of memory"
 
 
-# Results of the same benchmark by kind of processor.
 OURS = "cpu high, recompute"
+# Results of the same benchmark by kind of processor.
 PROCESSORS = ("unroll-cpu", "unroll-cpu-avx512", "unroll-cpu-avx2")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from pad_fast.runtime.progress import Progress
 from pad_fast.runtime.rng import derive_seed
 from pad_fast.settings.config import Config
 
-from ..support.loops import CPU, small_config, small_network, start, walks
+from ..support.loops import CPU, rows_of, small_config, small_network, start, walks
 from ..support.small import QUIET
 
 FILES = ("checkpoint", "metrics.jsonl")
@@ -63,10 +62,6 @@ def whole(
     state = start(config)
     run(Loop(network, store, config, CPU, late=late), state, folder=folder, key="k", history=[], progress=progress)
     return state
-
-
-def rows_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +19,7 @@ from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.errors import ConfigError, DistillationStopped
 from pad_fast.models import FlatNetwork
 
-from ..support.loops import CPU, small_config, small_network, start, walks
+from ..support.loops import CPU, rows_of, small_config, small_network, start, walks
 from ..support.settings import SMALL
 from ..support.small import QUIET
 
@@ -34,10 +32,6 @@ def network() -> FlatNetwork:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, network: FlatNetwork) -> ExpertStore:
     return walks(tmp_path_factory.mktemp("walks") / "experts", network)
-
-
-def rows_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(

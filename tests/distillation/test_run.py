@@ -29,7 +29,7 @@ from pad_fast.runtime.rng import derive_seed
 from pad_fast.settings.config import Config
 
 from ..support.comparison import relative_error
-from ..support.loops import CPU, small_config, small_network, start, walks
+from ..support.loops import CPU, rows_of, small_config, small_network, start, walks
 
 QUIET = Progress(quiet=True)
 
@@ -238,7 +238,7 @@ def test_losses_that_are_looked_at_late_change_nothing(network, store, tmp_path,
         run(loop, start(config), folder=folder, key="k", history=[], progress=QUIET)
     for name in ("checkpoint", "metrics.jsonl"):
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "3" / name).read_bytes(), name
-    skipped = [json.loads(line)["skipped"] for line in (tmp_path / "0" / "metrics.jsonl").read_text().splitlines()]
+    skipped = [row["skipped"] for row in rows_of(tmp_path / "0")]
     assert (0 < sum(skipped) < 11) == ("threshold" in changes), skipped
 
 
@@ -314,7 +314,7 @@ def test_one_reader_serves_a_report_and_a_run_that_goes_on(tmp_path):
 def test_metrics_rows(network, store, tmp_path):
     config = small_config()
     run(Loop(network, store, config, CPU), start(config), folder=tmp_path, key="k", history=[], progress=QUIET)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(tmp_path)
     assert [row["iteration"] for row in rows] == list(range(6))
     assert all(0 <= row["start_epoch"] < 3 and math.isfinite(row["loss"]) and row["lr"] > 0 for row in rows)
 

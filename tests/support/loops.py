@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,3 +62,8 @@ def start(config: Config) -> State:
     return State.start(
         torch.randn(9, 1, 8, 8, generator=draws), torch.randn(9, 3, generator=draws), labels, config, CPU
     )
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    """Of the metrics in a run's folder."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
