@@ -1,8 +1,9 @@
 """The softmax cross entropy of logits, with tangent and adjoint; equation numbers are those of docs/cpu_engine.md.
 
 Logits come as `[K, B, classes]`, or as the parts of a sum `[parts, K, B, classes]` that :mod:`.classifier` leaves.
-Labels are classes (int64 `[B]` or `[K, B]`) or logits (`[B, classes]` or `[K, B, classes]`), softmaxed here. A class
-that does not exist makes its row NaN: no value means "ignore".
+Labels are classes (int64 `[B]` or `[K, B]`) or floating (`[B, classes]` or `[K, B, classes]`): logits, softmaxed here,
+or probabilities, which count as they are, whatever they add up to. A class that does not exist makes its row NaN: no
+value means "ignore".
 """
 
 from __future__ import annotations
@@ -81,9 +82,16 @@ def _softmax_sums(
 
 @triton.jit
 @no_type_check
-def _distribution(p_labels, image, images, block, classes, top, sums, HARD: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of label distributions q."""
-    if HARD:
+def _distribution(
+    p_labels, image, images, block, classes, top, sums,
+    HARD: tl.constexpr, PROBABILITIES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A block of labels q: distributions, but for probabilities that do not add up to 1."""
+    if PROBABILITIES:
+        column = block * BLOCK + tl.arange(0, BLOCK)
+        inside = (image < images)[:, None] & (column < classes)[None, :]
+        return tl.load(p_labels + image[:, None] * classes + column[None, :], mask=inside, other=0.0)
+    elif HARD:
         label = tl.load(p_labels + image, mask=image < images, other=0)
         exists = (label >= 0) & (label < classes)
         column = block * BLOCK + tl.arange(0, BLOCK)
@@ -91,6 +99,23 @@ def _distribution(p_labels, image, images, block, classes, top, sums, HARD: tl.c
     else:
         y, _o, _inside = _logits(p_labels, image, images, block, classes, 0, 1, BLOCK)
         return tl.exp(y - top[:, None]) / sums[:, None]
+
+
+@triton.jit
+@no_type_check
+def _totals(
+    p_labels, image, images, classes,
+    PROBABILITIES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """What the entries of each row of labels add up to."""
+    if PROBABILITIES:
+        totals = tl.zeros([ROWS], p_labels.dtype.element_ty)
+        for block in range(BLOCKS):
+            q = _distribution(p_labels, image, images, block, classes, totals, totals, False, True, BLOCK)
+            totals += tl.sum(q, 1)
+        return totals
+    else:
+        return tl.full([ROWS], 1.0, tl.float32)
 
 
 @triton.jit
@@ -107,6 +132,7 @@ def _loss_kernel(
     label_stride,  # from one trajectory's labels to the next one's; 0 when shared
     PARTS: tl.constexpr,
     HARD: tl.constexpr,
+    PROBABILITIES: tl.constexpr,
     ONE_TILE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -119,17 +145,19 @@ def _loss_kernel(
     p_labels += k * label_stride
     top_p, sum_p, _mean_p = _softmax_sums(p_u, p_u, image, images, classes, part_stride, PARTS, 0, ROWS, BLOCK, BLOCKS)
     top_q, sum_q = top_p, sum_p
-    if not HARD:
+    if not HARD and not PROBABILITIES:
         top_q, sum_q, _mean_q = _softmax_sums(p_labels, p_labels, image, images, classes, 0, 1, 0, ROWS, BLOCK, BLOCKS)
+
+    total = _totals(p_labels, image, images, classes, PROBABILITIES, ROWS, BLOCK, BLOCKS)
 
     # In float64, because the fast float32 logarithm is off by 1e-7 however small the loss.
     log_sum = tl.log(sum_p.to(tl.float64)).to(sum_p.dtype)
     losses = tl.zeros([ROWS], tl.float64)
     for block in range(BLOCKS):
         u, o, inside = _logits(p_u, image, images, block, classes, part_stride, PARTS, BLOCK)
-        q = _distribution(p_labels, image, images, block, classes, top_q, sum_q, HARD, BLOCK)
+        q = _distribution(p_labels, image, images, block, classes, top_q, sum_q, HARD, PROBABILITIES, BLOCK)
         p = tl.exp(u - top_p[:, None]) / sum_p[:, None]
-        tl.store(p_gud + o, (p - q) / batch, mask=inside)  # (25)
+        tl.store(p_gud + o, (p * total[:, None] - q) / batch, mask=inside)  # (25)
         minus_log_p = log_sum[:, None] - (u - top_p[:, None])
         losses += tl.sum(tl.where(q == 0, 0.0, q * minus_log_p), 1).to(tl.float64)
     value = tl.sum(tl.where(image < images, losses, 0.0), 0)
@@ -158,6 +186,7 @@ def _adjoint_kernel(
     each,  # trajectories of one program: all where their label gradients are summed, else 1
     PARTS: tl.constexpr,
     HARD: tl.constexpr,
+    PROBABILITIES: tl.constexpr,
     OF_LABELS: tl.constexpr,
     ONE_TILE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -175,24 +204,27 @@ def _adjoint_kernel(
             p_u + base, p_ud + base, image, images, classes, part_stride, PARTS, PARTS, ROWS, BLOCK, BLOCKS
         )
         top_q, sum_q, mean_q = top_p, sum_p, mean_p
-        if not HARD:
+        if not HARD and not PROBABILITIES:
             # The weight's parts lie part_stride apart; labels have one part.
             top_q, sum_q, mean_q = _softmax_sums(
                 p_labels + of_labels, p_ud + base, image, images, classes, part_stride, 1,
                 PARTS if OF_LABELS else 0, ROWS, BLOCK, BLOCKS,
             )  # fmt: skip
 
+        total = _totals(p_labels + of_labels, image, images, classes, PROBABILITIES, ROWS, BLOCK, BLOCKS)
         phis = tl.zeros([ROWS], tl.float64)
         for block in range(BLOCKS):
             u, o, inside = _logits(p_u + base, image, images, block, classes, part_stride, PARTS, BLOCK)
             ud = _added(p_ud + base, o, inside, 0.0, part_stride, PARTS)
-            q = _distribution(p_labels + of_labels, image, images, block, classes, top_q, sum_q, HARD, BLOCK)
-            p = tl.exp(u - top_p[:, None]) / sum_p[:, None]
+            q = _distribution(
+                p_labels + of_labels, image, images, block, classes, top_q, sum_q, HARD, PROBABILITIES, BLOCK
+            )
+            p = tl.exp(u - top_p[:, None]) / sum_p[:, None] * total[:, None]
             tl.store(p_gud + base + o, (p - q) / batch, mask=inside)  # (25)
             tl.store(p_gu + base + o, p * (ud - mean_p[:, None]) / batch, mask=inside)
             phis += tl.sum((p - q) * ud, 1).to(tl.float64)  # (26)
             if OF_LABELS:
-                gy = -q * (ud - mean_q[:, None]) / batch
+                gy = (mean_p[:, None] - ud) / batch if PROBABILITIES else -q * (ud - mean_q[:, None]) / batch
                 if k > first:
                     gy += tl.load(p_gy + of_labels + o, mask=inside)
                 tl.store(p_gy + of_labels + o, gy, mask=inside)
@@ -206,16 +238,18 @@ def _adjoint_kernel(
             tl.store(p_sum + trajectory * tl.num_programs(0) + tile, value)
 
 
-def loss(u: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+def loss(u: Tensor, labels: Tensor, batch: int, *, labels_are: str = "logits") -> tuple[Tensor, Tensor]:
     """Cross entropy of each trajectory, and its derivative by the logits.
 
     Args:
         u: logits, `[K, B, classes]` or in parts.
-        labels: see above; of the same device, logits of the same dtype.
+        labels: see above; of the same device, floating ones of the same dtype.
         batch: what sums over images are divided by: the size of the whole batch, where this is a part of it.
+        labels_are: of floating labels, "logits" or "probabilities".
 
     Returns:
-        losses `[K]` (a sum over these B images, divided by `batch`) and `ud' = (p - q) / batch` `[K, B, classes]`.
+        losses `[K]` (a sum over these B images, divided by `batch`) and `ud' = (p - q) / batch` `[K, B, classes]`, p
+        times what the row's q add up to.
 
     Raises:
         InputError: labels that do not fit.
@@ -223,7 +257,7 @@ def loss(u: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     u = _parted(u)
     labels, label_stride = _labels(labels, u[0])
     gud = torch.empty_like(u[0])
-    losses, partial, call = _loss_call(gud, u, labels, label_stride, batch)
+    losses, partial, call = _loss_call(gud, u, labels, label_stride, batch, labels_are)
     call.run()
     if partial is not None:
         finish(losses, partial, batch).run()
@@ -231,17 +265,17 @@ def loss(u: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def adjoint(
-    u: Tensor, ud: Tensor, labels: Tensor, batch: int, *, wants_labels: bool = True
+    u: Tensor, ud: Tensor, labels: Tensor, batch: int, *, labels_are: str = "logits", wants_labels: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """`phi = <ud', ud>` and its derivatives by tangent, logits and label logits (25, 26).
+    """`phi = <ud', ud>` and its derivatives by tangent, logits and labels (25, 26).
 
     Args:
         u, ud: logits and their tangent, `[K, B, classes]` or in as many parts as each other.
-        labels, batch: see :func:`loss`.
+        labels, batch, labels_are: see :func:`loss`.
         wants_labels: False leaves the last result out.
 
     Returns:
-        `phi` `[K]` (of these B images), `u'` and `ud'` `[K, B, classes]`, and for label logits `y'` in their own shape:
+        `phi` `[K]` (of these B images), `u'` and `ud'` `[K, B, classes]`, and for floating labels `y'` in their shape:
         summed over the trajectories, in order, where these share `[B, classes]`. None for hard labels.
 
     Raises:
@@ -251,7 +285,7 @@ def adjoint(
     labels, label_stride = _labels(labels, u[0])
     gu, gud = torch.empty_like(u[0]), torch.empty_like(u[0])
     gy = torch.empty_like(labels) if wants_labels and labels.is_floating_point() else None
-    phi, partial, call = _adjoint_call(gu, gud, gy, u, ud, labels, label_stride, batch)
+    phi, partial, call = _adjoint_call(gu, gud, gy, u, ud, labels, label_stride, batch, labels_are)
     call.run()
     if partial is not None:
         finish(phi, partial, batch).run()
@@ -297,8 +331,13 @@ def _sums(u: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
     return torch.empty(len(u), dtype=u.dtype, device=u.device), partial
 
 
+def _which(labels: Tensor, labels_are: str) -> dict[str, bool]:
+    soft = labels.is_floating_point()
+    return {"HARD": not soft, "PROBABILITIES": soft and labels_are == "probabilities"}
+
+
 def _loss_call(
-    gud: Tensor, u: Tensor, labels: Tensor, label_stride: int, batch: int
+    gud: Tensor, u: Tensor, labels: Tensor, label_stride: int, batch: int, labels_are: str = "logits"
 ) -> tuple[Tensor, Tensor | None, Call]:
     parts, trajectories, images, classes = u.shape
     count, options = _shape(u[0])
@@ -309,7 +348,7 @@ def _loss_call(
         (count, trajectories),
         (target, gud, u, labels, images, classes, batch, u[0].numel(), label_stride),
         moved(target, gud, u, labels),
-        {"PARTS": parts, "HARD": not labels.is_floating_point(), "ONE_TILE": partial is None, **options},
+        {"PARTS": parts, **_which(labels, labels_are), "ONE_TILE": partial is None, **options},
     )
     return losses, partial, call
 
@@ -323,6 +362,7 @@ def _adjoint_call(
     labels: Tensor,
     label_stride: int,
     batch: int,
+    labels_are: str = "logits",
 ) -> tuple[Tensor, Tensor | None, Call]:
     parts, trajectories, images, classes = u.shape
     count, options = _shape(u[0])
@@ -336,7 +376,7 @@ def _adjoint_call(
         moved(target, gu, gud, u, ud, labels, *(() if gy is None else (gy,))),
         {
             "PARTS": parts,
-            "HARD": not labels.is_floating_point(),
+            **_which(labels, labels_are),
             "OF_LABELS": gy is not None,
             "ONE_TILE": partial is None,
             **options,
@@ -385,34 +425,39 @@ def production() -> list[Production]:
     return with_further(items, further)
 
 
-def naive_target(labels: Tensor, u: Tensor) -> Tensor:
-    """Label distributions q `[K or 1, B, classes]`; NaN in the whole row where a class does not exist."""
+def naive_target(labels: Tensor, u: Tensor, labels_are: str = "logits") -> Tensor:
+    """Labels q `[K or 1, B, classes]` as they count; NaN in the whole row where a class does not exist."""
     if labels.is_floating_point():
-        q = labels.softmax(-1)
+        q = labels.softmax(-1) if labels_are == "logits" else labels
         return q if q.dim() == 3 else q[None]
     hard = labels if labels.dim() == 2 else labels[None]
     q = (hard[..., None] == torch.arange(u.shape[-1], device=u.device)).to(u.dtype)
     return q.masked_fill(((hard < 0) | (hard >= u.shape[-1]))[..., None], math.nan)
 
 
-def naive_loss(u: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+def naive_loss(u: Tensor, labels: Tensor, batch: int, *, labels_are: str = "logits") -> tuple[Tensor, Tensor]:
     """Twin of :func:`loss`."""
     u = u.sum(0) if u.dim() == 4 else u
-    q = naive_target(labels, u)
+    q = naive_target(labels, u, labels_are)
     terms = torch.where(q == 0, 0, -q * u.log_softmax(-1))
-    return terms.sum((1, 2)) / batch, (u.softmax(-1) - q) / batch
+    return terms.sum((1, 2)) / batch, (u.softmax(-1) * _naive_totals(labels, q, labels_are) - q) / batch
+
+
+def _naive_totals(labels: Tensor, q: Tensor, labels_are: str) -> Tensor | float:
+    return q.sum(-1, keepdim=True) if labels.is_floating_point() and labels_are == "probabilities" else 1.0
 
 
 def naive_adjoint(
-    u: Tensor, ud: Tensor, labels: Tensor, batch: int, *, wants_labels: bool = True
+    u: Tensor, ud: Tensor, labels: Tensor, batch: int, *, labels_are: str = "logits", wants_labels: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Twin of :func:`adjoint`."""
     u, ud = (x.sum(0) if x.dim() == 4 else x for x in (u, ud))
-    p, q = u.softmax(-1), naive_target(labels, u)
-    gud = (p - q) / batch
-    gu = p * (ud - (p * ud).sum(-1, keepdim=True)) / batch
+    p, q = u.softmax(-1), naive_target(labels, u, labels_are)
+    mean_p, total = (p * ud).sum(-1, keepdim=True), _naive_totals(labels, q, labels_are)
+    gud = (p * total - q) / batch
+    gu = p * total * (ud - mean_p) / batch
     gy = None
-    if labels.is_floating_point() and wants_labels:
-        gy = -q * (ud - (q * ud).sum(-1, keepdim=True)) / batch  # [K, B, classes]
+    if labels.is_floating_point() and wants_labels:  # [K, B, classes]
+        gy = (-q * (ud - (q * ud).sum(-1, keepdim=True)) if labels_are == "logits" else mean_p - ud) / batch
         gy = gy if labels.dim() == 3 else gy.sum(0)
     return (gud * ud).sum((1, 2)), gu, gud, gy

@@ -13,7 +13,7 @@ from .data.distilled import DistilledDataset, load
 from .errors import PadFastError
 from .evaluation import EvaluationReport, evaluate
 from .experts import Curriculum, ExpertStore, train_experts
-from .matching import ParameterMask, trajectory_matching_loss
+from .matching import ParameterMask, reference_batches, trajectory_matching_loss
 from .models import ConvNet, network
 from .pipeline.distill import distill
 from .runtime.progress import Progress
@@ -40,6 +40,7 @@ __all__ = [
     "load",
     "load_dataset",
     "network",
+    "reference_batches",
     "score",
     "train_experts",
     "trajectory_matching_loss",

@@ -41,7 +41,20 @@ MODES = ("fast", "reference")
 _SHIFT = 0.125  # largest crop shift, as a part of the image side
 _CUTOUT = 0.5  # side of the cut-out square, as a part of the image side
 _ZOOM = 1.2
-_ANGLE = math.radians(15.0)
+_DEGREES = 15.0
+_ANGLE = math.radians(_DEGREES)
+# The same under the names that published scripts use; "S" is one operation per batch.
+_PUBLISHED = {
+    "aug_mode": "S",
+    "prob_flip": 0.5,
+    "ratio_scale": _ZOOM,
+    "ratio_rotate": _DEGREES,
+    "ratio_crop_pad": _SHIFT,
+    "ratio_cutout": _CUTOUT,
+    "brightness": 1.0,
+    "saturation": 2.0,
+    "contrast": 0.5,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +63,11 @@ class DSADraw:
 
     Attributes:
         operation: one of :data:`OPERATIONS`, or "none".
-        values: float32 `[N, k]`, or `[1, k]` for one draw shared by the batch. Columns: color (brightness,
-            saturation, contrast); crop (pixel shift along height, along width): output[i, j] = input[i + first,
-            j + second]; cutout (centre row, centre column): rows from centre - side // 2; flip (1 keeps,
-            0 mirrors); scale (factor on the width coordinate, on the height coordinate); rotate (radians).
+        values: `[N, k]`, or `[1, k]` for one draw shared by the batch; float32 unless drawn for images of another
+            dtype. Columns: color (brightness, saturation, contrast); crop (pixel shift along height, along width):
+            output[i, j] = input[i + first, j + second]; cutout (centre row, centre column): rows from
+            centre - side // 2; flip (1 keeps, 0 mirrors); scale (factor on the width coordinate, on the height
+            coordinate); rotate (radians).
     """
 
     operation: str
@@ -103,11 +117,45 @@ class DSA:
     def __repr__(self) -> str:
         return f"DSA({self.strategy!r}, mode={self.mode!r}, siamese={self.siamese})"
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None, seed: int | None = None) -> Tensor:
+    @classmethod
+    def from_reference(cls, strategy: str, param: object = None) -> DSA:
+        """The augmentation that published scripts call as `DiffAugment(x, strategy, param=param)`.
+
+        On a CPU it draws the same numbers, per image, from torch's default generator.
+
+        Args:
+            strategy: `args.dsa_strategy`.
+            param: `args.dsa_param`, whose numbers must be the published ones; None stands for these.
+
+        Raises:
+            ConfigError: a number that is not, or an unknown strategy.
+
+        Example:
+            >>> DSA.from_reference("color_crop_cutout_flip_scale_rotate")
+            DSA('color_crop_cutout_flip_scale_rotate', mode='reference', siamese=False)
+        """
+        for name, published in _PUBLISHED.items():
+            value = getattr(param, name, published)
+            if value != published:
+                raise ConfigError(
+                    f"{name} of the augmentation's parameters is {value!r}, and here it is {published!r}; "
+                    "pass a function that calls your own augmentation instead"
+                )
+        return cls(strategy, mode="reference")
+
+    def __call__(
+        self,
+        images: Tensor,
+        step: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
         """Draw and apply.
 
         Args:
             images: floating point `[N, C, H, W]`, any device, any memory layout.
+            step: not looked at; :func:`pad_fast.trajectory_matching_loss` gives it to any augmentation.
             generator: source of the draw; the default CPU generator when neither it nor `seed` is given.
             seed: makes the draw a function of this number alone and leaves every generator untouched. In
                 reference mode each single draw of the call re-seeds with `seed`, `seed + 1`, ..., which is how
@@ -120,7 +168,8 @@ class DSA:
             InputError: images are not a floating point `[N, C, H, W]` tensor, or both sources are given.
         """
         _check_images(images)
-        return self.apply(images, self.draw(images.shape[0], images.shape[1:], generator=generator, seed=seed))
+        count, shape = images.shape[0], images.shape[1:]
+        return self.apply(images, self.draw(count, shape, generator=generator, seed=seed, dtype=images.dtype))
 
     def seeded(self, seed: int) -> SeededDSA:
         """An augmentation `(images, step) -> images` whose draw is a pure function of `(seed, step)`.
@@ -137,10 +186,12 @@ class DSA:
         *,
         generator: torch.Generator | None = None,
         seed: int | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> DSADraw:
         """Draw an operation and its numbers for `n` images whose shape ends in `(height, width)`.
 
-        The numbers lie on the generator's device (the CPU by default); `apply` moves them to the images.
+        The numbers lie on the generator's device (the CPU by default); `apply` moves them to the images. In reference
+        mode those of "color" are drawn in the images' `dtype`, as the published code does.
         """
         if generator is not None and seed is not None:
             raise InputError("DSA takes a generator or a seed, not both; drop one of them.")
@@ -148,7 +199,7 @@ class DSA:
             return DSADraw("none", torch.empty(1, 0))
         height, width = int(shape[-2]), int(shape[-1])
         if self.mode == "reference":
-            return self._draw_reference(n, height, width, _reference_sources(generator, seed))
+            return self._draw_reference(n, height, width, _reference_sources(generator, seed), dtype)
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
         operation = self._choose(generator)
@@ -183,7 +234,9 @@ class DSA:
         device = generator.device if generator is not None else None
         return self.operations[int(torch.randint(0, len(self.operations), (1,), generator=generator, device=device))]
 
-    def _draw_reference(self, n: int, height: int, width: int, source: Callable[[], torch.Generator | None]) -> DSADraw:
+    def _draw_reference(
+        self, n: int, height: int, width: int, source: Callable[[], torch.Generator | None], dtype: torch.dtype
+    ) -> DSADraw:
         operation = self._choose(source())
         low, span, whole = value_ranges(operation, height, width, torch.device("cpu"))
         columns = []
@@ -194,8 +247,13 @@ class DSA:
                 first, last = int(start), int(start + size)
                 column = torch.randint(first, last, (n,), generator=generator, device=device).float()
             else:
-                column = torch.rand(n, generator=generator, device=device) * size
-                column = (column.floor() if whole else column) + start
+                drawn = dtype if operation == "color" else None
+                column = torch.rand(n, generator=generator, device=device, dtype=drawn)
+                if operation == "rotate":  # rounded as the published code rounds it
+                    column = (column - 0.5) * 2 * _DEGREES / 180 * math.pi
+                else:
+                    column = column * size
+                    column = (column.floor() if whole else column) + start
             columns.append(column)
         values = torch.stack(columns, dim=1)
         return DSADraw(operation, values[:1] if self.siamese else values)

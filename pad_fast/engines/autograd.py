@@ -61,7 +61,7 @@ class AutogradEngine(Engine):
         with torch.enable_grad():
             leaf = theta.detach().requires_grad_()
             logits = task.network(leaf, images)
-            loss = cross_entropy(logits, labels)
+            loss = cross_entropy(logits, labels, task.labels_are)
             (gradient,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), gradient, logits.detach()
 
@@ -106,7 +106,7 @@ class AutogradEngine(Engine):
         """Gradients `[G, P]` of stacked groups, each of which has so many pixels."""
 
         def loss(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return cross_entropy(task.network(theta, x), y)
+            return cross_entropy(task.network(theta, x), y, task.labels_are)
 
         size = max(1, _IMAGES_AT_ONCE * 32 * 32 // pixels)
         one = torch.func.grad(loss)
@@ -123,7 +123,7 @@ def _batches(task: Task, size: int) -> bool:
 
 class _AutogradStudent(Student):
     def __init__(self, task: Task) -> None:
-        self.network = task.network
+        self.network, self.labels_are = task.network, task.labels_are
         self.looked = False  # at how a gradient is computed, which one step shows
 
     def gradient(
@@ -133,7 +133,7 @@ class _AutogradStudent(Student):
         for parameters in theta:
             with torch.enable_grad(), differentiable_twice(self.network):
                 leaf = parameters.detach().requires_grad_()
-                loss = cross_entropy(self.network(leaf, images), labels)
+                loss = cross_entropy(self.network(leaf, images), labels, self.labels_are)
                 if step == 0:
                     refuse_unknown_leaves(loss, [leaf], type(self.network.module).__name__)
                     self.rounding = rounding_of(loss)
@@ -157,7 +157,7 @@ class _AutogradStudent(Student):
                 leaf = parameters.detach().requires_grad_()
                 x = images.detach().requires_grad_(wants.images)
                 y = labels.detach().requires_grad_(wants.labels)
-                loss = cross_entropy(self.network(leaf, x), y)
+                loss = cross_entropy(self.network(leaf, x), y, self.labels_are)
                 (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
                 if not self.looked:
                     refuse_single_derivatives(gradient, [leaf, x, y], type(self.network.module).__name__)

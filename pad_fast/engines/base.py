@@ -21,7 +21,7 @@ from ..runtime.shapes import Float, Int
 from .leaves import not_twice
 
 Labels = Float[Tensor, "B classes"] | Int[Tensor, " B"]
-"""Logits of soft labels, or classes, of a batch."""
+"""Soft labels (see :attr:`Task.labels_are`), or classes, of a batch."""
 StackedLabels = Float[Tensor, "K B classes"] | Int[Tensor, "K B"]
 """The same of the batches of K networks."""
 Augment = Callable[[Tensor, int], Tensor]
@@ -39,6 +39,8 @@ class Task:
         gradient: "exact", "unroll" or "tesla"; "train" when only plain steps are needed.
         precision: "auto" or the name of an arithmetic the engine knows.
         cache_bytes: activations a run may keep between the forward and the reverse pass, to save recomputing them.
+        labels_are: what soft labels hold, one of :data:`LABELS_ARE`: logits, which a step softmaxes, or probabilities,
+            which it takes as they are, whatever they add up to.
     """
 
     network: FlatNetwork
@@ -47,6 +49,7 @@ class Task:
     gradient: str = "train"
     precision: str = "auto"
     cache_bytes: int = 0
+    labels_are: str = "logits"
 
 
 @dataclass(frozen=True)
@@ -442,8 +445,8 @@ def _means(features: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
     return [torch.stack([piece.mean(0) for piece in each.split(list(sizes))]) for each in features]
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy with hard labels (int64 `[B]`) or soft ones (`[B, classes]` label logits, softmaxed here).
+def cross_entropy(logits: Tensor, labels: Tensor, labels_are: str = "logits") -> Tensor:
+    """Mean cross entropy with hard labels (int64 `[B]`) or soft ones `[B, classes]`, see :attr:`Task.labels_are`.
 
     Raises:
         InputError: the network did not return logits `[B, classes]` for these labels.
@@ -461,7 +464,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
                 f"soft labels have {labels.shape[-1]} classes, but the network returned {logits.shape[-1]} logits for "
                 "each image"
             )
-        return functional.cross_entropy(logits, labels.softmax(-1))
+        return functional.cross_entropy(logits, labels.softmax(-1) if labels_are == "logits" else labels)
     try:
         # torch would leave out images of class -100 without a word.
         return functional.cross_entropy(logits, labels, ignore_index=_NO_CLASS)

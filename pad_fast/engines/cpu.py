@@ -127,7 +127,7 @@ class CpuEngine(Engine):
             x=images.data_ptr(),
             batch=len(images),
             labels=labels.data_ptr(),
-            kind=_kind(labels),
+            kind=_kind(task, labels),
             grad=gradient.data_ptr(),
             logits=logits.data_ptr(),
         )
@@ -277,7 +277,7 @@ class _NativeStudent(Student):
                 x=images.data_ptr(),
                 batch=len(images),
                 labels=labels.data_ptr(),
-                kind=_kind(labels),
+                kind=_kind(self.task, labels),
                 grad=gradient[index].data_ptr(),
                 cache=self._new_cache(plan, step, index, len(images)),
             )
@@ -312,7 +312,7 @@ class _NativeStudent(Student):
                 x=images.data_ptr(),
                 batch=len(images),
                 labels=labels.data_ptr(),
-                kind=_kind(labels),
+                kind=_kind(self.task, labels),
                 dtheta=pulled[index].data_ptr(),
                 dx=0 if for_images is None else for_images.data_ptr(),
                 dy=0 if for_labels is None else for_labels.data_ptr(),
@@ -369,8 +369,8 @@ def _multiplications(config: ConvNetConfig) -> int:
     return total
 
 
-def _kind(labels: Tensor) -> str:
-    return "logits" if labels.is_floating_point() else "hard"
+def _kind(task: Task, labels: Tensor) -> str:
+    return task.labels_are if labels.is_floating_point() else "hard"
 
 
 def make_plan(

@@ -5,7 +5,7 @@ Frozen truth, never optimised; memory grows with T. It is no engine: every other
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -23,10 +23,11 @@ def unroll(
     labels: Float[Tensor, "N classes"] | Int[Tensor, " N"],
     lr: Float[Tensor, ""],
     *,
-    batches: Sequence[Int[Tensor, " _"]],
+    batches: Iterable[Int[Tensor, " _"]],
     augment: Augment | None = None,
+    labels_are: str = "logits",
 ) -> Float[Tensor, " P"]:
-    """Train a student from `theta_start` `[P]` for `len(batches)` SGD steps, keeping the graph.
+    """Train a student from `theta_start` `[P]`, one SGD step a batch, keeping the graph.
 
     Returns:
         `theta_T` `[P]`, differentiable in the start, images, labels and lr.
@@ -36,7 +37,7 @@ def unroll(
         for step, batch in enumerate(batches):
             inputs = images[batch] if augment is None else augment(images[batch], step)
             with differentiable_twice(network):
-                loss = cross_entropy(network(theta, inputs), labels[batch])
+                loss = cross_entropy(network(theta, inputs), labels[batch], labels_are)
                 (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
             if step == 0:
                 known = (theta, theta_start, images, labels, lr)

@@ -7,12 +7,14 @@ from .distance import normalized_distance
 from .layers import layer_distances, student_end
 from .loss import trajectory_matching_loss
 from .masks import ParameterMask
+from .reference_batches import reference_batches
 from .split_batches import require_divisible
 
 __all__ = [
     "ParameterMask",
     "layer_distances",
     "normalized_distance",
+    "reference_batches",
     "require_divisible",
     "student_end",
     "trajectory_matching_loss",

@@ -12,7 +12,7 @@ left out, and `v_t = v_T` throughout.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +42,7 @@ class Unroll:
         propagate: True for the exact gradient, False for TESLA's.
         first_kept, dropped: the mask, see :func:`normalized_distance`.
         captured: tensors that `augment` uses besides its arguments and that want a gradient too.
+        draw: the batch of a step, drawn between the augmentations of the steps around it; None where batches are known.
         split: whether batches are divided over processes, and what they then add up.
     """
 
@@ -54,6 +55,7 @@ class Unroll:
     dropped: int
     split: WholeBatches | SplitBatches
     captured: tuple[Tensor, ...] = ()
+    draw: Callable[[int], Tensor] | None = None
 
 
 def constant_memory_loss(
@@ -68,7 +70,7 @@ def constant_memory_loss(
     """Matching loss `[K]` for stacked trajectories `[K, P]`, differentiable once in every floating tensor given.
 
     Args:
-        indices: the batches of all steps behind each other, `[sum of unroll.sizes]`.
+        indices: the batches of all steps behind each other, `[sum of unroll.sizes]`; overwritten where they are drawn.
     """
     if unroll.augment is not None and torch.is_grad_enabled() and _own_augmentation(unroll, images) is None:
         found = captured_by(unroll.augment, images, indices[: unroll.sizes[0]])
@@ -178,8 +180,13 @@ class UnrollPasses(Passes):
         self.shape = inputs.theta_start.shape
         self.restore([_memory(inputs.theta_start, len(sizes) + 1)])
         self.visited[0].copy_(inputs.theta_start)
-        labels = inputs.labels.index_select(0, inputs.indices).split(sizes)
+        labels: Sequence[Tensor] = ()
+        if self.unroll.draw is None:
+            labels = inputs.labels.index_select(0, inputs.indices).split(sizes)
         for step, batch in enumerate(inputs.indices.split(sizes)):
+            if self.unroll.draw is not None:
+                batch.copy_(self.unroll.draw(step))
+                labels = (*labels, inputs.labels.index_select(0, batch))
             with in_turn(self.replay, step, again=False):
                 if self.augment is None:
                     images = inputs.images.index_select(0, batch)

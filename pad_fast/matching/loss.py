@@ -12,14 +12,16 @@ from ..data.augment import SeededDSA
 from ..data.labels import are_probabilities
 from ..engines import Augment, Task, require_gradient, select
 from ..engines.unroll import unroll
-from ..errors import InputError
+from ..errors import InputError, nearest
 from ..models.flat import FlatNetwork
 from ..runtime.device import cache_bytes
 from ..runtime.distributed import ALONE, Group
 from ..runtime.shapes import Float, Int
+from ..settings.choices import LABELS_ARE
 from .distance import normalized_distance
 from .exact import Unroll, constant_memory_loss
 from .masks import ParameterMask
+from .reference_batches import ReferenceBatches
 from .split_batches import SplitBatches, WholeBatches, require_divisible
 
 
@@ -31,10 +33,11 @@ def trajectory_matching_loss(
     labels: Float[Tensor, "N classes"] | Int[Tensor, " N"],
     lr: Float[Tensor, ""] | Float[Tensor, " 1"] | float,
     *,
-    batches: Sequence[Int[Tensor, " _"]],
+    batches: Sequence[Int[Tensor, " _"]] | ReferenceBatches,
     mask: ParameterMask | None = None,
     augment: Augment | None = None,
     parameters: Sequence[Tensor] = (),
+    labels_are: str | None = None,
     gradient: str = "exact",
     backend: str = "auto",
     precision: str = "auto",
@@ -57,14 +60,18 @@ def trajectory_matching_loss(
         theta_start: expert snapshot s, `[P]`, or `[K, P]` for K trajectories at once.
         theta_target: expert snapshot s + M, same shape.
         images: synthetic images `[N, C, H, W]`, same dtype and device as the parameters.
-        labels: label logits `[N, classes]` (floating: soft labels, softmaxed here) or classes `[N]` (int64: hard).
+        labels: soft labels `[N, classes]` (floating), or classes `[N]` (int64: hard).
         lr: the student's learning rate, a scalar tensor or a number.
-        batches: one int64 index tensor `[B_t]` per step, indices into `images`.
+        batches: one int64 index tensor `[B_t]` per step, indices into `images`. Those of
+            :func:`pad_fast.reference_batches` are drawn on the way, in turn with what `augment` draws.
         mask: which parameters are matched; None matches all of them.
         augment: differentiable `(images [B, C, H, W], step) -> images`. It is evaluated twice per step and must give
             the same result both times: torch's default generators are rewound for it, others are not.
         parameters: tensors that `augment` uses besides its arguments and that are to get a gradient (a decoder's
             weights, a learned strength). Those that step 0 uses are found without being named.
+        labels_are: what soft labels hold: "logits", which are softmaxed here, or "probabilities", which count as they
+            are, whatever they add up to, as in torch's `cross_entropy`. None takes them for logits, with a warning
+            where they can hardly be that.
         gradient: "exact" (constant memory), "unroll" (autograd through the whole loop: the oracle, memory grows with
             T), or "tesla" (TESLA's approximation, which leaves out all Hessian terms; for comparison).
         backend: "auto", or an engine by name, see `pad_fast.engines.backends()`.
@@ -109,8 +116,13 @@ def trajectory_matching_loss(
     _check(network, theta_start, theta_target, images, labels, lr)
     given = {"images": images, "labels": labels, "lr": lr, "theta_start": theta_start, "theta_target": theta_target}
     _require_recording(**given, **{f"parameters[{k}]": tensor for k, tensor in enumerate(parameters)})
-    _say_probabilities(labels)
-    sizes, indices = _indices(batches, images)
+    labels_are = _kind_of(labels, labels_are)
+    draw = None
+    if isinstance(batches, ReferenceBatches) and not (augment is None or isinstance(augment, SeededDSA)):
+        draw, sizes = batches.__getitem__, batches.sizes
+        indices = torch.zeros(sum(sizes), dtype=torch.int64, device=images.device)
+    else:
+        sizes, indices = _indices(batches, images)
     first_kept = mask.first_kept(network)
     dropped = mask.dropped_entries(network.parameter_count)
 
@@ -122,20 +134,24 @@ def trajectory_matching_loss(
         split = SplitBatches.of(group, sizes)
         indices, augment, sizes = split.indices(indices, sizes), split.augment(augment, sizes), split.sizes
     kept = cache_bytes(cache, images.device)
-    task = Task(network, images.device, images.dtype, gradient, precision, kept)
+    task = Task(network, images.device, images.dtype, gradient, precision, kept, labels_are)
     engine = select(backend, task)
     stacked = theta_start.dim() == 2
     starts = theta_start if stacked else theta_start[None]
     targets = theta_target if stacked else theta_target[None]
     if gradient == "unroll":
-        batches = indices.split(sizes)
+        if draw is None:
+            batches = indices.split(sizes)
         ends = [
-            unroll(network, start, images, labels, lr.reshape(()), batches=batches, augment=augment) for start in starts
+            unroll(
+                network, start, images, labels, lr.reshape(()), batches=batches, augment=augment, labels_are=labels_are
+            )
+            for start in starts
         ]
         losses = normalized_distance(torch.stack(ends), starts, targets, first_kept=first_kept, dropped=dropped)
     else:
         learned = tuple(tensor for tensor in parameters if tensor.requires_grad)
-        run = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, split, learned)
+        run = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, split, learned, draw)
         losses = constant_memory_loss(run, starts, targets, images, labels, lr.reshape(()), indices)
     return losses if stacked else losses[0]
 
@@ -173,7 +189,7 @@ def _check(
     if labels.is_floating_point():
         if labels.dim() != 2 or labels.dtype != images.dtype:
             raise InputError(
-                f"soft labels are {labels.dtype} {list(labels.shape)}; pass logits [N, classes] of {images.dtype}"
+                f"soft labels are {labels.dtype} {list(labels.shape)}; pass [N, classes] of {images.dtype}"
             )
     elif labels.dtype != torch.int64 or labels.dim() != 1:
         raise InputError(f"hard labels are {labels.dtype} {list(labels.shape)}; pass int64 [N]")
@@ -195,14 +211,22 @@ def _check(
         raise InputError(f"lr is {float(lr.detach()):g}; the student's learning rate must be positive")
 
 
-def _say_probabilities(labels: Tensor) -> None:
+def _kind_of(labels: Tensor, labels_are: str | None) -> str:
     """One-hot rows and the like are hardly meant as logits: a softmax flattens them, to 0.23 of ten classes."""
+    if labels_are is not None:
+        if labels_are not in LABELS_ARE:
+            raise InputError(
+                f"labels_are={labels_are!r} is unknown; use one of {', '.join(LABELS_ARE)}."
+                f"{nearest(labels_are, LABELS_ARE)}"
+            )
+        return labels_are
     if labels.is_floating_point() and labels.device.type == "cpu" and are_probabilities(labels):
         warnings.warn(
             "every row of `labels` is a probability distribution, but they are taken as logits and softmaxed; pass "
-            "labels.log() (of one-hot rows labels.argmax(1)) to have them as they are",
+            "labels_are='probabilities' to have them as they are, or 'logits' if that is meant",
             stacklevel=3,
         )
+    return "logits"
 
 
 def _require_recording(**tensors: Tensor) -> None:
@@ -229,7 +253,7 @@ def _require_recording(**tensors: Tensor) -> None:
             )
 
 
-def _indices(batches: Sequence[Tensor], images: Tensor) -> tuple[tuple[int, ...], Tensor]:
+def _indices(batches: Sequence[Tensor] | ReferenceBatches, images: Tensor) -> tuple[tuple[int, ...], Tensor]:
     """Images per step, and all batches behind each other on the images' device: one copy instead of T."""
     if len(batches) == 0:
         raise InputError("batches is empty; pass one index tensor per student step")

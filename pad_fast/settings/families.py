@@ -105,12 +105,14 @@ class Family:
         title: as it is spoken of.
         keys: by program, the setting that a key of theirs stands for; None has no meaning here.
         defaults: by program, what theirs takes where nothing is said and our method would take something else.
+        image_gradient: what its distillation multiplies the images' gradient with; `lr_img` makes up for it.
     """
 
     name: str
     title: str
     keys: Mapping[Program, Mapping[str, str | None]]
     defaults: Mapping[Program, Mapping[str, Any]] = field(default_factory=dict)
+    image_gradient: float = 1.0
 
 
 FAMILIES: dict[str, Family] = {
@@ -133,9 +135,16 @@ FAMILIES: dict[str, Family] = {
             "TESLA",
             {"distill": _DISTILL, "experts": _EXPERTS, "evaluate": _TRIO},
             {
-                "distill": {**_MTT_DEFAULTS, "iterations": 10_000, "eval_networks": 3, "soft_labels": False},
+                "distill": {
+                    **_MTT_DEFAULTS,
+                    "iterations": 10_000,
+                    "lr_img": 500.0,  # of 1000
+                    "eval_networks": 3,
+                    "soft_labels": False,
+                },
                 "experts": {**_BUFFER, "expert_optimizer": "sgd"},
             },
+            image_gradient=0.5,  # a factor of 2 that repeats a tuple in place of doubling what is in it
         ),
         Family(
             "datm",

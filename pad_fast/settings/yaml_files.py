@@ -110,6 +110,16 @@ def translate(
             if _true(value):
                 put("soft_labels", True, key)
                 put("lr_y", 0.0, key)
+        elif key == "lr_img" and family and program == "distill" and family.image_gradient != 1:
+            number = read_scalar(str(value))
+            if type(number) in (int, float):
+                value = number * family.image_gradient
+                if notes is not None:
+                    notes.append(
+                        f"{source}: lr_img {number:g} becomes {value:g}, since the images' gradient of "
+                        f"{family.title}'s program is {family.image_gradient:g} of its formula's, which is ours"
+                    )
+            put("lr_img", value, key)
         elif key == "no_aug":
             if _true(value):
                 put("dsa", "none", key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ pytestmark = [
 
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-13}  # worst seen 2.6e-6 (u' of two classes) and 2e-14 (phi)
 DTYPES = [torch.float32, torch.float64]
-LABELS = ["hard", "soft", "hard per row", "soft per row"]
+LABELS = ["hard", "soft", "hard per row", "soft per row", "probabilities", "probabilities per row"]
 SHAPES = [(1, 1, 2), (3, 7, 10), (1, 100, 10), (2, 150, 17), (2, 3, 1000), (3, 2, 2500)]  # K, B, classes
 
 
@@ -31,7 +33,13 @@ def labels_of(kind: str, trajectories: int, images: int, classes: int) -> Tensor
     shape = (trajectories, images) if "per row" in kind else (images,)
     if "hard" in kind:
         return (100 * drawn(3, *shape)).long() % classes
-    return 2 * drawn(4, *shape, classes)
+    labels = 2 * drawn(4, *shape, classes)
+    # Some are zero, and rows do not add up to 1.
+    return labels.clamp_min(0) if "probabilities" in kind else labels
+
+
+def named(kind: str) -> dict[str, Any]:
+    return {"labels_are": "probabilities"} if "probabilities" in kind else {}
 
 
 def assert_close(actual: Tensor | None, expected: Tensor | None) -> None:
@@ -51,28 +59,32 @@ def cast(labels: Tensor, dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_loss_and_adjoint(shape: tuple[int, int, int], kind: str, dtype: torch.dtype) -> None:
     u, ud = (3 * drawn(1, *shape)).to(dtype), drawn(2, *shape).to(dtype)
-    labels = cast(labels_of(kind, *shape), dtype)
+    labels, how = cast(labels_of(kind, *shape), dtype), named(kind)
     batch = shape[1] + 3
-    for actual, expected in zip(head.loss(u, labels, batch), head.naive_loss(u, labels, batch), strict=True):
+    for actual, expected in zip(
+        head.loss(u, labels, batch, **how), head.naive_loss(u, labels, batch, **how), strict=True
+    ):
         assert_close(actual, expected)
-    mine, twin = head.adjoint(u, ud, labels, batch), head.naive_adjoint(u, ud, labels, batch)
+    mine, twin = head.adjoint(u, ud, labels, batch, **how), head.naive_adjoint(u, ud, labels, batch, **how)
     for actual, expected in zip(mine, twin, strict=True):
         assert_close(actual, expected)
-    without = head.adjoint(u, ud, labels, batch, wants_labels=False)
+    without = head.adjoint(u, ud, labels, batch, wants_labels=False, **how)
     assert without[3] is None
     for actual, expected in zip(without[:3], mine[:3], strict=True):
         assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
-@pytest.mark.parametrize("kind", ["hard", "soft", "soft per row"])
+@pytest.mark.parametrize("kind", ["hard", "soft", "soft per row", "probabilities"])
 def test_logits_in_parts_are_added_up(kind: str, dtype: torch.dtype) -> None:
     u, ud = drawn(1, 3, 2, 7, 10).to(dtype), drawn(2, 3, 2, 7, 10).to(dtype)
-    labels = cast(labels_of(kind, 2, 7, 10), dtype)
-    for actual, expected in zip(head.loss(u, labels, 9), head.naive_loss(u.sum(0), labels, 9), strict=True):
+    labels, how = cast(labels_of(kind, 2, 7, 10), dtype), named(kind)
+    for actual, expected in zip(
+        head.loss(u, labels, 9, **how), head.naive_loss(u.sum(0), labels, 9, **how), strict=True
+    ):
         assert_close(actual, expected)
-    twin = head.naive_adjoint(u.sum(0), ud.sum(0), labels, 9)
-    for results in (head.adjoint(u, ud, labels, 9), head.naive_adjoint(u, ud, labels, 9)):
+    twin = head.naive_adjoint(u.sum(0), ud.sum(0), labels, 9, **how)
+    for results in (head.adjoint(u, ud, labels, 9, **how), head.naive_adjoint(u, ud, labels, 9, **how)):
         for actual, expected in zip(results, twin, strict=True):
             assert_close(actual, expected)
 

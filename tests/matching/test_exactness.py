@@ -432,21 +432,6 @@ def test_labels_that_are_no_class(make: Callable[[], nn.Module], value: int, gra
         trajectory_matching_loss(network, gradient=gradient, **{**given, "batches": [torch.arange(6)]})
 
 
-def test_probabilities_given_as_logits_are_mentioned_and_the_advice_works() -> None:
-    network = body().double()
-    given = problem(network)
-    onehot = nn.functional.one_hot(torch.arange(6) % 3, 3).double()
-    with pytest.warns(UserWarning, match=r"is a probability distribution.*labels.log\(\).*labels.argmax\(1\)"):
-        trajectory_matching_loss(network, **{**given, "labels": onehot})
-    hard = trajectory_matching_loss(network, **{**given, "labels": onehot.argmax(1)})
-    soft = 0.98 * onehot + 0.02 / 3
-    logged = trajectory_matching_loss(network, **{**given, "labels": soft.log()})
-    theta = given["theta_start"]
-    direct = [torch.softmax(soft.log(), -1), soft]
-    torch.testing.assert_close(*direct)
-    assert float(hard.detach()) != pytest.approx(float(logged.detach()), rel=1e-6) and len(theta)
-
-
 # ------------------------------------------------------------------------------------------------ networks at random
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {

@@ -149,6 +149,15 @@ def test_teacher_labels_are_an_experts_and_stay():
     assert not make_settings(config={"family": "tesla"}).config.soft_labels
 
 
+def test_the_images_of_teslas_program_move_by_half():
+    settings = make_settings(config={"family": "tesla", "Iteration": 3, "lr_img": "200"})
+    assert settings.config.lr_img == 100
+    assert any("lr_img 200 becomes 100" in note for note in settings.notes)
+    assert make_settings(config={"family": "tesla"}).config.lr_img == 500
+    assert make_settings(config={"family": "mtt", "lr_img": 200}).config.lr_img == 200
+    assert make_settings(config={"method": "tesla", "lr_img": 200}).config.lr_img == 200
+
+
 # What the programs' pages say to type, with only the program's name changed, and some of what is meant by it.
 SGD = {"expert_optimizer": "sgd", "curriculum": False, "lr_expert": 0.01, "batch_train": 256}
 GSAM = {"expert_optimizer": "gsam", "curriculum": False, "gsam_rho": 0.01}
@@ -211,7 +220,8 @@ COMMANDS: list[tuple[str, dict[str, Any]]] = [
     (
         "distill --dataset=CIFAR10 --ipc=1 --syn_steps=50 --expert_epochs=2 --max_start_epoch=5 --lr_img=1000 "
         "--lr_lr=1e-07 --lr_teacher=0.01 --family tesla",
-        {"method": "tesla", "iterations": 10_000, "soft_labels": False, "zca": False, "gradient": "tesla"},
+        {"method": "tesla", "iterations": 10_000, "soft_labels": False, "zca": False, "gradient": "tesla"}
+        | {"lr_img": 500.0},  # tests/matching/test_programs.py shows why
     ),
     (
         "distill --dataset=ImageNet --ipc=1 --syn_steps=10 --expert_epochs=3 --max_start_epoch=10 --lr_img=10000 "

@@ -33,6 +33,7 @@ def usual_loop(
     *,
     batches: Sequence[Tensor],
     augment: Callable[[Tensor, int], Tensor] | None = None,
+    labels_are: str = "logits",
 ) -> Tensor:
     """The loss of published scripts by autograd through all steps; attention by the kernel with a second derivative."""
     named = list(network.named_parameters())
@@ -44,7 +45,8 @@ def usual_loop(
         with sdpa_kernel(SDPBackend.MATH):
             logits = torch.func.functional_call(network, parameters, (x,))
             y = labels[batch]
-            loss = functional.cross_entropy(logits, y.softmax(-1) if y.is_floating_point() else y)
+            soft = y.is_floating_point() and labels_are == "logits"
+            loss = functional.cross_entropy(logits, y.softmax(-1) if soft else y)
             (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
         theta = theta - lr * gradient
     return (theta - theta_target).square().sum() / (theta_start - theta_target).square().sum()

@@ -207,7 +207,7 @@ class TritonEngine(Engine):
             return augment.apply(images, table)
 
     def _steps(self, task: Task) -> Steps:
-        return Steps(self.operations, config_of(task), _precision_of(task))
+        return Steps(self.operations, config_of(task), _precision_of(task), task.labels_are)
 
     def _records(self, task: Task) -> bool:
         if os.environ.get("PAD_FAST_GRAPHS") == "0":
@@ -462,8 +462,8 @@ def _refuse_device(device: torch.device) -> str | None:
     return None
 
 
-def _kind(task: Task) -> tuple[ConvNetConfig, torch.dtype, str, torch.device]:
-    return config_of(task), task.dtype, task.precision, task.device
+def _kind(task: Task) -> tuple[ConvNetConfig, torch.dtype, str, torch.device, str]:
+    return config_of(task), task.dtype, task.precision, task.device, task.labels_are
 
 
 def _stacked(x: Tensor, trajectories: int) -> Tensor:

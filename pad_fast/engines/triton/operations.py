@@ -175,9 +175,16 @@ class ClassifierOperations(Protocol):
 class HeadOperations(Protocol):
     """Cross entropy of logits `u` `[parts, K, B, classes]`, as shares of a batch of `batch` images."""
 
-    def loss(self, u: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]: ...
+    def loss(self, u: Tensor, labels: Tensor, batch: int, *, labels_are: str = "logits") -> tuple[Tensor, Tensor]: ...
     def adjoint(
-        self, u: Tensor, ud: Tensor, labels: Tensor, batch: int, *, wants_labels: bool = True
+        self,
+        u: Tensor,
+        ud: Tensor,
+        labels: Tensor,
+        batch: int,
+        *,
+        labels_are: str = "logits",
+        wants_labels: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
 
 

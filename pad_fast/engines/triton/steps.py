@@ -32,13 +32,16 @@ class _Visit:
 
 
 class Steps:
-    """Student steps of one network in one precision. Holds no tensors.
+    """Student steps of one network in one precision, with soft labels of one kind. Holds no tensors.
 
     Every method takes `theta` `[K, P]` and images `x` `[K, B, C, H, W]`, which may be expanded over K.
     """
 
-    def __init__(self, operations: Operations, config: ConvNetConfig, precision: str) -> None:
+    def __init__(
+        self, operations: Operations, config: ConvNetConfig, precision: str, labels_are: str = "logits"
+    ) -> None:
         self.ops, self.config, self.precision = operations, config, precision
+        self.labels_are = labels_are
         blocks, self.classifier = blocks_of(config)
         self.later = blocks[1:]
         first = blocks[0]
@@ -97,7 +100,7 @@ class Steps:
                 keep.append(z)
             h = o
         u = self._logits(h, theta)
-        losses, gu = self.ops.head.loss(u, labels, batch)
+        losses, gu = self.ops.head.loss(u, labels, batch, labels_are=self.labels_are)
         go = self.ops.classifier.backward(
             gu, h, theta, out, self.classifier, precision=precision, accumulate=accumulate
         )
@@ -140,7 +143,7 @@ class Steps:
         h, hd, visits = self._tangents(theta, v, h, hd, kept)
         classes = self.config.classes
         u, ud = ops.classifier.tangent_logits(h, hd, theta, v, self.classifier, classes, precision=precision)
-        phi, gu, gud, gy = ops.head.adjoint(u, ud, labels, batch, wants_labels=wants.labels)
+        phi, gu, gud, gy = ops.head.adjoint(u, ud, labels, batch, labels_are=self.labels_are, wants_labels=wants.labels)
         go, god = ops.classifier.backward_dual(
             gu,
             gud,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pad_fast import ConvNet, ParameterMask, trajectory_matching_loss
+from pad_fast import DSA, ConvNet, ParameterMask, trajectory_matching_loss
 from pad_fast.matching.distributions import blocks_kept
 from pad_fast.matching.gradients import channels_of
 from pad_fast.models.flat import FlatNetwork
@@ -157,8 +158,20 @@ MATCHING = (
     Entry(
         "soft labels in float64",
         lambda _: loss(labels=torch.zeros(6, 3).double()),
-        r"pass logits \[N, classes\] of torch.float32",
+        r"pass \[N, classes\] of torch.float32",
         lambda _: loss(labels=torch.zeros(6, 3)),
+    ),
+    Entry(
+        "soft labels of an unknown kind",
+        lambda _: loss(labels_are="probs"),
+        "use one of logits, probabilities",
+        lambda _: [loss(labels_are=each) for each in ("logits", "probabilities")],
+    ),
+    Entry(
+        "an augmentation with numbers of its own",
+        lambda _: DSA.from_reference("color_flip", SimpleNamespace(prob_flip=0.25)),
+        "prob_flip .* is 0.25, and here it is 0.5; pass a function that calls your own augmentation",
+        lambda _: loss(augment=lambda images, step: images.flip(3) if float(torch.rand(())) < 0.25 else images),
     ),
     Entry(
         "hard labels as rows",
