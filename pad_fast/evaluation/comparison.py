@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
+from ..data import Normalization
 from ..data.distilled import DistilledDataset
 from ..scoring.difficulty import Difficulty
 from .network import EvaluationRecipe
@@ -25,12 +25,19 @@ class Comparison:
 
     Args:
         sets: distilled sets by the names of their rows; the first gives the baselines their recipe.
+        normalizations: of their images, by the same names.
         real: baselines of its size.
         settings: of the evaluation.
     """
 
-    def __init__(self, sets: Mapping[str, DistilledDataset], real: RealBaselines, settings: EvaluationSettings) -> None:
-        self.sets, self.real, self.settings = sets, real, settings
+    def __init__(
+        self,
+        sets: Mapping[str, DistilledDataset],
+        normalizations: Mapping[str, Normalization],
+        real: RealBaselines,
+        settings: EvaluationSettings,
+    ) -> None:
+        self.sets, self.normalizations, self.real, self.settings = sets, normalizations, real, settings
         self.recipe = settings.recipe(next(iter(sets.values())))
 
     @property
@@ -58,7 +65,7 @@ class Comparison:
         if "kmeans" in wanted:
             rows.append(self.real.kmeans(self.recipe))
         for name, each in self.sets.items():
-            rows.append(_distilled_row(name, each, self.settings.recipe(each), self.real.device))
+            rows.append(self._distilled_row(name, self.settings.recipe(each)))
         if "full" in wanted or robust:
             rows.append(self.full)
         return rows
@@ -72,14 +79,21 @@ class Comparison:
         for name, each in self.sets.items():
             recipe = self.settings.recipe(each)
             if each.label_logits is not None:
-                yield _distilled_row(_hard(name), each, recipe, self.real.device, hard=True)
-            yield _distilled_row(_plain(name), each, replace(recipe, dsa="none"), self.real.device)
+                yield replace(self._distilled_row(name, recipe, hard=True), name=_hard(name))
+            yield replace(self._distilled_row(name, replace(recipe, dsa="none")), name=_plain(name))
         for soft in sorted({each.label_logits is not None for each in self.sets.values()}):
             labels = teacher if soft else None
             if soft:
                 yield self.real.random(self.recipe, teacher=labels)
             plain = self.real.random(replace(self.recipe, dsa="none"), teacher=labels)
             yield replace(plain, name=_plain(_random(soft)))
+
+    def _distilled_row(self, name: str, recipe: EvaluationRecipe, *, hard: bool = False) -> TrainingSet:
+        each, device = self.sets[name], self.real.device
+        images, targets = each.images.to(device), (each.labels if hard else each.targets).to(device)
+        # "distilled", not the method's name: every method's set is tested on the same networks.
+        identity, normalization = digest(images, targets), self.normalizations[name]
+        return TrainingSet(name, "distilled", recipe, identity, normalization, lambda index: (images, targets))
 
     def report(self, jobs: Sequence[Job], accuracy: Mapping[Job, float]) -> EvaluationReport:
         """The table and, where they were asked for, the robust scores, from the test accuracy of every job."""
@@ -93,14 +107,6 @@ class Comparison:
                 scores += [score for model in models for score in _scores(name, model, each, table)]
         rows = (AccuracyRow(name, model, tuple(values)) for (name, model), values in table.items())
         return EvaluationReport(tuple(rows), tuple(scores))
-
-
-def _distilled_row(
-    name: str, each: DistilledDataset, recipe: EvaluationRecipe, device: torch.device, *, hard: bool = False
-) -> TrainingSet:
-    # Not the method's name: every method's set is tested on the same networks.
-    images, targets = each.images.to(device), (each.labels if hard else each.targets).to(device)
-    return TrainingSet(name, "distilled", recipe, digest(images, targets), lambda index: (images, targets))
 
 
 def _scores(

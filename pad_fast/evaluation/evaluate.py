@@ -16,7 +16,7 @@ from ..runtime.progress import Progress
 from ..scoring.difficulty import Difficulty
 from ..scoring.score import score
 from .comparison import Comparison
-from .normalization import normalization_of
+from .normalization import normalizations_of
 from .results import Results, key_of
 from .sets import RealBaselines, TrainingSet, baseline_names
 from .settings import EvaluationSettings
@@ -60,8 +60,8 @@ def evaluate(
 
     Args:
         distilled: a result, or the folder or file it was saved in (published programs' too, see
-            :func:`pad_fast.load`). Several by name make a row each; the first gives the baselines their size and
-            learning rate.
+            :func:`pad_fast.load`). Several by name make a row each, tested on images normalised as its own are; the
+            first gives the baselines their size, learning rate and normalisation.
         dataset: the real data, anything :func:`pad_fast.load_dataset` takes.
         models: networks by name; "ConvNet" is the one the set was distilled with, where that is known.
         repeats: fresh networks per row.
@@ -79,8 +79,7 @@ def evaluate(
             killed call is continued by repeating it.
 
     Raises:
-        InputError: class counts or image shapes do not match, sets were normalised in different ways, a count below
-            1, or training diverged.
+        InputError: class counts or image shapes do not match, a count below 1, or training diverged.
         StoreError: a file is foreign or damaged, or `cache_dir` cannot be written to.
 
     Warns:
@@ -107,9 +106,9 @@ def evaluate(
     for each in sets.values():
         _require_fit(each, data)
     specs = _specs(settings, first, data)
+    normalizations = normalizations_of(sets, data, whitening, cache_dir)
     trial = Trial(
         data,
-        normalization_of(sets, data, whitening, cache_dir),
         seed=seed,
         device=resolve_device(device),
         backend=backend,
@@ -117,10 +116,10 @@ def evaluate(
         progress=progress or Progress(),
     )
     counts = first.labels.bincount(minlength=data.classes).tolist() if settings.sized else []
-    real = RealBaselines(data, trial.normalization, trial.device, counts, seed)
+    real = RealBaselines(data, next(iter(normalizations.values())), trial.device, counts, seed)
     for note in real.notes:
         trial.progress.say(f"evaluate: {note}")
-    comparison = Comparison(sets, real, settings)
+    comparison = Comparison(sets, normalizations, real, settings)
     rows = comparison.rows(lambda: _difficulty(difficulty, first, real, trial, cache_dir))
     jobs = _jobs(comparison, rows, specs, trial)
     return comparison.report(jobs, trial.accuracies(jobs))
@@ -183,7 +182,7 @@ def _difficulty(
     return score(
         trial.data,
         model=model,
-        normalization=trial.normalization,
+        normalization=real.normalization,
         seed=trial.seed,
         device=str(trial.device),
         backend=trial.backend,

@@ -1,4 +1,4 @@
-"""How the images of an evaluation are normalised: as the distilled ones were."""
+"""How the images of an evaluation are normalised: for each set as its distilled images were."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..data.distilled import DistilledDataset
 from ..errors import ConfigError
 
 
-def normalization_of(
+def normalizations_of(
     sets: Mapping[str, DistilledDataset],
     data: ImageDataset,
     whitening: str | Normalization | None,
     cache_dir: str | os.PathLike[str] | None,
-) -> Normalization:
-    """The one normalisation of all sets; arguments as in :func:`pad_fast.evaluate`.
+) -> dict[str, Normalization]:
+    """The normalisation of each set, one object where they are equal; arguments as in :func:`pad_fast.evaluate`.
 
     Raises:
-        ConfigError: sets were normalised in different ways, or all say how and `whitening` is given.
+        ConfigError: all say how they were normalised, and `whitening` is given.
 
     Warns:
         UserWarning: a set does not say how, and neither does `whitening`.
@@ -37,26 +37,23 @@ def normalization_of(
         )
     known: dict[str, Normalization] = dict(said)
     if len(said) < len(sets):
+        silent = [name for name in sets if name not in said]
         if whitening is None:
             warnings.warn(
-                "this distilled set carries no whitening; test images are normalised with mean and std. If it was "
-                "made with ZCA, the accuracies are wrong: pass whitening='zca' (--whitening zca), or the folder that "
-                "pad_fast saved; whitening='mean-std' says that this is right",
+                f"{', '.join(silent)} carries no whitening; its test images are normalised with mean and std. If it "
+                "was made with ZCA, its accuracies are wrong: pass whitening='zca' (--whitening zca), or the folder "
+                "that pad_fast saved; whitening='mean-std' says that this is right",
                 UserWarning,
                 stacklevel=3,
             )
         caches = [] if cache_dir is None else [Path(cache_dir)]
         kind = "mean-std" if whitening is None else whitening
         other = kind if isinstance(kind, Normalization) else fit_normalization(data, kind, caches=caches)
-        known |= {name: other for name in sets if name not in said}
-    (first, normalization), *others = known.items()
-    for name, other in others:
-        if not _equal(normalization, other):
-            raise ConfigError(
-                f"{first} was normalised with {normalization.kind} and {name} in another way ({other.kind}), so no "
-                "test images fit both; evaluate them in calls of their own"
-            )
-    return normalization
+        known |= dict.fromkeys(silent, other)
+    found: dict[str, Normalization] = {}
+    for name in sets:
+        found[name] = next((one for one in found.values() if _equal(one, known[name])), known[name])
+    return found
 
 
 def _equal(one: Normalization, other: Normalization) -> bool:

@@ -31,6 +31,7 @@ class TrainingSet:
         purpose: names the random streams of its networks (:class:`pad_fast.evaluation.network.Network`).
         recipe: how networks are trained on it.
         digest: tells it from every other set.
+        normalization: of its images, and of those that its networks are tested on.
         take: images `[N, C, H, W]` and targets for the network with this index.
     """
 
@@ -38,6 +39,7 @@ class TrainingSet:
     purpose: str
     recipe: EvaluationRecipe
     digest: str
+    normalization: Normalization
     take: Callable[[int], tuple[Tensor, Tensor]]
 
 
@@ -167,4 +169,4 @@ class RealBaselines:
         chosen: str = "",
     ) -> TrainingSet:
         identity = f"{name} of {self.origin} {self.counts if name != FULL else ''} {chosen}"
-        return TrainingSet(name, purpose, recipe, identity, take)
+        return TrainingSet(name, purpose, recipe, identity, self.normalization, take)

@@ -39,16 +39,11 @@ def jobs_of(rows: Sequence[TrainingSet], spec: NetworkSpec, repeats: int, seed: 
 
 
 class Trial:
-    """The real data, where networks are trained, and the results so far.
-
-    Attributes:
-        test: normalised test images `[N, C, H, W]` and their classes `[N]`.
-    """
+    """The real data, where networks are trained, and the results so far."""
 
     def __init__(
         self,
         data: ImageDataset,
-        normalization: Normalization,
         *,
         seed: int,
         device: torch.device,
@@ -56,19 +51,26 @@ class Trial:
         results: Results,
         progress: Progress,
     ) -> None:
-        self.data, self.normalization = data, normalization
+        self.data = data
         self.seed, self.device, self.backend = seed, device, backend
         self.results, self.progress = results, progress
-        self.test = normalization.apply(data.test_images).to(device), data.test_labels.to(device)
-        self._tested_on = digest(*self.test)
+        self._tests: dict[Normalization, tuple[tuple[Tensor, Tensor], str]] = {}
         self._engines: dict[NetworkSpec, tuple[Engine, Task]] = {}
+
+    def test(self, normalization: Normalization) -> tuple[tuple[Tensor, Tensor], str]:
+        """Test images `[N, C, H, W]` in this normalisation with their classes `[N]`, and their digest."""
+        if normalization not in self._tests:
+            images = normalization.apply(self.data.test_images).to(self.device)
+            test = images, self.data.test_labels.to(self.device)
+            self._tests[normalization] = test, digest(*test)
+        return self._tests[normalization]
 
     def describe(self, job: Job) -> dict[str, Any]:
         """Everything the result of a job depends on, besides versions."""
         network = vars(job.network) | {"spec": vars(job.network.spec)}
         return {
             "trained_on": job.trained_on.digest,
-            "tested_on": self._tested_on,
+            "tested_on": self.test(job.trained_on.normalization)[1],
             "network": network,
             "recipe": vars(job.trained_on.recipe),
             "device": self.device.type,
@@ -135,7 +137,8 @@ class Trial:
         for place in places:
             job = jobs[place]
             taken = job.trained_on.take(job.network.index)
-            now = job.network.spec, job.trained_on.recipe, *((each.shape, each.dtype) for each in taken)
+            how = job.network.spec, job.trained_on.recipe, job.trained_on.normalization
+            now = *how, *((each.shape, each.dtype) for each in taken)
             if group and now != kind:
                 yield group
                 group = []
@@ -154,7 +157,8 @@ class Trial:
         return train_networks(networks, sets, recipe, device=self.device, backend=self.backend)
 
     def _test(self, jobs: Sequence[Job], trainer: Trainer) -> list[float]:
-        accuracies: list[float] = trainer.accuracy(*self.test).reshape(-1).tolist()
+        test, _ = self.test(jobs[0].trained_on.normalization)  # a group has one
+        accuracies: list[float] = trainer.accuracy(*test).reshape(-1).tolist()
         for job, accuracy in zip(jobs, accuracies, strict=True):
             self.results.put(self.describe(job), accuracy=torch.tensor(accuracy, dtype=torch.float64))
         return accuracies

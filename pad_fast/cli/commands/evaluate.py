@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...data.normalize import NORMALIZATIONS
 from ...errors import ConfigError, DatasetError
@@ -14,9 +16,17 @@ from ..command import REPEAT, Command
 from ..options import add_field, add_fields, add_place, given, progress
 from ..output import print_once
 
+if TYPE_CHECKING:
+    from ...data.distilled import DistilledDataset
+
 
 def _flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("distilled", metavar="PATH", help="folder or file of a distilled set (the .pt trio too)")
+    parser.add_argument(
+        "distilled",
+        metavar="PATH",
+        nargs="+",
+        help="folder or file of a distilled set (the .pt trio too); several make a row each",
+    )
     parser.add_argument("--lr", type=float, metavar="X", help="learning rate (default: the distilled one)")
     parser.add_argument(
         "--whitening",
@@ -27,7 +37,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--zca", dest="whitening", action="store_const", const="zca", help="the same as --whitening zca"
     )
-    parser.add_argument("--dataset", help="real data (default: what the set was distilled from)")
+    parser.add_argument("--dataset", help="real data (default: what the first set was distilled from)")
     parser.add_argument("--model", action="append", help="network, may be repeated (default: the distilled one's)")
     add_field(parser, "seed", default=Config.seed)
     parser.add_argument("--out", metavar="FILE", help="also write the rows as JSON")
@@ -35,10 +45,10 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-dir",
         metavar="DIR",
-        help="where results are kept, so that repeating continues (default: cache/evaluation beside the set)",
+        help="where results are kept, so that repeating continues (default: cache/evaluation beside the first set)",
     )
     parser.add_argument(
-        "--ddranking", metavar="DIR", help="also write the set as the tensors that DD-Ranking's metrics read"
+        "--ddranking", metavar="DIR", help="also write the one set as the tensors that DD-Ranking's metrics read"
     )
     add_field(parser, "backend", default=Config.backend)
     add_place(parser)
@@ -62,11 +72,12 @@ def _run(options: argparse.Namespace) -> None:
         options.published, source="command line", family=find_family(options.published), program="evaluate"
     )
     options.data_dir = words.pop("data_dir", options.data_dir)
-    distilled = load(options.distilled, lr=options.lr)
-    dataset = options.dataset or distilled.config.get("dataset")
-    if dataset is None:
-        raise ConfigError(f"{options.distilled} does not say which data it was distilled from; name it with --dataset")
-    resolution = distilled.config.get("resolution")
+    sets = {path: load(path, lr=options.lr) for path in options.distilled}
+    if len(sets) < len(options.distilled):
+        raise ConfigError(f"a set is named twice among {', '.join(options.distilled)}; name each once")
+    if options.ddranking and len(sets) > 1:
+        raise ConfigError("--ddranking writes one set; name one PATH with it")
+    dataset, resolution = options.dataset or _dataset(sets), next(iter(sets.values())).config.get("resolution")
     try:
         data = load_dataset(dataset, data_dir=options.data_dir, resolution=resolution, download=options.download)
     except DatasetError as error:
@@ -76,12 +87,13 @@ def _run(options: argparse.Namespace) -> None:
             f"{error} The set says only that it was distilled from {dataset!r}, as it was named then and there; name "
             "the data as they are here with --dataset (and --data-dir)"
         ) from error
+    first = options.distilled[0]
     if options.ddranking:
-        print_once(export_ddranking(distilled, options.ddranking))
-    place = Path(options.distilled)
+        print_once(export_ddranking(sets[first], options.ddranking))
+    place = Path(first)
     report = evaluate_as_configured(
         {**words, **given(options)},
-        distilled,
+        sets if len(sets) > 1 else sets[first],
         data,
         models=tuple(options.model or ("ConvNet",)),
         cache=options.cache_dir or evaluation_cache((place if place.is_dir() else place.parent) / CACHE),
@@ -94,6 +106,21 @@ def _run(options: argparse.Namespace) -> None:
     print_once(report.table())
     if options.out and distributed.group().main:
         report.write(options.out)
+
+
+def _dataset(sets: Mapping[str, DistilledDataset]) -> str:
+    """The data that all sets which say it were distilled from."""
+    said = {path: str(each.config["dataset"]) for path, each in sets.items() if each.config.get("dataset") is not None}
+    if not said:
+        raise ConfigError(f"{', '.join(sets)} does not say which data it was distilled from; name it with --dataset")
+    (first, dataset), *others = said.items()
+    for path, other in others:
+        if other != dataset:
+            raise ConfigError(
+                f"{first} was distilled from {dataset} and {path} from {other}; name the data that all are tested on "
+                "with --dataset"
+            )
+    return dataset
 
 
 EVALUATE = Command("evaluate", "train fresh networks on a distilled set and test them", _flags, _run, REPEAT)

@@ -155,12 +155,6 @@ SETS = (
         lambda _: quick(white("zca")),
     ),
     Entry(
-        "two ways of whitening",
-        lambda _: quick({"a": white("zca"), "b": white("mean-std")}),
-        "in calls of their own",
-        lambda _: in_turn(lambda: quick(white("zca")), lambda: quick(white("mean-std"))),
-    ),
-    Entry(
         "a sheet that is no picture",
         lambda _: sheet("a", b"GIF", "b"),
         r"pass the bytes png_bytes\(\) returns",
