@@ -28,7 +28,7 @@ from ..settings.choices import STORAGES
 from ..settings.snapshot_ranges import format_snapshots, parse_snapshots
 from .claim import Claim
 from .expert_file import ExpertFile, bytes_per_expert, expert_pieces
-from .replay import ReplayBuffers, replay_files, write_replay
+from .replay import ReplayBuffers, replay_files, replay_folders, write_replay
 
 _EXPERT = re.compile(r"expert_(\d{5})\.safetensors")
 STORE = "store.json"
@@ -453,8 +453,8 @@ def _number(path: Path) -> int:
 
 
 def further_down(folder: Path) -> str:
-    """A hint at replay buffers below a folder, where published programs put them by data set and network."""
-    below = sorted({str(path.parent) for path in folder.rglob("replay_buffer_*.pt")})
+    """A hint at replay buffers below a folder."""
+    below = [str(path) for path in replay_folders(folder)]
     return f". Replay buffers lie further down; name one of {', '.join(below)}" if below else ""
 
 

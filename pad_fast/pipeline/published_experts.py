@@ -12,7 +12,7 @@ from pathlib import Path
 from ..data.imagenet import SUBSETS
 from ..errors import StoreError
 from ..experts import ExpertStore
-from ..experts.replay import replay_files
+from ..experts.replay import replay_files, replay_folders
 from ..experts.store import STORE, further_down
 from ..settings.config import Config
 from ..settings.yaml_files import plain_name
@@ -54,7 +54,7 @@ def _fitting(root: Path, config: Config, resolution: int) -> list[Path]:
     dataset = plain_name(config.dataset)
     names = {f"{dataset}nozca"} if _without_zca(config) else {dataset, *_ALSO.get(dataset, ())}
     found = []
-    for folder in sorted({file.parent for file in root.rglob("replay_buffer_*.pt")}):
+    for folder in replay_folders(root):
         *above, model = (plain_name(part) for part in folder.absolute().parts)
         subset = above[-2] if above[-3:-2] == [_IMAGENET] and above[-1] == str(resolution) else ""
         if above[-1] in names or subset in names:

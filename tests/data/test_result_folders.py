@@ -14,7 +14,7 @@ from torch import Tensor
 from pad_fast import DistilledDataset, evaluate, load, load_dataset
 from pad_fast.cli import main
 from pad_fast.data import fit_normalization
-from pad_fast.errors import StoreError
+from pad_fast.errors import DatasetError, StoreError
 
 from ..support.result_folders import FAMILIES, RATE, WITH_RATE, write_results
 from ..support.small import MODEL, QUIET
@@ -145,3 +145,14 @@ def test_of_many_only_a_few_are_named(tmp_path):
         write_results(tmp_path / str(number), "mtt", *(torch.zeros(1, 1, 2, 2), torch.zeros(1).long()))
     with pytest.raises(StoreError, match="and 3 more$"):
         load(tmp_path)
+
+
+def test_canvases_are_loaded_and_not_evaluated(tmp_path):
+    folder = write_results(tmp_path, "mtt", torch.zeros(10, 1, 24, 24), CLASSES)
+    canvases = load(folder, lr=RATE)
+    said = r"\[1, 24, 24\], but digits has \[1, 8, 8\].*\. Canvases of MTT's texture mode"
+    with pytest.raises(DatasetError, match=said):
+        evaluate(canvases, load_dataset("digits"), whitening="mean-std", **SETTINGS)
+    other = load(write_results(tmp_path / "other", "mtt", torch.zeros(10, 1, 12, 12), CLASSES), lr=RATE)
+    with pytest.raises(DatasetError, match="evaluate on the data it came from$"):
+        evaluate(other, load_dataset("digits"), whitening="mean-std", **SETTINGS)
