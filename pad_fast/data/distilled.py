@@ -16,10 +16,11 @@ from .._version import __version__
 from ..errors import StoreError
 from ..runtime import files, tensor_files
 from . import Normalization, normalization_from_state
-from .trio import Trio, find_trio
+from .trio import LOOKED_FOR, Trio, find_trio, sets_in
 
 FORMAT = "pad_fast distilled 1"
 DISTILLED = "distilled.safetensors"
+_NAMED = 5  # of many files or folders, in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +129,12 @@ def load(
 ) -> DistilledDataset:
     """Load a distilled set: a folder or `distilled.safetensors` of ours, or what published programs save.
 
-    Of theirs (`images_X.pt`, `labels_X.pt`, `lr_X.pt`) a folder's best set is read, else the one of the latest
-    iteration; naming an images file reads that one. Integer labels are hard; floating ones are logits, or
-    probabilities where every row adds up to 1.
+    Of theirs (`images_X.pt`, `labels_X.pt`, `lr_X.pt`; FTD's averages `ema_images_X.pt`, `ema_labels_X.pt`) a folder's
+    averaged set is read, else the best one, else that of the latest iteration; naming an images file reads that one.
+    Integer labels are hard; floating ones are logits, or probabilities where every row adds up to 1.
 
     Args:
-        lr: learning rate in place of the stored one; MTT's program stores none.
+        lr: learning rate in place of the stored one; the programs of MTT, FTD and TESLA store none.
         whitening: how the images were normalised, in place of what is stored; published programs store nothing, but
             :func:`pad_fast.data.fit_normalization` finds it again from the data.
 
@@ -149,7 +150,12 @@ def load(
     if trio is not None:
         return _of_trio(*trio.read(lr), whitening)
     if not file.exists():
-        raise StoreError(f"no distilled set at {path}: there is neither {DISTILLED} nor images_*.pt")
+        raise StoreError(f"no distilled set at {path}: there is {_missing(path)}")
+    if file.suffix == ".pt":
+        raise StoreError(
+            f"{file} is not called as the images of a set are; name the images' file, images_X.pt, with labels_X.pt "
+            "and lr_X.pt beside it"
+        )
     way_out = "repeat the run that wrote it, or bring it back from a copy"
     with tensor_files.read_tensors(file, "distilled set", FORMAT, way_out=way_out) as (tensors, described):
         state = {k.removeprefix("whitening."): v for k, v in tensors.items() if k.startswith("whitening.")}
@@ -168,6 +174,24 @@ def load(
         lr=stored.lr if lr is None else lr,
         whitening=stored.whitening if whitening is None else whitening,
     )
+
+
+def _missing(path: Path) -> str:
+    """What is not at `path`, and what comes close."""
+    if path.suffix == ".pt":
+        beside = [trio.path("images").name for trio in sets_in(path.parent)]
+        return "no such file" + (f"; name one of those beside it: {_few(beside)}" if beside else "")
+    said = f"neither {DISTILLED} nor {LOOKED_FOR}"
+    if pixels := sorted(file.name for file in path.glob("images_zca_*.pt")):
+        said += f"; {_few(pixels)} are pixels, for looking at"
+    below = {trio.folder for trio in sets_in(path, below=True)} | {file.parent for file in path.rglob(DISTILLED)}
+    if below:
+        said += f"; sets lie further down, name one of {_few(sorted(map(str, below)))}"
+    return said
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _of_trio(images: Tensor, targets: Tensor, lr: float, whitening: Normalization | None) -> DistilledDataset:

@@ -66,7 +66,8 @@ def require_batch(task: Task, theta: Tensor, images: Tensor, labels: Tensor | No
     if tuple(labels.shape) != shape:
         raise InputError(
             f"labels are {list(labels.shape)} for images {list(images.shape)} and a network of {config.classes} "
-            f"classes; they must be {list(shape)}, and augment must keep the number of images"
+            f"classes; they must be {list(shape)}, and augment must keep the number of images: repeat an index in its "
+            "batch for another sample of the same image"
         )
 
 

@@ -195,8 +195,11 @@ def _difficulty(
 def _require_fit(distilled: DistilledDataset, data: ImageDataset) -> None:
     shape, expected = list(distilled.images.shape[1:]), list(data.train_images.shape[1:])
     if shape != expected:
+        times, rest = divmod(shape[1], expected[1])
+        canvases = times > 1 and not rest and shape == [expected[0], *(times * side for side in expected[1:])]
         raise DatasetError(
             f"distilled images are {shape}, but {data.name} has {expected}; evaluate on the data it came from"
+            + ". Canvases of MTT's texture mode, of which networks see pieces, are not evaluated here" * canvases
         )
     if distilled.label_logits is not None and distilled.label_logits.shape[1] != data.classes:
         raise DatasetError(

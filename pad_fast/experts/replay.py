@@ -26,6 +26,11 @@ def replay_files(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, key=lambda entry: int(entry[0][1]))]
 
 
+def replay_folders(root: Path) -> list[Path]:
+    """Every folder with replay buffers at `root` or below it, where published programs put them by data and network."""
+    return sorted({file.parent for file in root.rglob("replay_buffer_*.pt")})
+
+
 def _listing(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 

@@ -28,7 +28,7 @@ from ..settings.choices import STORAGES
 from ..settings.snapshot_ranges import format_snapshots, parse_snapshots
 from .claim import Claim
 from .expert_file import ExpertFile, bytes_per_expert, expert_pieces
-from .replay import ReplayBuffers, replay_files, write_replay
+from .replay import ReplayBuffers, replay_files, replay_folders, write_replay
 
 _EXPERT = re.compile(r"expert_(\d{5})\.safetensors")
 STORE = "store.json"
@@ -153,7 +153,7 @@ class ExpertStore:
             if replay_files(folder):
                 return cls.from_replay_buffers(folder)
             raise StoreError(
-                f"no expert store at {folder}: neither {STORE} nor replay_buffer_*.pt is there{_hint(folder)}"
+                f"no expert store at {folder}: neither {STORE} nor replay_buffer_*.pt is there{further_down(folder)}"
             )
         store, problems = scan(folder)
         if sound_only:
@@ -452,9 +452,9 @@ def _number(path: Path) -> int:
     return int(path.name[len("expert_") : -len(".safetensors")])
 
 
-def _hint(folder: Path) -> str:
-    """Published scripts keep replay buffers in <dataset>/<model> below the folder their settings name."""
-    below = sorted({str(path.parent) for path in folder.glob("*/*/replay_buffer_*.pt")})
+def further_down(folder: Path) -> str:
+    """A hint at replay buffers below a folder."""
+    below = [str(path) for path in replay_folders(folder)]
     return f". Replay buffers lie further down; name one of {', '.join(below)}" if below else ""
 
 

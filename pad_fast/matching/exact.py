@@ -23,13 +23,7 @@ from ..engines import Augment, Augmentation, Engine, Inputs, Passes, Task, Wants
 from ..errors import InputError
 from ..runtime.shapes import Float, Int
 from .distance import normalized_distance
-from .replay import (
-    CheckedStudent,
-    RecordedAugmentation,
-    Replay,
-    captured_by,
-    in_turn,
-)
+from .replay import CheckedStudent, RecordedAugmentation, Replay, in_turn
 from .split_batches import SplitBatches, WholeBatches
 
 
@@ -72,11 +66,6 @@ def constant_memory_loss(
     Args:
         indices: the batches of all steps behind each other, `[sum of unroll.sizes]`; overwritten where they are drawn.
     """
-    if unroll.augment is not None and torch.is_grad_enabled() and _own_augmentation(unroll, images) is None:
-        found = captured_by(unroll.augment, images, indices[: unroll.sizes[0]])
-        # By identity: tensors compare elementwise.
-        every = {id(tensor): tensor for tensor in (*unroll.captured, *found)}
-        unroll = replace(unroll, captured=tuple(every.values()))
     tensors = (theta_start, theta_target, images, labels, lr, indices)
     return _ConstantMemory.apply(unroll, *tensors, *unroll.captured)
 

@@ -13,6 +13,7 @@ from ..data.labels import are_probabilities
 from ..engines import Augment, Task, require_gradient, select
 from ..engines.unroll import unroll
 from ..errors import InputError, nearest
+from ..models.convnet import ConvNet
 from ..models.flat import FlatNetwork
 from ..runtime.device import cache_bytes
 from ..runtime.distributed import ALONE, Group
@@ -22,6 +23,7 @@ from .distance import normalized_distance
 from .exact import Unroll, constant_memory_loss
 from .masks import ParameterMask
 from .reference_batches import ReferenceBatches
+from .replay import FirstImages
 from .split_batches import SplitBatches, WholeBatches, require_divisible
 
 
@@ -67,6 +69,8 @@ def trajectory_matching_loss(
         mask: which parameters are matched; None matches all of them.
         augment: differentiable `(images [B, C, H, W], step) -> images`. It is evaluated twice per step and must give
             the same result both times: torch's default generators are rewound for it, others are not.
+            A first call for step 0 looks at what it returns, whose height and width may differ from those of `images`
+            (pieces of a canvas, say) and whose number may not: an index repeated in its batch is another sample.
         parameters: tensors that `augment` uses besides its arguments and that are to get a gradient (a decoder's
             weights, a learned strength). Those that step 0 uses are found without being named.
         labels_are: what soft labels hold: "logits", which are softmaxed here, or "probabilities", which count as they
@@ -107,9 +111,20 @@ def trajectory_matching_loss(
         >>> images.grad.shape
         torch.Size([10, 1, 8, 8])
     """
-    if not isinstance(images, Tensor):
+    if not isinstance(images, Tensor) or images.dim() == 0:
         raise InputError(f"images are {type(images).__name__}; pass a floating tensor [N, C, H, W]")
-    network = model if isinstance(model, FlatNetwork) else FlatNetwork(model, image_shape=images.shape[1:])
+    draw = None
+    if isinstance(batches, ReferenceBatches) and not (augment is None or isinstance(augment, SeededDSA)):
+        draw, sizes = batches.__getitem__, batches.sizes
+        indices = torch.zeros(sum(sizes), dtype=torch.int64, device=images.device)
+    else:
+        sizes, indices = _indices(batches, images)
+    first = None
+    if augment is not None and not isinstance(augment, SeededDSA):
+        first = FirstImages(augment, images.detach(), indices[: sizes[0]])
+    # A ConvNet of ours needs no recognition, which would have to look at what `augment` returns.
+    seen = images.shape[1:] if first is None or isinstance(model, ConvNet) else first.shape
+    network = model if isinstance(model, FlatNetwork) else FlatNetwork(model, image_shape=seen)
     mask = ParameterMask.none() if mask is None else mask
     require_gradient(gradient)
     lr = torch.as_tensor(lr, dtype=None if isinstance(lr, Tensor) else images.dtype, device=images.device)
@@ -117,12 +132,6 @@ def trajectory_matching_loss(
     given = {"images": images, "labels": labels, "lr": lr, "theta_start": theta_start, "theta_target": theta_target}
     _require_recording(**given, **{f"parameters[{k}]": tensor for k, tensor in enumerate(parameters)})
     labels_are = _kind_of(labels, labels_are)
-    draw = None
-    if isinstance(batches, ReferenceBatches) and not (augment is None or isinstance(augment, SeededDSA)):
-        draw, sizes = batches.__getitem__, batches.sizes
-        indices = torch.zeros(sum(sizes), dtype=torch.int64, device=images.device)
-    else:
-        sizes, indices = _indices(batches, images)
     first_kept = mask.first_kept(network)
     dropped = mask.dropped_entries(network.parameter_count)
 
@@ -150,7 +159,11 @@ def trajectory_matching_loss(
         ]
         losses = normalized_distance(torch.stack(ends), starts, targets, first_kept=first_kept, dropped=dropped)
     else:
-        learned = tuple(tensor for tensor in parameters if tensor.requires_grad)
+        _require_classes(network, labels)
+        found = first.captured() if first is not None and torch.is_grad_enabled() else ()
+        # By identity: tensors compare elementwise.
+        every = {id(tensor): tensor for tensor in (*parameters, *found)}
+        learned = tuple(tensor for tensor in every.values() if tensor.requires_grad)
         run = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, split, learned, draw)
         losses = constant_memory_loss(run, starts, targets, images, labels, lr.reshape(()), indices)
     return losses if stacked else losses[0]
@@ -193,15 +206,6 @@ def _check(
             )
     elif labels.dtype != torch.int64 or labels.dim() != 1:
         raise InputError(f"hard labels are {labels.dtype} {list(labels.shape)}; pass int64 [N]")
-    # Reading a value on a GPU would wait for it, so there only the caller can check.
-    elif labels.device.type == "cpu" and len(labels):
-        low, high = (int(end) for end in labels.aminmax())
-        classes = None if isinstance(network.convnet, str) else network.convnet.classes
-        if low < 0 or (classes is not None and high >= classes):
-            raise InputError(
-                f"hard labels run from {low} to {high}; classes of the network are 0 to "
-                f"{'...' if classes is None else classes - 1}"
-            )
     if labels.device != images.device:
         raise InputError(f"labels are on {labels.device}, images on {images.device}; move one with .to(...)")
     if lr.numel() != 1 or not lr.is_floating_point():
@@ -209,6 +213,20 @@ def _check(
     # Reading a value on a GPU would wait for it, so there only the caller can check.
     if lr.device.type == "cpu" and not float(lr.detach()) > 0:
         raise InputError(f"lr is {float(lr.detach()):g}; the student's learning rate must be positive")
+
+
+def _require_classes(network: FlatNetwork, labels: Tensor) -> None:
+    """Native engines read memory by class; torch would say so itself."""
+    # Reading a value on a GPU would wait for it, so there only the caller can check.
+    if labels.is_floating_point() or labels.device.type != "cpu" or not len(labels):
+        return
+    low, high = (int(end) for end in labels.aminmax())
+    classes = None if isinstance(network.convnet, str) else network.convnet.classes
+    if low < 0 or (classes is not None and high >= classes):
+        raise InputError(
+            f"hard labels run from {low} to {high}; classes of the network are 0 to "
+            f"{'...' if classes is None else classes - 1}"
+        )
 
 
 def _kind_of(labels: Tensor, labels_are: str | None) -> str:

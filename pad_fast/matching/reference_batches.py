@@ -20,13 +20,15 @@ class ReferenceBatches:
         sizes: images of every step, known without drawing.
     """
 
-    def __init__(self, count: int, batch_size: int, steps: int, generator: torch.Generator | None) -> None:
-        self._count, self._size, self._generator = count, batch_size, generator
+    def __init__(
+        self, count: int, batch_size: int, steps: int, samples: int, generator: torch.Generator | None
+    ) -> None:
+        self._count, self._size, self._samples, self._generator = count, batch_size, samples, generator
         self._left: list[Tensor] = []  # of the permutation under way
         self._drawn: list[Tensor] = []
         whole, rest = divmod(count, batch_size)
         popped = [rest] * bool(rest) + [batch_size] * whole
-        self.sizes = tuple(popped[step % len(popped)] for step in range(steps))
+        self.sizes = tuple(samples * popped[step % len(popped)] for step in range(steps))
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -40,12 +42,18 @@ class ReferenceBatches:
             if not self._left:
                 order = torch.randperm(self._count, generator=self._generator)
                 self._left = list(order.split(self._size))
-            self._drawn.append(self._left.pop())  # from the end: what is left over from whole batches comes first
+            # From the end: what is left over from whole batches comes first.
+            self._drawn.append(self._left.pop().repeat(self._samples))
         return self._drawn[step]
 
 
 def reference_batches(
-    count: int, batch_size: int | None, steps: int, *, generator: torch.Generator | None = None
+    count: int,
+    batch_size: int | None,
+    steps: int,
+    *,
+    samples: int = 1,
+    generator: torch.Generator | None = None,
 ) -> ReferenceBatches:
     """The batches of one iteration, in the order in which MTT, FTD, DATM, PAD and TESLA draw them.
 
@@ -59,6 +67,8 @@ def reference_batches(
         count: synthetic images.
         batch_size: images of a student step (`batch_syn`); None takes all of them.
         steps: of the student (`syn_steps`).
+        samples: how often every image is in its batch, one whole batch behind another (`canvas_samples`), for an
+            augmentation that makes something else of it each time.
         generator: of the permutations; torch's default one when None.
 
     Raises:
@@ -72,7 +82,7 @@ def reference_batches(
         [0, 1, 2, 3, 4]
     """
     size = count if batch_size is None else batch_size
-    for name, number in (("count", count), ("batch_size", size), ("steps", steps)):
+    for name, number in (("count", count), ("batch_size", size), ("steps", steps), ("samples", samples)):
         if number < 1:
             raise InputError(f"{name} of reference_batches is {number}; it counts from 1")
-    return ReferenceBatches(count, size, steps, generator)
+    return ReferenceBatches(count, size, steps, samples, generator)

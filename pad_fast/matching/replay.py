@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -245,15 +246,36 @@ class RecordedAugmentation(Augmentation):
             )
 
 
-def captured_by(augment: Augment, images: Tensor, batch: Tensor) -> list[Tensor]:
-    """Leaves with a gradient that `augment` uses besides its arguments, found by calling it once for step 0.
+class FirstImages:
+    """What `augment` makes of a batch, found by calling it for step 0 when that is first asked.
 
     Random numbers drawn meanwhile are given back.
+
+    Args:
+        images: `[N, ...]`, detached.
+        batch: which of them a step takes.
     """
-    with TURN, torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
-        with torch.enable_grad():
-            given = images.detach().index_select(0, batch).requires_grad_()
-            return [leaf for leaf in leaves_of(augment(given.clone(), 0)) if leaf is not given]
+
+    def __init__(self, augment: Augment, images: Float[Tensor, "N ..."], batch: Int[Tensor, " B"]) -> None:
+        self.augment, self.images, self.batch = augment, images, batch
+        self.records = torch.is_grad_enabled()
+
+    def shape(self) -> tuple[int, ...]:
+        """Of one image as a network sees it: a crop of what the caller learns has another one."""
+        return self._found[0]
+
+    def captured(self) -> tuple[Tensor, ...]:
+        """Leaves with a gradient that `augment` uses besides its arguments; none under `torch.no_grad`."""
+        return self._found[1]
+
+    @cached_property
+    def _found(self) -> tuple[tuple[int, ...], tuple[Tensor, ...]]:
+        devices = [self.images.device] if self.images.device.type == "cuda" else []
+        with TURN, torch.random.fork_rng(devices=devices), torch.set_grad_enabled(self.records):
+            given = self.images.index_select(0, self.batch).requires_grad_(self.records)
+            augmented = self.augment(given.clone(), 0)
+            leaves = tuple(leaf for leaf in leaves_of(augmented) if leaf is not given)
+            return tuple(augmented.shape[1:]), leaves
 
 
 def _rounding(gradient: Tensor) -> float:

@@ -50,7 +50,8 @@ class FlatNetwork:
         module: the network; its training mode is respected. Of `nn.DataParallel` and `DistributedDataParallel` the
             network inside is taken: splitting a batch is not their business here. So is that of `torch.compile`, whose
             graphs cannot be differentiated twice: it runs as it was written.
-        image_shape: `(C, H, W)` of the images it will see, which a ConvNet of somebody else's is recognised by.
+        image_shape: `(C, H, W)` of the images it will see, which a ConvNet of somebody else's is recognised by; or what
+            finds it when that is asked for.
 
     Attributes:
         convnet: the configuration of the ConvNet that the module computes, or a sentence why it is none.
@@ -59,9 +60,11 @@ class FlatNetwork:
         InputError: the module has no parameters, or some that are not ordinary floating tensors; or it is scripted.
     """
 
-    def __init__(self, module: nn.Module, *, image_shape: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, *, image_shape: Sequence[int] | Callable[[], Sequence[int]] | None = None
+    ) -> None:
         self.module = module = _inside(module)
-        self.image_shape = None if image_shape is None else tuple(image_shape)
+        self._image_shape = image_shape
         self.takes_flat_param = "flat_param" in inspect.signature(module.forward).parameters
         parameters = dict(module.named_parameters())
         if not parameters:
@@ -80,6 +83,11 @@ class FlatNetwork:
 
     def __repr__(self) -> str:
         return f"FlatNetwork({type(self.module).__name__}, {self.parameter_count:,} parameters)"
+
+    @cached_property
+    def image_shape(self) -> tuple[int, ...] | None:
+        given = self._image_shape() if callable(self._image_shape) else self._image_shape
+        return None if given is None else tuple(given)
 
     @cached_property  # asked for in every step
     def convnet(self) -> ConvNetConfig | str:

@@ -15,8 +15,8 @@ from ..models.spec import NetworkSpec
 from ..scoring.difficulty import Difficulty
 from ..settings.config import Config
 from ..settings.snapshot_ranges import format_snapshots
-from ..settings.yaml_files import plain_name
 from .configured import may_go_on
+from .published_experts import open_experts
 
 
 def spec_of(config: Config, data: ImageDataset) -> NetworkSpec:
@@ -64,35 +64,14 @@ def given_order(config: Config, data: ImageDataset) -> Difficulty:
     return difficulty
 
 
-def _experts_below(root: Path, config: Config) -> Path:
-    """The folder of the experts: `root`, or where published programs put those of this data set and network below it.
-
-    That is `DATASET/MODEL`, for CIFAR without ZCA `DATASET_NO_ZCA/MODEL`, and for parts of ImageNet
-    `ImageNet/SUBSET/RESOLUTION/MODEL`. Where none or several fit it is `root`, which is then spoken of.
-    """
-    dataset = plain_name(config.dataset)
-    names = {dataset, {"tinyimagenet": "tiny", "tiny": "tinyimagenet"}.get(dataset, dataset)}
-    if dataset.startswith("cifar") and not config.zca:
-        names = {f"{dataset}nozca"}
-    found = []
-    for folder in sorted({file.parent for file in root.glob("*/**/replay_buffer_*.pt")}):
-        places = [plain_name(part) for part in folder.relative_to(root).parts]
-        place = places[1] if places[0] == "imagenet" and len(places) > 1 else places[0]
-        if place in names:
-            found.append(folder)
-    named = [folder for folder in found if plain_name(folder.name) == plain_name(config.model)]
-    fits = named or found
-    return fits[0] if len(fits) == 1 else root
-
-
 def given_experts(config: Config, data: ImageDataset) -> ExpertStore:
-    """The experts in the folder that the settings name.
+    """The experts in the folder that the settings name, or below it.
 
     Raises:
         InputError: they cannot be read, belong to another network or data set, or lack snapshots of this run.
     """
     assert config.buffer_path is not None
-    store = ExpertStore.open(_experts_below(Path(config.buffer_path), config))
+    store = open_experts(Path(config.buffer_path), config, data.resolution)
     network = spec_of(config, data).build(config.seed, "probe")
     store.require(
         {

@@ -85,6 +85,15 @@ def test_another_call_repeats_them(augmented: str, gradient: str) -> None:
         assert relative_error(found, wanted) < 1e-12
 
 
+def test_every_image_several_times_in_its_batch() -> None:
+    torch.manual_seed(3)
+    expected = popped(5, 2, 4)
+    torch.manual_seed(3)
+    batches = pad_fast.reference_batches(5, 2, 4, samples=3)
+    assert batches.sizes == (3, 6, 6, 3)
+    assert all(torch.equal(found, torch.cat([once] * 3)) for found, once in zip(batches, expected, strict=True))
+
+
 @pytest.mark.parametrize("numbers", [(0, 1, 1), (3, 0, 1), (3, 1, 0)])
 def test_numbers_below_one_are_refused(numbers: tuple[int, int, int]) -> None:
     with pytest.raises(InputError, match="of reference_batches is 0; it counts from 1"):

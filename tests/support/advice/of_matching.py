@@ -327,8 +327,11 @@ MATCHING = (
     Entry(
         "an augmentation that repeats",
         lambda _: loss(augment=lambda x, step: x.repeat(2, 1, 1, 1)),
-        "augment must keep the number of images",
-        lambda _: loss(augment=lambda x, step: x.repeat(2, 1, 1, 1)[: len(x)]),
+        "augment must keep the number of images: repeat an index",
+        lambda _: in_turn(
+            lambda: loss(augment=lambda x, step: x.repeat(2, 1, 1, 1)[: len(x)]),
+            lambda: loss(augment=lambda x, step: x + torch.rand(len(x), 1, 1, 1), batches=[torch.arange(6).repeat(2)]),
+        ),
     ),
     Entry(
         "an unknown mask",

@@ -47,6 +47,17 @@ def digits(folder: Path) -> Path:
     return folder
 
 
+def renamed(folder: Path, *parts: str) -> None:
+    """The best set as one of averaged images."""
+    for part in parts:
+        (folder / f"{part}_best.pt").rename(folder / f"ema_{part}_best.pt")
+
+
+def badly_rated(folder: Path) -> Path:
+    torch.save([0.1, 0.2], digits(folder) / "lr_best.pt")
+    return folder
+
+
 SETS = (
     Entry(
         "an evaluation of nothing",
@@ -141,6 +152,42 @@ SETS = (
         lambda tmp: load(trio(tmp, labels=False)),
         "no labels_best.pt, .* copy it",
         lambda tmp: (torch.save(torch.arange(6) // 2, tmp / "labels_best.pt"), load(tmp)),
+    ),
+    Entry(
+        "a set's pixels",
+        lambda tmp: (torch.save(X, trio(tmp) / "images_zca_best.pt"), load(tmp / "images_zca_best.pt")),
+        "pixels, .* in images_best.pt or ema_images_best.pt: name that one",
+        lambda tmp: in_turn(
+            lambda: load(tmp / "images_best.pt"),
+            lambda: (renamed(tmp, "images", "labels", "lr"), load(tmp / "ema_images_best.pt")),
+        ),
+    ),
+    Entry(
+        "a set's labels for its images",
+        lambda tmp: load(trio(tmp) / "labels_best.pt"),
+        "name the images' file, images_X.pt",
+        lambda tmp: load(tmp / "images_best.pt"),
+    ),
+    Entry(
+        "a set's rates of all iterations",
+        lambda tmp: (torch.save([0.1, 0.2], trio(tmp) / "lr_best.pt"), load(tmp)),
+        r"one number .*; pass the rate as lr= \(--lr\)",
+        lambda tmp: in_turn(
+            lambda: load(tmp, lr=0.01),
+            lambda: evaluated(badly_rated(tmp / "other"), "--lr", 0.01, "--whitening=mean-std", "--dataset=digits"),
+        ),
+    ),
+    Entry(
+        "an iterate that is not there",
+        lambda tmp: load(trio(tmp) / "images_7.pt"),
+        "no such file; name one of those beside it: images_best.pt",
+        lambda tmp: load(tmp / "images_best.pt"),
+    ),
+    Entry(
+        "a folder above a set",
+        lambda tmp: (trio(tmp / "Normal"), load(tmp)),
+        "sets lie further down, name one of .*Normal",
+        lambda tmp: load(tmp / "Normal"),
     ),
     Entry(
         "no set at all",
