@@ -10,6 +10,7 @@ from typing import Any
 from ..data import ImageDataset, Normalization, load_dataset
 from ..data.distilled import DistilledDataset, load
 from ..errors import ConfigError, DatasetError
+from ..models.sources import Maker, model_name
 from ..models.spec import NetworkSpec
 from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
@@ -30,7 +31,7 @@ def evaluate(
     distilled: Distilled | Mapping[str, Distilled],
     dataset: Any,
     *,
-    models: Sequence[str] = ("ConvNet",),
+    models: str | Maker | Sequence[str | Maker] = ("ConvNet",),
     repeats: int = 5,
     epochs: int = 1000,
     full_epochs: int = 50,
@@ -63,7 +64,8 @@ def evaluate(
             :func:`pad_fast.load`). Several by name make a row each, tested on images normalised as its own are; the
             first gives the baselines their size, learning rate and normalisation.
         dataset: the real data, anything :func:`pad_fast.load_dataset` takes.
-        models: networks by name; "ConvNet" is the one the set was distilled with, where that is known.
+        models: networks as :func:`pad_fast.network` takes them, one or several; "ConvNet" is the one the set was
+            distilled with, where that is known.
         repeats: fresh networks per row.
         epochs: epochs on the distilled set and on baselines of its size; `full_epochs` on the full set, whose epochs
             have more steps.
@@ -86,7 +88,7 @@ def evaluate(
         UserWarning: a set does not say how it was normalised, and neither does `whitening`.
     """
     settings = EvaluationSettings(
-        models=tuple(models),
+        models=tuple(model_name(model) for model in (models if isinstance(models, Sequence) else [models])),
         repeats=repeats,
         epochs=epochs,
         full_epochs=full_epochs,
