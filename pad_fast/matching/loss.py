@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -58,7 +59,8 @@ def trajectory_matching_loss(
         theta_target: expert snapshot s + M, same shape.
         images: synthetic images `[N, C, H, W]`, same dtype and device as the parameters.
         labels: label logits `[N, classes]` (floating: soft labels, softmaxed here) or classes `[N]` (int64: hard).
-        lr: the student's learning rate, a scalar tensor or a number.
+        lr: the student's learning rate, a scalar tensor or a number. A learned one may reach zero, where the student
+            stays at `theta_start`, and go below, where it climbs; neither is refused.
         batches: one int64 index tensor `[B_t]` per step, indices into `images`.
         mask: which parameters are matched; None matches all of them.
         augment: differentiable `(images [B, C, H, W], step) -> images`. It is evaluated twice per step and must give
@@ -191,8 +193,8 @@ def _check(
     if lr.numel() != 1 or not lr.is_floating_point():
         raise InputError(f"lr has shape {list(lr.shape)} and dtype {lr.dtype}; pass one floating value")
     # Reading a value on a GPU would wait for it, so there only the caller can check.
-    if lr.device.type == "cpu" and not float(lr.detach()) > 0:
-        raise InputError(f"lr is {float(lr.detach()):g}; the student's learning rate must be positive")
+    if lr.device.type == "cpu" and not math.isfinite(float(lr.detach())):
+        raise InputError(f"lr is {float(lr.detach()):g}; the student's learning rate must be a finite number")
 
 
 def _say_probabilities(labels: Tensor) -> None:

@@ -140,6 +140,29 @@ def test_every_mask(mask):
     assert_same(exact, truth)
 
 
+@pytest.mark.parametrize("backend", ["autograd", "cpu"])
+@pytest.mark.parametrize("mask", [ParameterMask.depth(0.3), ParameterMask.loss(0.4)], ids=repr)
+@pytest.mark.parametrize("rate", [0.0, -0.08])
+def test_a_rate_of_zero_or_below_goes_on(backend, mask, rate):
+    """As in the scripts, whose learned rate is nobody's business; at zero only the rate itself has a way to go."""
+    if backend == "cpu":
+        require_native()
+    problem = {**make_problem(stacked=2), "mask": mask, "lr": torch.tensor(rate, dtype=torch.float64)}
+    weight = torch.tensor([0.7, -1.6], dtype=torch.float64)
+    with record_backends() as used:
+        loss, exact = gradients(problem, ALL, weight=weight, backend=backend)
+    assert used == [backend]
+    truth_loss, truth = gradients(problem, ALL, weight=weight, gradient="unroll")
+    assert relative_error(loss, truth_loss) < 1e-12
+    if rate == 0:
+        assert torch.equal(loss, torch.ones_like(loss))
+        for name in ("images", "labels"):
+            assert not exact.pop(name).any() and not truth.pop(name).any(), name
+        for name in ("theta_start", "theta_target"):  # the loss is 1 wherever they are, to rounding
+            assert float(torch.maximum(exact.pop(name).abs(), truth.pop(name).abs()).max()) < 1e-12, name
+    assert_same(exact, truth)
+
+
 def test_stacked_trajectories_equal_one_by_one():
     problem = make_problem(stacked=3)
     weight = torch.tensor([1.0, -0.5, 2.5], dtype=torch.float64)
@@ -389,8 +412,8 @@ BAD: list[tuple[str, Change, str]] = [
     ("label count", lambda p: {"labels": p["labels"][:3]}, "3 labels for 7 images"),
     ("label shape", lambda p: {"labels": p["labels"][:, :, None]}, "soft labels"),
     ("int32 labels", lambda p: {"labels": torch.zeros(7, dtype=torch.int32)}, "pass int64"),
-    ("lr zero", lambda p: {"lr": 0.0}, "must be positive"),
-    ("lr negative", lambda p: {"lr": torch.tensor(-1.0, dtype=torch.float64)}, "must be positive"),
+    ("lr NaN", lambda p: {"lr": float("nan")}, "must be a finite number"),
+    ("lr infinite", lambda p: {"lr": torch.tensor(-torch.inf, dtype=torch.float64)}, "lr is -inf; .*a finite number"),
     ("lr vector", lambda p: {"lr": torch.ones(2, dtype=torch.float64)}, "one floating value"),
     ("no batches", lambda p: {"batches": []}, "batches is empty"),
     ("empty batch", lambda p: {"batches": [torch.tensor([], dtype=torch.int64)]}, r"batches\[0\]"),

@@ -174,10 +174,10 @@ MATCHING = (
     ),
     Entry("two rates", lambda _: loss(lr=torch.ones(2)), "pass one floating value", lambda _: loss(lr=torch.ones(()))),
     Entry(
-        "a negative rate",
-        lambda _: loss(lr=torch.tensor(-0.1)),
-        "must be positive",
-        lambda _: loss(lr=torch.tensor(0.1)),
+        "a rate that is none",
+        lambda _: loss(lr=torch.tensor(torch.nan)),
+        "must be a finite number",
+        lambda _: in_turn(*(lambda rate=rate: loss(lr=torch.tensor(rate)) for rate in (0.1, 0.0, -0.1))),
     ),
     Entry(
         "no batches",
