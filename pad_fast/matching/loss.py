@@ -14,7 +14,7 @@ from ..data.labels import are_probabilities
 from ..engines import Augment, Task, require_gradient, select
 from ..engines.unroll import unroll
 from ..errors import InputError
-from ..models.flat import FlatNetwork
+from ..models.flat import FlatNetwork, rearrange
 from ..runtime.device import cache_bytes
 from ..runtime.distributed import ALONE, Group
 from ..runtime.shapes import Float, Int
@@ -53,8 +53,9 @@ def trajectory_matching_loss(
     Args:
         model: a ConvNet of ours, any `nn.Module` (flat parameters in `parameters()` order), or a flat-parameter
             wrapper whose `forward` takes `flat_param=`. Training mode is respected; batch-norm statistics are
-            updated once per step. Somebody else's ConvNet with instance norm, also inside such a wrapper, is recognised
-            by its modules and one compared forward pass, and then served by the native engines.
+            updated once per step. Somebody else's ConvNet with instance norm, ReLU and average pooling, also inside
+            such a wrapper, is recognised by its modules and compared forward passes, once for all objects that are
+            made alike, and then served by the native engines.
         theta_start: expert snapshot s, `[P]`, or `[K, P]` for K trajectories at once.
         theta_target: expert snapshot s + M, same shape.
         images: synthetic images `[N, C, H, W]`, same dtype and device as the parameters.
@@ -123,12 +124,17 @@ def trajectory_matching_loss(
         require_divisible(network, gradient)
         split = SplitBatches.of(group, sizes)
         indices, augment, sizes = split.indices(indices, sizes), split.augment(augment, sizes), split.sizes
-    kept = cache_bytes(cache, images.device)
-    task = Task(network, images.device, images.dtype, gradient, precision, kept)
-    engine = select(backend, task)
     stacked = theta_start.dim() == 2
     starts = theta_start if stacked else theta_start[None]
     targets = theta_target if stacked else theta_target[None]
+    # Masks of leading entries mean those of the network's own order.
+    other = None if backend == "autograd" or gradient == "unroll" or first_kept else network.rearranged()
+    if other is not None:
+        network, pieces = other
+        starts, targets = rearrange(starts, pieces), rearrange(targets, pieces)
+    kept = cache_bytes(cache, images.device)
+    task = Task(network, images.device, images.dtype, gradient, precision, kept)
+    engine = select(backend, task)
     if gradient == "unroll":
         batches = indices.split(sizes)
         ends = [
@@ -182,7 +188,7 @@ def _check(
     # Reading a value on a GPU would wait for it, so there only the caller can check.
     elif labels.device.type == "cpu" and len(labels):
         low, high = (int(end) for end in labels.aminmax())
-        classes = None if isinstance(network.convnet, str) else network.convnet.classes
+        classes = None if isinstance(network.recognised, str) else network.recognised.config.classes
         if low < 0 or (classes is not None and high >= classes):
             raise InputError(
                 f"hard labels run from {low} to {high}; classes of the network are 0 to "
