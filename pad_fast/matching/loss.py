@@ -85,7 +85,7 @@ def trajectory_matching_loss(
     Raises:
         InputError: shapes, dtypes, devices, indices or labels that do not fit together, a mask that leaves nothing, or
             a tensor that requires a gradient under `torch.no_grad`, or a network whose batches cannot be divided over a
-            group.
+            group; on a CPU, start and target that are the same snapshot.
         BackendError: the backend asked for by name cannot serve this.
         RankLost: another rank of the group has ended.
 
@@ -145,7 +145,25 @@ def trajectory_matching_loss(
         learned = tuple(tensor for tensor in parameters if tensor.requires_grad)
         run = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, split, learned)
         losses = constant_memory_loss(run, starts, targets, images, labels, lr.reshape(()), indices)
+    _require_moved(losses, theta_start, theta_target, first_kept)
     return losses if stacked else losses[0]
+
+
+def _require_moved(losses: Tensor, theta_start: Tensor, theta_target: Tensor, first_kept: int) -> None:
+    """Name what makes a loss infinite or NaN whatever the rates: a start and a target that are the same snapshot.
+
+    Looked for where a loss is known not to be finite. On a GPU it is not: reading one would wait for it.
+    """
+    if losses.device.type != "cpu" or bool(losses.detach().isfinite().all()):
+        return
+    same = (theta_start.detach() == theta_target.detach())[..., first_kept:].all(-1).reshape(-1)
+    if bool(same.any()):
+        row = f"[{int(same.nonzero()[0])}]" if theta_start.dim() == 2 else ""
+        raise InputError(
+            f"theta_start{row} and theta_target{row} are equal in every entry that is matched, so there is no distance "
+            "to go. Snapshots that a program on a CPU kept as `p.detach().cpu()` are all the same memory, which "
+            "training went on changing; write them with `.clone()` behind it, or pass those of two different epochs"
+        )
 
 
 def _check(

@@ -424,6 +424,42 @@ BAD: list[tuple[str, Change, str]] = [
 ]
 
 
+EQUAL = "are equal in every entry that is matched.*`p.detach\\(\\).cpu\\(\\)`.*clone"
+
+
+@pytest.mark.parametrize("gradient", ["exact", "unroll", "tesla"])
+@pytest.mark.parametrize("mask", [ParameterMask.none(), ParameterMask.depth(0.4), ParameterMask.loss(0.4)], ids=repr)
+@pytest.mark.parametrize("rate", [0.37, 0.0], ids=["inf", "nan"])
+def test_a_start_that_is_the_target_is_named(gradient, mask, rate):
+    """As replay buffers written on a CPU hold them; on a GPU nothing is looked at."""
+    problem = {**make_problem(stacked=2), "mask": mask, "lr": torch.tensor(rate, dtype=torch.float64)}
+    still = problem["theta_target"].clone()
+    still[1] = problem["theta_start"][1]
+    with pytest.raises(InputError, match=rf"theta_start\[1\] and theta_target\[1\] {EQUAL}"):
+        gradients({**problem, "theta_target": still}, ("images",), gradient=gradient)
+    one = {**problem, "theta_start": still[1], "theta_target": still[1]}
+    with pytest.raises(InputError, match=f"theta_start and theta_target {EQUAL}"):
+        gradients(one, ("images",), gradient=gradient)
+
+
+@pytest.mark.parametrize("changed", [0, -1], ids=["first", "last"])
+def test_only_entries_that_are_matched_count(changed):
+    problem = make_problem()
+    problem["theta_target"] = problem["theta_start"].clone()
+    problem["theta_target"][changed] += 0.1
+    if changed == -1:
+        assert bool(gradients(problem, ("images",))[0].isfinite())
+        return
+    with pytest.raises(InputError, match=EQUAL):
+        gradients(problem, ("images",))
+
+
+def test_a_loss_that_is_infinite_for_another_reason_is_returned():
+    problem = make_problem()
+    problem["lr"] = torch.tensor(1e300, dtype=torch.float64)
+    assert not bool(gradients(problem, ("lr",))[0].isfinite())
+
+
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(("name", "change", "message"), BAD, ids=[name for name, _, _ in BAD])
 def test_bad_input_is_named(name, change, message):
