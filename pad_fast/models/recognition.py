@@ -107,6 +107,7 @@ def _is_as_made(module: ConvNet) -> bool:
         kind.forward is ImageNetwork.forward
         and kind.embed is ConvNet.embed
         and not {"forward", "embed"} & vars(module).keys()
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
         and (repr(module.features), repr(module.classifier)) == _parts(module.config)
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -537,40 +536,3 @@ def test_loading_parameters_copies_them():
     with torch.no_grad():
         next(network.module.parameters()).add_(1)
     assert not torch.equal(network.initial(), theta), "the vector must not change with the module"
-
-
-def large_tensors(numbers: int) -> int:
-    """Storages of at least so many float64 numbers that some living tensor has."""
-    gc.collect()
-    living = [each for each in gc.get_objects() if type(each) is Tensor and each.dtype == torch.float64]
-    return len({t.untyped_storage().data_ptr() for t in living if t.untyped_storage().nbytes() >= 8 * numbers})
-
-
-@pytest.mark.parametrize("backend", ["cpu", "autograd"])
-@pytest.mark.parametrize("cache", [0, "auto"])
-def test_a_loss_that_was_pulled_back_keeps_no_trajectory(backend, cache):
-    """Scripts keep the loss, to log it; a second pull needs `retain_graph`, as anywhere in torch."""
-    if backend == "cpu":
-        require_native()
-    steps, network = 40, FlatNetwork(ConvNet(channels=1, width=4, depth=1, resolution=4, classes=3))
-    count = network.parameter_count
-    draws = torch.Generator().manual_seed(0)
-    start, target = (0.3 * torch.randn(count, generator=draws, dtype=torch.float64) for _ in range(2))
-    images = torch.randn(6, 1, 4, 4, generator=draws, dtype=torch.float64).requires_grad_()
-    labels = torch.randn(6, 3, generator=draws, dtype=torch.float64)
-
-    def loss() -> Tensor:
-        batches = [torch.arange(6)] * steps
-        options = {"batches": batches, "backend": backend, "cache": cache}
-        return trajectory_matching_loss(network, start, target, images, labels, 0.1, **options).sum()
-
-    before = large_tensors(steps * count)
-    kept = loss()
-    kept.backward(retain_graph=True)
-    once, images.grad = images.grad.clone(), None
-    kept.backward()
-    # What was cached for the first pull is recomputed for the second.
-    torch.testing.assert_close(images.grad, once, rtol=1e-12, atol=0)
-    assert large_tensors(steps * count) == before
-    with pytest.raises(RuntimeError, match="second time"):
-        kept.backward()

@@ -243,6 +243,12 @@ def exchanged() -> ConvNet:
     return module
 
 
+def hooked() -> ConvNet:
+    module = ours()
+    module.classifier.register_forward_hook(lambda module, given, result: 2 * result)
+    return module
+
+
 def overridden() -> ConvNet:
     module = ours()
     module.forward = lambda x: module.embed(x)[:, :4]
@@ -253,7 +259,7 @@ def test_a_convnet_of_ours_is_believed_as_far_as_it_is_one():
     settings = {"channels": 2, "classes": 4, "width": 6, "depth": 2, "resolution": 9}
     for module in (ours(), Renamed(**settings).double()):
         assert network_of(module).convnet == CONFIG == FlatNetwork(module).convnet
-    for module in (Tripled(**settings).double(), exchanged(), overridden()):
+    for module in (Tripled(**settings).double(), exchanged(), overridden(), hooked()):
         found = network_of(module).convnet
         assert isinstance(found, str) and "something else" in found, found
         assert "is not a pad_fast.ConvNet" in str(FlatNetwork(module).convnet)
