@@ -43,6 +43,8 @@ _FIXED = (
     WrapperDescriptorType,
     Enum,
 )
+# Nothing but their attributes; a method may be decorated with the latter.
+_WITH_ATTRIBUTES = (Namespace, SimpleNamespace, torch.no_grad, torch.enable_grad, torch.inference_mode)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 # Of a class: what no call reads, and what has done its work once an object is there.
@@ -53,6 +55,8 @@ _UNREAD = frozenset(
 )
 # Numbers of a tensor that is compared by value, as one with a data set's mean and deviation is.
 _SMALL = 4096
+# Values that are read before a module counts as opaque; a ConvNet has about five hundred.
+_LARGEST = 20_000
 _LIBRARIES = ("torch", "torchvision", "numpy", "pad_fast")
 _STANDARD = os.path.dirname(os.__file__)
 
@@ -93,8 +97,12 @@ class _Reader:
     def __init__(self, module: nn.Module) -> None:
         self.parameters = {id(parameter): number for number, parameter in enumerate(module.parameters())}
         self.met: dict[Hashable, int] = {}
+        self.left = _LARGEST
 
     def value(self, value: Any) -> Hashable:
+        self.left -= 1
+        if not self.left:
+            raise _OpaqueError
         kind = type(value)
         if value is None or kind in _PLAIN:
             return kind, value
@@ -102,7 +110,7 @@ class _Reader:
             return kind, value.hex()  # 0.0 and -0.0 are equal
         if isinstance(value, Tensor):
             return self._tensor(value)
-        if isinstance(value, (tuple, list)):
+        if kind is list or (isinstance(value, tuple) and not hasattr(value, "__dict__")):
             return kind, *map(self.value, value)
         if kind in (dict, OrderedDict):
             return kind, *((self.value(key), self.value(item)) for key, item in value.items())
@@ -122,7 +130,7 @@ class _Reader:
             return kind, self.value(value.__func__)
         if kind is property:
             return kind, self.value((value.fget, value.fset))
-        if kind in (Namespace, SimpleNamespace) or (is_dataclass(value) and hasattr(value, "__dict__")):
+        if kind in _WITH_ATTRIBUTES or (is_dataclass(value) and hasattr(value, "__dict__")):
             return self.value(kind), self.value(vars(value))
         if isinstance(value, _FIXED) or (kind is ModuleType and _is_fixed(value.__name__)):
             return _Same(value)
@@ -171,8 +179,9 @@ class _Reader:
 
     def _function(self, function: FunctionType) -> Hashable:
         around = function.__globals__
+        cells = tuple(self._cell(cell) for cell in function.__closure__ or ())  # a decorator's hold what it decorates
         if _is_fixed(around.get("__name__")):
-            return _Same(function)
+            return _Same(function), cells
         names = _names(function.__code__)
         if names is None:
             raise _OpaqueError
@@ -180,7 +189,7 @@ class _Reader:
             function.__code__,
             self.value(function.__defaults__),
             self.value(function.__kwdefaults__),
-            tuple(self._cell(cell) for cell in function.__closure__ or ()),
+            cells,
             self.value(vars(function)),
             tuple((name, self._global(around[name], names)) for name in names if name in around),
         )

@@ -7,6 +7,7 @@ import sys
 import weakref
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -19,10 +20,10 @@ from torch.nn import functional
 
 from pad_fast.models.structure import structure_of
 
-FACTOR = 1
+FACTOR, DOUBLED, HALVED = 1, 2, 0.5
 OPTIONS = {"factor": 1}
 settings = ModuleType("settings")
-settings.__dict__["FACTOR"] = 1
+settings.__dict__.update(FACTOR=1, SHIFT=0.0)
 
 
 def helper(x: Tensor) -> Tensor:
@@ -53,9 +54,17 @@ class Net(nn.Module):
     def scaled(self, x: Tensor, factor: float = 1.0) -> Tensor:
         return x * self.scale * factor
 
+    @contextmanager
+    def doubled(self) -> Iterator[int]:
+        yield DOUBLED
+
+    @torch.no_grad()
+    def halved(self) -> float:
+        return HALVED
+
     @property
     def shift(self) -> float:
-        return 0.0
+        return settings.SHIFT
 
     def forward(self, x: Tensor) -> Tensor:
         x = helper(self.scaled(self.function(self.layer(x)))) * settings.FACTOR + self.shift
@@ -134,16 +143,30 @@ def test_what_one_object_has_of_its_own_changes_its_key(change):
         (Net, "shift", property(lambda self: 1.0)),
         (sys.modules[__name__], "FACTOR", 2),
         (sys.modules[__name__], "helper", lambda x: 2 * x),
+        (sys.modules[__name__], "DOUBLED", 3),
+        (sys.modules[__name__], "HALVED", 0.6),
         (settings, "FACTOR", 2),
+        (settings, "SHIFT", 1.0),
         (nn.Linear, "forward", lambda self, x: x),
     ],
-    ids=["class", "method", "property", "global", "helper", "module", "torch"],
+    ids=[
+        "class",
+        "method",
+        "property",
+        "global",
+        "helper",
+        "decorated",
+        "torch's decorator",
+        "module",
+        "elsewhere",
+        "torch",
+    ],
 )
 def test_what_all_objects_read_changes_every_key(place, name, value, monkeypatch):
-    key = structure_of(Net())
-    assert structure_of(Net()) == key
+    keys = {kind: structure_of(kind()) for kind in (Net, Other)}
+    assert all(structure_of(kind()) == key for kind, key in keys.items())
     monkeypatch.setattr(place, name, value)
-    assert structure_of(Net()) not in (key, None)
+    assert all(structure_of(kind()) not in (key, None) for kind, key in keys.items())
 
 
 def test_a_dictionary_that_a_function_names_is_part_of_the_key(monkeypatch):
@@ -211,12 +234,13 @@ class Hooked(Net):
         lambda: Net(log=sys.stdout),
         lambda: Net(values=counting()),
         lambda: Net(table=torch.zeros(100_000)),
+        lambda: Net(rows=list(range(30_000))),
         lambda: Net(hidden=[nn.Linear(2, 2)]),
         Hooked,
         empty_cell,
         importing,
     ],
-    ids=["generator", "file", "iterator", "large tensor", "hidden layer", "hook", "empty cell", "import"],
+    ids=["generator", "file", "iterator", "large tensor", "long list", "hidden layer", "hook", "empty cell", "import"],
 )
 def test_what_cannot_be_compared_makes_it_opaque(make):
     assert structure_of(make()) is None
