@@ -90,6 +90,7 @@ class Problem:
             self.normalization.apply(data.train_images),
             data,
             Teachers(self.store, select("auto", task), task),
+            dsa=config.dsa,
             seed=config.seed,
         )
 
