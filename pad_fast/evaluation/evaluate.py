@@ -172,9 +172,10 @@ def _difficulty(
 ) -> Difficulty:
     """The scores that were given, or EL2N as the run's own settings compute it."""
     if given is not None:
-        difficulty = given if isinstance(given, Difficulty) else Difficulty.load(given)
-        difficulty.require(trial.data)
-        return difficulty
+        if not isinstance(given, Difficulty):
+            return Difficulty.load(given, trial.data)
+        given.require(trial.data)
+        return given
     named = ("score_networks", "score_epochs", "score_batch", "score_lr")
     settings = {name.removeprefix("score_"): distilled.config[name] for name in named if name in distilled.config}
     model = _own_model(distilled)

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tempfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import PadFastError, StoreError
+
+_ALLOWING = threading.Lock()  # torch keeps one list of what may be loaded, for all threads
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -121,7 +125,8 @@ def read_torch(path: str | os.PathLike[str], what: str, *, mapped: bool = False)
         mapped: leave the tensors in the file until they are used, which files older than torch 1.6 do not allow.
 
     Raises:
-        StoreError: the file is missing, truncated, or holds anything but tensors and plain containers.
+        StoreError: the file is missing, truncated, or holds anything but tensors, numpy's arrays and plain
+            containers.
     """
     try:
         file = open(path, "rb")
@@ -132,8 +137,7 @@ def read_torch(path: str | os.PathLike[str], what: str, *, mapped: bool = False)
         try:
             if mapped and zipfile.is_zipfile(file):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return _load_torch(file)
         except Exception as error:  # torch raises pickle, zip, runtime and even OS errors for foreign bytes
             said = str(error).strip().splitlines()
             # Torch's advice for this one is to load the file all the same.
@@ -142,6 +146,26 @@ def read_torch(path: str | os.PathLike[str], what: str, *, mapped: bool = False)
             raise StoreError(
                 f"{what} {path} cannot be read as a tensor file (truncated, foreign, or pickled code): {reason}"
             ) from error
+
+
+def _load_torch(file: io.BufferedReader) -> Any:
+    """Tensors, plain containers and numpy's arrays and numbers, which many scripts save as they are."""
+    file.seek(0)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        file.seek(0)
+        with _ALLOWING, torch.serialization.safe_globals(_numpy_types()):
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _numpy_types() -> list[Any]:
+    """What numpy's pickles name; nothing of it runs code, and arrays of objects are left out."""
+    rebuild, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
+    kinds = [np.dtype(code) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"]
+    # Files of numpy 1 name the first two by the module they had there.
+    older = [(each, f"numpy.core.multiarray.{each.__name__}") for each in (rebuild, scalar)]
+    return [rebuild, scalar, *older, np.ndarray, np.dtype, *{type(kind) for kind in kinds}]
 
 
 def require_writable(folder: str | os.PathLike[str]) -> Path:
