@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tempfile
 import threading
 import warnings
@@ -66,6 +67,33 @@ def write_torch(path: str | os.PathLike[str], value: Any) -> Path:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return write_bytes(path, buffer.getvalue())
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder that is there whole or not at all: filled under another name beside it, then renamed.
+
+    Raises:
+        StoreError: there is something already, or the folder above cannot be written to; nothing is left behind.
+    """
+    path = Path(os.path.abspath(path))
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise StoreError(f"{path} is there already; name another folder, or delete it")
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -161,7 +189,8 @@ def _load_torch(file: io.BufferedReader) -> Any:
 
 def _numpy_types() -> list[Any]:
     """What numpy's pickles name; nothing of it runs code, and arrays of objects are left out."""
-    rebuild, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
+    rebuild: Any = np.zeros(1).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     kinds = [np.dtype(code) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"]
     # Files of numpy 1 name the first two by the module they had there.
     older = [(each, f"numpy.core.multiarray.{each.__name__}") for each in (rebuild, scalar)]

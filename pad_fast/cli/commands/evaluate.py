@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...data.normalize import NORMALIZATIONS
 from ...errors import ConfigError, DatasetError
 from ...runtime import distributed
 from ...settings.config import Config
-from ...settings.fields import alternatives
 from ..command import REPEAT, Command
-from ..options import add_field, add_fields, add_place, given, progress
+from ..options import add_field, add_fields, add_place, add_reading, given, progress, reading
 from ..output import print_once
 
 if TYPE_CHECKING:
@@ -25,15 +23,9 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         "distilled",
         metavar="PATH",
         nargs="+",
-        help="folder or file of a distilled set (the .pt trio too); several make a row each",
+        help="folder or file of a distilled set (docs/distilled.md lists the formats); several make a row each",
     )
-    parser.add_argument("--lr", type=float, metavar="X", help="learning rate (default: the distilled one)")
-    parser.add_argument(
-        "--whitening",
-        metavar="NAME",
-        help=f"{alternatives(NORMALIZATIONS)}: how the set was normalised, where it does not say so itself, as "
-        "published ones do not",
-    )
+    add_reading(parser)
     parser.add_argument(
         "--zca", dest="whitening", action="store_const", const="zca", help="the same as --whitening zca"
     )
@@ -59,7 +51,6 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     from ...data import load_dataset
     from ...data.distilled import load
-    from ...evaluation import export_ddranking
     from ...pipeline.configured import evaluate_as_configured, evaluation_cache
     from ...runs.folder import CACHE
     from ...runtime.files import require_writable
@@ -72,7 +63,7 @@ def _run(options: argparse.Namespace) -> None:
         options.published, source="command line", family=find_family(options.published), program="evaluate"
     )
     options.data_dir = words.pop("data_dir", options.data_dir)
-    sets = {path: load(path, lr=options.lr) for path in options.distilled}
+    sets = {path: load(path, **reading(options)) for path in options.distilled}
     if len(sets) < len(options.distilled):
         raise ConfigError(f"a set is named twice among {', '.join(options.distilled)}; name each once")
     if options.ddranking and len(sets) > 1:
@@ -89,7 +80,7 @@ def _run(options: argparse.Namespace) -> None:
         ) from error
     first = options.distilled[0]
     if options.ddranking:
-        print_once(export_ddranking(sets[first], options.ddranking))
+        print_once(sets[first].export(options.ddranking, "ddranking"))
     place = Path(first)
     report = evaluate_as_configured(
         {**words, **given(options)},
