@@ -289,7 +289,8 @@ def load(
         whitening: how the images were normalised, in place of what is stored; published programs store nothing, but
             :func:`pad_fast.data.fit_normalization` finds it again from the data. Pixels are normalised with it; without
             it they stay pixels, which :func:`pad_fast.evaluate` normalises.
-        labels_are: "logits" or "probabilities", of soft labels that others saved, where that is not to be guessed.
+        labels_are: "logits" or "probabilities", of soft labels whose file does not say it, where that is not to be
+            guessed.
         images_are: "pixels" or "normalized", of images that others saved, in the same way; images of published
             programs' three files are taken for normalised ones.
 
@@ -351,7 +352,7 @@ def _of_others(
     contents: Contents, lr: float | None, labels_are: str | None, images_are: str | None
 ) -> DistilledDataset:
     images, are_pixels = as_images(contents.images, contents.path, images_are)
-    targets = targets_of(contents.labels, contents.path, labels_are or contents.labels_are)
+    targets = targets_of(contents.labels, contents.path, contents.labels_are or labels_are)
     soft = targets.is_floating_point()
     labels = targets if not soft else _classes(targets) if contents.classes is None else contents.classes
     return DistilledDataset(

@@ -113,7 +113,7 @@ def reading(path: str | os.PathLike[str], what: str, *, way_out: str = "") -> It
         raise
     except OSError as error:
         raise StoreError(f"cannot read {what} {path}: {error.strerror or error}") from error
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise StoreError(f"{path} is damaged or no {what} of pad_fast ({reason}){way_out and '; '}{way_out}") from error
 

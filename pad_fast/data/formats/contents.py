@@ -35,7 +35,7 @@ class Contents:
         lr: learning rate as the file has it; None where it has none.
         classes: class each image was made for, int64 `[N]`, where labels are soft and the file says it.
         class_names: where the file says them.
-        labels_are: where the file says what soft labels are.
+        labels_are: where the file says itself what soft labels are.
     """
 
     path: Path

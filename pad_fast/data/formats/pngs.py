@@ -107,7 +107,10 @@ def read(folder: Path) -> Contents:
     tree = FolderTree(folder)
     if (folder / TABLE).is_file():
         with files.reading(folder / TABLE, "table of labels"):
-            return _of_table(tree, folder / TABLE)
+            try:
+                return _of_table(tree, folder / TABLE)
+            except csv.Error as error:
+                raise ValueError(error) from error
     listing = {name: found for name in tree.folders("") if (found := _directly(tree, name))}
     labels = torch.tensor([label for label, found in enumerate(listing.values()) for _ in found])
     images = _images(tree, [path for found in listing.values() for path in found])
