@@ -321,8 +321,6 @@ def _found(path: Path, lr: float | None, labels_are: str | None, images_are: str
         images, labels, rate = trio.read(lr)
         kind = images_are or ("normalized" if images.is_floating_point() else None)
         return _of_others(Contents(trio.path("images"), images, labels, rate), lr, labels_are, kind)
-    if below := _below(path):
-        raise StoreError(f"no distilled set at {path}: there is {_missing(path)}{below}")
     archive = path / npz.NAME if path.is_dir() else path
     if archive.is_file() and archive.suffix == ".npz" and (read := npz.read_ours(archive)):
         with files.reading(archive, _WHAT, way_out=_WAY_OUT):
@@ -366,24 +364,19 @@ def _of_others(
     )
 
 
-def _below(path: Path) -> str:
-    """Where further down sets of ours or of published programs lie, said."""
-    if not path.is_dir():
-        return ""
-    below = {trio.folder for trio in sets_in(path, below=True)} | {file.parent for file in path.rglob(DISTILLED)}
-    return f"; sets lie further down, name one of {_few(sorted(map(str, below)))}" if below else ""
-
-
 def _missing(path: Path) -> str:
     """What is not at `path`, and what comes close."""
-    if path.suffix == ".pt":
+    if path.is_file():
+        return f"a file that is none of {', '.join(_SUFFIXES)}"
+    if path.suffix in _SUFFIXES:
         beside = [trio.path("images").name for trio in sets_in(path.parent)]
         return "no such file" + (f"; name one of those beside it: {_few(beside)}" if beside else "")
-    if not path.is_dir():
-        return "no such file or folder" if not path.exists() else f"a file that is none of {', '.join(_SUFFIXES)}"
     said = f"neither {DISTILLED} nor {LOOKED_FOR}, nor {formats.LOOKED_FOR}"
     if pixels := sorted(file.name for file in path.glob("images_zca_*.pt")):
         said += f"; {_few(pixels)} are pixels, for looking at"
+    below = {trio.folder for trio in sets_in(path, below=True)} | {file.parent for file in path.rglob(DISTILLED)}
+    if below:
+        said += f"; sets lie further down, name one of {_few(sorted(map(str, below)))}"
     return said
 
 

@@ -51,7 +51,7 @@ def test_what_cannot_be_is_refused_in_one_line(digits, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     digits.save("run"), digits.export("trio", "trio"), digits.export("png", "png")
     for words, said in (
-        (["none", "--to", "png"], "no distilled set at none: there is no such file or folder"),
+        (["none", "--to", "png"], "no distilled set at none: there is neither distilled.safetensors nor"),
         (["run", "--to", "pngs"], "export format 'pngs' is unknown; use one of png, npz"),
         (["run", "--to", "npz", "--whitening", "zca"], "run says itself how it was normalised (zca); leave out"),
         (["trio", "--to", "png"], "carries no whitening"),

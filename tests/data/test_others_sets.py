@@ -308,6 +308,13 @@ def test_a_folder_above_runs_is_no_set_of_their_pictures(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "runs" / "one" / "images.png")
     with pytest.raises(StoreError, match="sets lie further down, name one of .*one"):
         load(tmp_path / "runs")
+    numpy.savez(tmp_path / "runs" / "distilled.npz", images=NORMALISED.numpy(), labels=CLASSES.numpy(), lr=0.2)
+    assert load(tmp_path / "runs").lr == 0.2
+    pictures(tmp_path / "data" / "train")
+    with pytest.raises(StoreError, match="no distilled set at .*data: there is neither"):
+        load(tmp_path / "data", lr=0.1)
+    with pytest.raises(StoreError, match="there is no such file$"):
+        load(tmp_path / "no.npz")
 
 
 def test_a_whitening_that_is_none():

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...errors import StoreError
 from ...runtime import files
 from ..arrays import stack_images, to_bytes
-from ..folders import FolderTree, decode
+from ..folders import EXTENSIONS, FolderTree, class_listing, decode
 from ..pictures import Oddities
 from .contents import Contents
 
@@ -92,9 +92,9 @@ def png_files(pixels: Tensor, what: object) -> list[bytes]:
 
 
 def is_set(folder: Path) -> bool:
-    """Whether there is a table, or folders with images directly inside."""
-    tree = FolderTree(folder)
-    return (folder / TABLE).is_file() or any(_directly(tree, name) for name in tree.folders(""))
+    """Whether there is a table, or folders that hold images and nothing else: those of runs have pictures, too."""
+    names = FolderTree(folder).folders("")
+    return (folder / TABLE).is_file() or bool(names and all(_is_class(folder / name) for name in names))
 
 
 def read(folder: Path) -> Contents:
@@ -111,7 +111,7 @@ def read(folder: Path) -> Contents:
                 return _of_table(tree, folder / TABLE)
             except csv.Error as error:
                 raise ValueError(error) from error
-    listing = {name: found for name in tree.folders("") if (found := _directly(tree, name))}
+    listing = class_listing(tree, "")
     labels = torch.tensor([label for label, found in enumerate(listing.values()) for _ in found])
     images = _images(tree, [path for found in listing.values() for path in found])
     return Contents(folder, images, labels, class_names=tuple(listing))
@@ -156,8 +156,9 @@ def _images(tree: FolderTree, paths: Sequence[str]) -> Tensor:
     return stack_images(found, lambda index: tree.describe(paths[index]))
 
 
-def _directly(tree: FolderTree, name: str) -> list[str]:
-    return [path for path in tree.images(name) if path.count("/") == 1]
+def _is_class(folder: Path) -> bool:
+    inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return bool(inside) and all(path.name.lower().endswith(EXTENSIONS) for path in inside)
 
 
 def _folder(label: int, name: str, width: int) -> str:
