@@ -70,7 +70,7 @@ def _soft(labels: Tensor, path: Path, labels_are: str | None) -> Tensor:
     if labels_are is None:
         if _one_hot(labels):
             return _hard(labels, path)
-        warnings.warn(f"the labels of {path} are probabilities, and are read as such, not as logits", stacklevel=5)
+        warnings.warn(f"the labels of {path} are probabilities, and are read as such, not as logits", stacklevel=6)
     return labels.clamp_min(torch.finfo(labels.dtype).tiny).log()
 
 
@@ -81,5 +81,5 @@ def _one_hot(labels: Tensor) -> bool:
 
 
 def _hard(labels: Tensor, path: Path) -> Tensor:
-    warnings.warn(f"the labels of {path} are one-hot rows, and are read as hard labels", stacklevel=6)
+    warnings.warn(f"the labels of {path} are one-hot rows, and are read as hard labels", stacklevel=7)
     return labels.argmax(1)

@@ -73,6 +73,16 @@ def test_what_cannot_be_is_refused_in_one_line(digits, tmp_path, monkeypatch, ca
     torch.testing.assert_close(load("b").images, expected)
 
 
+def test_nothing_is_kept_among_the_folders_of_classes(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    digits.export("png", "png")
+    (Path("png") / "labels.csv").unlink()
+    said = ["png", "--lr", "0.05", "--whitening", "zca", "--model", "ConvNetD1W8"]
+    assert rows_of(*said) == rows_of(*said)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "png", "rows.json"]
+    assert load("png", lr=0.05).classes == 10
+
+
 def rows_of(*arguments: str) -> dict[str, list[float]]:
     assert main(["evaluate", *arguments, *FEW, "--dataset", "digits", "--out", "rows.json"]) == 0
     return {row["name"]: row["accuracies"] for row in json.loads(Path("rows.json").read_text())["rows"]}
@@ -89,6 +99,7 @@ def test_others_sets_are_evaluated(digits, tmp_path, monkeypatch, capsys):
     said = ["--labels", "probabilities", "--whitening", "zca", "--model", "ConvNetD1W8"]
     rows = rows_of("own.npz", "pixels.npz", "png", *said)
     assert list(rows) == ["own.npz", "pixels.npz", "png"]
+    assert Path("cache").is_dir()
     flattened = rows_of("own.npz", *[*said[2:], "--labels", "logits"])
     assert list(flattened.values())[0] != rows["own.npz"], "--labels does not matter here: the test proves nothing"
     shared = ["one.safetensors", "--model", "ConvNetD1W8"]

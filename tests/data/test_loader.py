@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from pad_fast.data import MeanStd, Pixels
 from pad_fast.errors import ConfigError
 
 from ..support.evaluation import real_images
+from ..support.paths import ROOT
 from ..support.small import MODEL, small_data
 from .test_distilled import distilled
 
@@ -67,6 +69,14 @@ def test_four_lines_train_a_network():
             optimizer.step()
     tested = net(made.whitening.apply(data.test_images)).argmax(1)
     assert float((tested == data.test_labels).double().mean()) > 0.8
+
+
+def test_what_the_documents_show_runs():
+    page = (ROOT / "docs" / "distilled.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    shown: dict[str, object] = {}
+    exec(compile(code, "docs/distilled.md", "exec"), shown)
+    assert sorted(torch.cat([y for _, y in shown["made"].loader(batch=10)]).tolist()) == sorted([*range(10)] * 2)
 
 
 def test_no_batches():

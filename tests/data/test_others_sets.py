@@ -137,8 +137,9 @@ def test_labels_are_what_is_said(tmp_path, kind):
     said = load(path(probabilities), labels_are="probabilities")  # and no warning
     torch.testing.assert_close(said.as_dataset().tensors[1], probabilities)
     assert torch.equal(load(path(probabilities), labels_are="logits").label_logits, probabilities)
-    with pytest.warns(UserWarning, match="are probabilities, and are read as such"):
+    with pytest.warns(UserWarning, match="are probabilities, and are read as such") as warned:
         assert torch.equal(load(path(probabilities)).label_logits, said.label_logits)
+    assert warned[0].filename == __file__
     with pytest.warns(UserWarning, match="one-hot rows, and are read as hard labels"):
         assert torch.equal(load(path(onehot)).targets, CLASSES)
     torch.testing.assert_close(load(path(onehot), labels_are="probabilities").as_dataset().tensors[1], onehot)
@@ -199,6 +200,17 @@ def test_images_of_other_kinds_are_refused(tmp_path, images, said):
 
 def test_gray_images_without_an_axis_for_it(tmp_path):
     assert torch.equal(load(write(tmp_path, "npy", BYTES[:, 0], CLASSES)).images, BYTES[:, :1] / 255)
+
+
+@pytest.mark.parametrize("experiments", [1, 3])
+def test_results_of_gradient_matching_programs(tmp_path, experiments, caplog):
+    data = [[NORMALISED + number, CLASSES] for number in range(experiments)]
+    accuracies = {"ConvNet": [numpy.float64(0.25), numpy.float64(0.5)]}
+    torch.save({"data": data, "accs_all_exps": accuracies}, tmp_path / "res_DC_CIFAR10_ConvNet_2ipc.pt")
+    with caplog.at_level("INFO", logger="pad_fast"):
+        read = load(tmp_path / "res_DC_CIFAR10_ConvNet_2ipc.pt", lr=0.01)
+    assert torch.equal(read.images, NORMALISED + (experiments - 1)) and torch.equal(read.targets, CLASSES)
+    assert ("the last is read" in caplog.text) == (experiments > 1)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,6 @@ def _run(options: argparse.Namespace) -> None:
     from ...data import load_dataset
     from ...data.distilled import load
     from ...pipeline.configured import evaluate_as_configured, evaluation_cache
-    from ...runs.folder import CACHE
     from ...runtime.files import require_writable
     from ...settings.families import find_family
     from ...settings.yaml_files import translate
@@ -81,13 +80,12 @@ def _run(options: argparse.Namespace) -> None:
     first = options.distilled[0]
     if options.ddranking:
         print_once(sets[first].export(options.ddranking, "ddranking"))
-    place = Path(first)
     report = evaluate_as_configured(
         {**words, **given(options)},
         sets if len(sets) > 1 else sets[first],
         data,
         models=tuple(options.model or ("ConvNet",)),
-        cache=options.cache_dir or evaluation_cache((place if place.is_dir() else place.parent) / CACHE),
+        cache=options.cache_dir or evaluation_cache(_cache(first)),
         device=options.device,
         progress=progress(options),
         difficulty=options.difficulty,
@@ -97,6 +95,18 @@ def _run(options: argparse.Namespace) -> None:
     print_once(report.table())
     if options.out and distributed.group().main:
         report.write(options.out)
+
+
+def _cache(path: str) -> Path:
+    """The cache beside a set; not among the folders of its classes, where it would be one, and not the Hub's."""
+    from ...data.formats import hub, pngs
+    from ...runs.folder import CACHE
+    from ...runtime.user_cache import cache_folder
+
+    if path.startswith(hub.PREFIX):
+        return cache_folder()
+    place = Path(path)
+    return (place if place.is_dir() and not pngs.is_set(place) else place.parent) / CACHE
 
 
 def _dataset(sets: Mapping[str, DistilledDataset]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ...errors import ConfigError
@@ -65,10 +66,9 @@ def write(
         ConfigError: the package pyarrow is missing.
     """
     arrow, parquet = _packages()
-    float32 = {"dtype": "float32", "_type": "Value"}
 
-    def nested(kind: Any, depth: int) -> Any:
-        return kind if depth == 0 else {"feature": nested(kind, depth - 1), "_type": "Sequence"}
+    def lists(depth: int) -> dict[str, Any]:
+        return {"feature": lists(depth - 1), "_type": "Sequence"} if depth else {"dtype": "float32", "_type": "Value"}
 
     columns: dict[str, tuple[Any, Any, str]] = {}  # values, datasets' feature, sentence
     if pixels is not None:
@@ -86,14 +86,13 @@ def write(
     )
     if logits is not None:
         columns["soft_label"] = (
-            arrow.array(logits.softmax(-1).tolist(), arrow.list_(arrow.float32())),
-            nested(float32, 1),
+            _nested(arrow, logits.softmax(-1)),
+            lists(1),
             "target probabilities of the classes",
         )
-    deep = arrow.list_(arrow.list_(arrow.list_(arrow.float32())))
     columns["normalized"] = (
-        arrow.array(images.tolist(), deep),
-        nested(float32, 3),
+        _nested(arrow, images),
+        lists(3),
         "the image that networks are trained on, float32 [C, H, W]",
     )
     features = {name: feature for name, (_, feature, _) in columns.items()}
@@ -111,6 +110,15 @@ def write(
         columns="\n".join(f"| `{name}` | {said} |" for name, (_, _, said) in columns.items()),
     )
     files.write_text(folder / "README.md", card)
+
+
+def _nested(arrow: Any, values: Tensor) -> Any:
+    """A column of lists of lists; without a Python object for every number."""
+    column = arrow.array(values.detach().cpu().contiguous().view(-1).numpy())
+    for size in reversed(values.shape[1:]):
+        ends = np.arange(0, len(column) + 1, size, dtype=np.int32)
+        column = arrow.ListArray.from_arrays(arrow.array(ends), column)
+    return column
 
 
 def _packages() -> tuple[Any, Any]:

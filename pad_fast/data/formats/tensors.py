@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ...errors import StoreError
 from ...runtime import files
 from .contents import Contents, contents_of
 
+logger = logging.getLogger("pad_fast")
+
 _PARTS = ("images", "labels", "lr")
 _WHAT = "distilled set"
 
@@ -21,14 +24,19 @@ _WHAT = "distilled set"
 def read(path: Path) -> Contents:
     """A set from a `.pt` that holds a dict or a tuple, or from an images file with the labels' file beside it.
 
-    The labels' file is called as the images', with "labels" in place of "images", or labels.pt, labels.npy; a learning
-    rate is looked for in the same way.
+    A dict is one of images, labels and lr, or what DC's, DSA's and DM's programs save, `{"data": [[images, labels],
+    ...]}`, of which the last experiment is read. The labels' file is called as the images', with "labels" in place of
+    "images", or labels.pt, labels.npy; a learning rate is looked for in the same way.
 
     Raises:
         StoreError: something else, or no labels.
     """
     value = _value(path)
     if isinstance(value, Mapping):
+        if isinstance(sets := value.get("data"), list) and sets and isinstance(sets[-1], list | tuple):
+            if len(sets) > 1:
+                logger.info(f"{path} holds {len(sets)} distilled sets, of one experiment each; the last is read")
+            value = dict(zip(_PARTS, sets[-1], strict=False))
         return contents_of(path, value)
     if isinstance(value, list | tuple):
         if len(value) not in (2, 3):
