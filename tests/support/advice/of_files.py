@@ -60,6 +60,10 @@ def saved(path: Path, **config: str) -> Path:
     return made.save(path).parent if config else made.export(path, "trio")
 
 
+def ddranking(folder: Path) -> tuple[object, ...]:
+    return "--ddranking", folder / "tensors"
+
+
 TEN = 10 * pixels(20, 1, 8, 8).numpy()
 TEN[0, 0, 0, :2] = 0, 10
 SUMS = torch.full((20, 10), 0.2).numpy()
@@ -182,5 +186,23 @@ FILES = (
         lambda tmp: exported(saved(tmp / "a"), "--whitening", "zca", "--out", tmp / "b"),
         "name them with --dataset",
         lambda tmp: exported(tmp / "a", "--whitening", "zca", "--out", tmp / "b", "--dataset", "digits"),
+    ),
+    Entry(
+        "a set twice in a table",
+        lambda tmp: evaluated(saved(tmp / "a", dataset="digits"), tmp / "a"),
+        "name each once",
+        lambda tmp: evaluated(tmp / "a"),
+    ),
+    Entry(
+        "two sets for DD-Ranking",
+        lambda tmp: evaluated(saved(tmp / "a", dataset="digits"), saved(tmp / "b", dataset="digits"), *ddranking(tmp)),
+        "name one PATH with it",
+        lambda tmp: evaluated(tmp / "a", *ddranking(tmp)),
+    ),
+    Entry(
+        "two sets of different data",
+        lambda tmp: evaluated(saved(tmp / "a", dataset="digits"), saved(tmp / "b", dataset="cifar10")),
+        "name the data that all are tested on with --dataset",
+        lambda tmp: evaluated(tmp / "a", tmp / "b", "--dataset", "digits"),
     ),
 )
