@@ -72,7 +72,7 @@ class Trial:
             "trained_on": job.trained_on.digest,
             "tested_on": self.test(job.trained_on.normalization)[1],
             "network": network,
-            "recipe": vars(job.trained_on.recipe),
+            "recipe": job.trained_on.recipe.described(),
             "device": self.device.type,
             "backend": self.backend,
         }

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..data.augment import MODES
 from ..errors import ConfigError
+from ..models.sources import model_name
 from .choices import (
     GRADIENTS,
     INITS,
@@ -37,7 +38,11 @@ class Config:
     resolution: int | None = setting(
         None, "resize and crop images to this many pixels (None: as they are)", stage="data", must=POSITIVE
     )
-    model: str = setting("ConvNet", "network of experts and students, e.g. ConvNetD3, ConvNetD2W32", stage="data")
+    model: str = setting(
+        "ConvNet",
+        "network of experts and students, e.g. ConvNetD3, ConvNetD2W32, torchvision:resnet18, python:MODULE:CLASS",
+        stage="data",
+    )
     zca: bool = setting(False, "ZCA whitening instead of per-channel mean and std", stage="data")
     seed: int = setting(0, "one seed for everything random", stage="data")
     dsa: str = setting(
@@ -285,9 +290,10 @@ def completed(described: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_fields(config: Config) -> None:
     kind = kinds(Config)
+    object.__setattr__(config, "model", model_name(config.model))  # frozen, but nobody has seen it yet
     for item in fields(config):
         value = kind[item.name].convert(item.name, getattr(config, item.name))
-        object.__setattr__(config, item.name, value)  # frozen, but nobody has seen it yet
+        object.__setattr__(config, item.name, value)
     for item in fields(config):
         require_allowed(item, getattr(config, item.name))
 

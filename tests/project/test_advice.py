@@ -57,6 +57,7 @@ ELSEWHERE = {
         "pip install scikit-learn",
         "pip install torchvision",
         "install the matching torchvision",
+        "pip install timm",
         "pip install {}, or leave log out",
         "this system cannot fork workers",
     ),
@@ -65,7 +66,6 @@ ELSEWHERE = {
         "has {} training images, fewer than ipc {}; lower ipc or use pix_init noise",
         "the score networks diverged with learning rate {}; lower it",
     ),
-    "hold for networks that cannot be named yet": ("has no embed() and classifier; use el2n",),
 }
 WAY_OUT = re.compile(
     r"[;:.,] (?:or |and )?(?:use|pass|name|lower|raise|choose|give|drop|leave|keep|make|write|convert|call|put|fetch|"

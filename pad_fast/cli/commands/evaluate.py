@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError, DatasetError
+from ...evaluation.recipes import OURS, RECIPES
 from ...runtime import distributed
 from ...settings.config import Config
 from ..command import REPEAT, Command
@@ -30,6 +31,12 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         "--zca", dest="whitening", action="store_const", const="zca", help="the same as --whitening zca"
     )
     parser.add_argument("--dataset", help="real data (default: what the first set was distilled from)")
+    parser.add_argument(
+        "--recipe",
+        action="append",
+        choices=tuple(RECIPES),
+        help="how networks are trained, may be repeated (default: ours, pad_fast)",
+    )
     parser.add_argument("--model", action="append", help="network, may be repeated (default: the distilled one's)")
     add_field(parser, "seed", default=Config.seed)
     parser.add_argument("--out", metavar="FILE", help="also write the rows as JSON")
@@ -90,6 +97,7 @@ def _run(options: argparse.Namespace) -> None:
         progress=progress(options),
         difficulty=options.difficulty,
         lr=options.lr,
+        recipe=options.recipe or OURS,
         whitening=options.whitening,
     )
     print_once(report.table())
