@@ -353,6 +353,8 @@ def _of_others(
     targets = targets_of(contents.labels, contents.path, contents.labels_are or labels_are)
     soft = targets.is_floating_point()
     labels = targets if not soft else _classes(targets) if contents.classes is None else contents.classes
+    # A table names the classes that have images, which need not be all that soft labels know.
+    names = () if soft and len(contents.class_names) != targets.shape[1] else contents.class_names
     return DistilledDataset(
         images=images,
         label_logits=targets if soft else None,
@@ -360,7 +362,7 @@ def _of_others(
         lr=contents.rate if lr is None else lr,
         whitening=Pixels() if are_pixels else None,
         config={},
-        class_names=contents.class_names,
+        class_names=names,
     )
 
 

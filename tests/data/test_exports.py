@@ -118,6 +118,15 @@ def test_png_rounds_and_clamps_pixels_and_keeps_the_labels(tmp_path, soft, chann
     assert torch.equal(load(folder, whitening=white).images, white.apply(expected / 255))
 
 
+def test_png_of_a_set_with_images_of_some_classes(tmp_path):
+    written = made(labels=torch.tensor([0, 0, 1, 1, 1, 0]))
+    read = load(written.export(tmp_path / "png", "png"))
+    assert torch.equal(read.labels, written.labels) and torch.equal(read.targets, written.targets)
+    assert read.classes == 3 and read.class_names == ()
+    again = load(read.export(tmp_path / "again", "png"))
+    assert torch.equal(again.images, read.images) and torch.equal(again.targets, read.targets)
+
+
 def test_what_png_cannot_hold(tmp_path):
     with pytest.raises(StoreError, match="these images have 2 channels; use npz"):
         made(channels=2).export(tmp_path / "png", "png")
