@@ -149,7 +149,7 @@ def evaluate(
         other = replace(settings, recipe_name=name, baselines=small)
         rows += _named(Comparison(sets, normalizations, real, other).rows(easiest), name)
     jobs = _jobs(comparison, rows, specs, trial)
-    return comparison.report(jobs, trial.accuracies(jobs))
+    return comparison.report(jobs, trial.outcomes(jobs))
 
 
 def _named(rows: Sequence[TrainingSet], recipe: str) -> list[TrainingSet]:

@@ -121,10 +121,12 @@ class Trainer:
         self, images: Float[Tensor, "N C H W"], labels: Int[Tensor, " N"], *, chunk: int = 512
     ) -> Float[Tensor, "*K"]:
         """Percentage of `images` whose largest logit is the right one: float64 `[]`, on the device."""
+        return (self.predictions(images, chunk=chunk) == labels).sum(-1).double() / len(labels) * 100
+
+    def predictions(self, images: Float[Tensor, "N C H W"], *, chunk: int = 512) -> Int[Tensor, "*K N"]:
+        """The class of each image's largest logit in eval mode, `chunk` images at a time."""
         self.network.module.eval()
-        pieces = zip(images.split(chunk), labels.split(chunk), strict=True)
-        right = [(self.forward(piece).argmax(-1) == classes).sum(-1) for piece, classes in pieces]
-        return torch.stack(right).sum(0).double() / len(labels) * 100
+        return torch.cat([self.forward(piece).argmax(-1) for piece in images.split(chunk)], -1)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "*K B classes"]:
         """Logits `[B, classes]` of a few images `[B, C, H, W]`, in the mode that the module is in."""
