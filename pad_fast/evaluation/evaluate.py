@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import ImageDataset, Normalization, load_dataset
-from ..data.distilled import DistilledDataset, load
+from ..data.distilled import DistilledDataset, load, with_whitening
 from ..errors import ConfigError, DatasetError
 from ..models.sources import Maker, model_name
 from ..models.spec import NetworkSpec
@@ -83,7 +83,8 @@ def evaluate(
         baselines: rows with the same recipe: "random" real images (as many per class, another draw for each network),
             the "easiest" by EL2N, "kmeans" (the centres, per class), and the "full" set; True for all.
         whitening: how sets that do not say it were normalised, as published programs' do not: "zca", "mean-std", or a
-            :class:`pad_fast.data.Normalization`.
+            :class:`pad_fast.data.Normalization`. Sets of pixels are normalised so before networks are trained on them
+            (None: mean and std).
         robust: add DD-Ranking's label- and augmentation-robust scores, and the rows they need (docs/evaluation.md).
         difficulty: EL2N scores for "easiest" (an object or a file); computed when None.
         cache_dir: folder that keeps every network's result as soon as it is there; repeats are taken from it, and a
@@ -122,13 +123,19 @@ def evaluate(
         _require_fit(each, data)
     specs = _specs(settings, first, data)
     normalizations = normalizations_of(sets, data, whitening, cache_dir)
+    progress = progress or Progress()
+    if pixels := [name for name, each in sets.items() if each.are_pixels]:
+        kind = next(normalizations[name].kind for name in pixels)
+        progress.say(f"evaluate: {', '.join(pixels)} holds pixels; they are normalised ({kind}) as the test images are")
+        sets = {name: with_whitening(each, normalizations[name]) for name, each in sets.items()}
+        first = next(iter(sets.values()))
     trial = Trial(
         data,
         seed=seed,
         device=resolve_device(device),
         backend=backend,
         results=Results(cache_dir),
-        progress=progress or Progress(),
+        progress=progress,
     )
     counts = first.labels.bincount(minlength=data.classes).tolist() if settings.sized else []
     real = RealBaselines(data, next(iter(normalizations.values())), trial.device, counts, seed)
@@ -197,9 +204,10 @@ def _difficulty(
 ) -> Difficulty:
     """The scores that were given, or EL2N as the run's own settings compute it."""
     if given is not None:
-        difficulty = given if isinstance(given, Difficulty) else Difficulty.load(given)
-        difficulty.require(trial.data)
-        return difficulty
+        if not isinstance(given, Difficulty):
+            return Difficulty.load(given, trial.data)
+        given.require(trial.data)
+        return given
     named = ("score_networks", "score_epochs", "score_batch", "score_lr")
     settings = {name.removeprefix("score_"): distilled.config[name] for name in named if name in distilled.config}
     model = _own_model(distilled)

@@ -51,6 +51,9 @@ ELSEWHERE = {
     "run for minutes": ("set TRITON_INTERPRET=1 to",),
     "need another installation": (
         "the benchmarks are in the source tree",
+        "pip install huggingface_hub",
+        "pip install matplotlib",
+        "pip install pyarrow, or use npz",
         "pip install scikit-learn",
         "pip install torchvision",
         "install the matching torchvision",

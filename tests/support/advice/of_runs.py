@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from pad_fast import DistilledDataset, distill, evaluate, load, load_dataset
-from pad_fast.evaluation import export_ddranking
 from pad_fast.pipeline.sweep import sweep
 from pad_fast.runs.folder import read_run
 
@@ -234,9 +233,9 @@ RUNS = (
     ),
     Entry(
         "uneven classes for DD-Ranking",
-        lambda tmp: export_ddranking(uneven(3), tmp),
+        lambda tmp: uneven(3).export(tmp, "ddranking"),
         "distil the same number for every class",
-        lambda tmp: export_ddranking(uneven(4), tmp),
+        lambda tmp: uneven(4).export(tmp, "ddranking"),
     ),
     Entry(
         "one run to compare",

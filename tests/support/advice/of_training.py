@@ -256,6 +256,12 @@ TRAINING = (
         lambda tmp: table(tmp, torch.arange(6).view(3, 2)),
     ),
     Entry(
+        "one order of all images",
+        lambda tmp: table(tmp, torch.arange(38)),
+        r"only the data say their classes; pass them with it: Difficulty.load\(path, data\)",
+        lambda tmp: Difficulty.load(tmp / "order.pt", DATA),
+    ),
+    Entry(
         "a table of classes that differ in size",
         lambda tmp: scored().save(tmp / "order.pt"),
         "save as .safetensors",
