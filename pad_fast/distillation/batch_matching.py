@@ -131,7 +131,9 @@ def initial_images(config: Config, real: RealPool) -> InitialSet:
         chosen = noise_images(len(labels), real.images, config.seed)
     else:
         rows = [indices[: config.ipc] for indices in shuffled_classes(real.shown, config.seed)]
-        chosen, notes = with_copies(rows, config.ipc, real.images, real.names, dsa=config.dsa, seed=config.seed)
+        chosen, notes = with_copies(
+            rows, [config.ipc] * len(rows), real.images, real.names, dsa=config.dsa, seed=config.seed
+        )
     return InitialSet(chosen, labels, torch.nn.functional.one_hot(labels, len(real.shown)).float(), tuple(notes))
 
 

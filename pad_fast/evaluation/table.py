@@ -128,10 +128,14 @@ class EvaluationReport:
         raise InputError(f"no row {name!r}; there are {', '.join(sorted({row.name for row in self.rows}))}")
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write everything as JSON; a class without test images has null."""
+        """Write everything that is known as JSON; a class without test images has null."""
         content = asdict(self)
         for row in content["rows"]:
-            row["by_class"] = [[None if math.isnan(each) else each for each in classes] for classes in row["by_class"]]
+            classes = row.pop("by_class")
+            if classes:
+                row["by_class"] = [[None if math.isnan(value) else value for value in each] for each in classes]
+            if not row["auc"]:
+                del row["auc"]
         files.write_json(path, content)
 
     @classmethod

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
-from ..data.labels import are_probabilities
+from ..data.labels import LABELS_ARE, are_probabilities
 from ..engines import Augment, Task, require_gradient, select
 from ..engines.unroll import unroll
 from ..errors import InputError, nearest
@@ -19,7 +19,6 @@ from ..models.flat import FlatNetwork, rearrange
 from ..runtime.device import cache_bytes
 from ..runtime.distributed import ALONE, Group
 from ..runtime.shapes import Float, Int
-from ..settings.choices import LABELS_ARE
 from .distance import normalized_distance
 from .exact import Unroll, constant_memory_loss
 from .masks import ParameterMask

@@ -18,6 +18,7 @@ from ..runs.folder import CHECKPOINT, CONFIG, DESCRIPTION, DISTILLED, read_descr
 from ..runtime import distributed, files
 from ..runtime.device import cache_bytes
 from ..settings.config import Config, completed
+from ..settings.per_class import counts_of
 from ..settings.snapshot_ranges import format_snapshots
 from ..settings.yaml_files import to_yaml
 from .cached import given_experts, given_order, spec_of
@@ -87,8 +88,9 @@ def claim(config: Config, data: ImageDataset, out: Path, *, resume: bool, overwr
 
 def _require_images(config: Config, data: ImageDataset) -> None:
     """Enough of them to begin with."""
+    counts = counts_of(config.ipc_per_class, config.ipc, data.class_names)
     if config.pix_init != "noise":
-        require_images([len(indices) for indices in data.images_by_class()], config.ipc)
+        require_images([len(indices) for indices in data.images_by_class()], counts)
 
 
 def _require_served(config: Config, data: ImageDataset, device: torch.device) -> None:

@@ -1,10 +1,8 @@
 """The names that a setting is chosen from, each list stated once: for the checks, the command line and its help.
 
 Whoever implements the choice takes its list from here. What lies lower keeps its own: the modes of DSA are
-:data:`pad_fast.data.augment.MODES`, what soft labels may be is :data:`LABELS_ARE`.
+:data:`pad_fast.data.augment.MODES`, what soft labels may be is :data:`pad_fast.data.labels.LABELS_ARE`.
 """
-
-from ..data.labels import LABELS_ARE as LABELS_ARE
 
 TRAJECTORY_METHODS = ("pad", "datm", "ftd", "mtt", "tesla")
 BATCH_METHODS = ("dc", "dsa", "dm")

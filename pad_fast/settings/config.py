@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from ..data.augment import MODES
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from ..models.sources import model_name
 from .choices import (
     GRADIENTS,
@@ -112,6 +112,9 @@ class Config:
         choices=METHODS,
     )
     ipc: int = setting(1, "synthetic images per class", stage="distill", must=POSITIVE)
+    ipc_per_class: str | None = setting(
+        None, "numbers of some classes' own: a YAML file of class names and numbers", stage="distill", later=True
+    )
     iterations: int = setting(
         10_000, "distillation iterations; for dc, dsa and dm one random network each", stage="distill", must=POSITIVE
     )
@@ -290,7 +293,10 @@ def completed(described: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_fields(config: Config) -> None:
     kind = kinds(Config)
-    object.__setattr__(config, "model", model_name(config.model))  # frozen, but nobody has seen it yet
+    try:
+        object.__setattr__(config, "model", model_name(config.model))  # frozen, but nobody has seen it yet
+    except InputError as error:
+        raise ConfigError(str(error)) from error
     for item in fields(config):
         value = kind[item.name].convert(item.name, getattr(config, item.name))
         object.__setattr__(config, item.name, value)
@@ -329,6 +335,7 @@ def _check_batch_method(config: Config) -> None:
         "threshold": (None, "no iteration is skipped"),
         "trajectories": (1, "there are no experts"),
         "ema_decay": (None, "the images themselves are the result"),
+        "ipc_per_class": (None, "every class has the same number of images"),
     }
     for name, (value, reason) in wanted.items():
         if getattr(config, name) != value:

@@ -56,6 +56,7 @@ ELSEWHERE = {
         "pip install pyarrow, or use npz",
         "pip install scikit-learn",
         "pip install torchvision",
+        "this data set is read by torchvision, and {}, or pass the images as tensors",
         "install the matching torchvision",
         "pip install timm",
         "pip install {}, or leave log out",

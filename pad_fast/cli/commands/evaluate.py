@@ -11,6 +11,7 @@ from ...errors import ConfigError, DatasetError
 from ...evaluation.recipes import OURS, RECIPES
 from ...runtime import distributed
 from ...settings.config import Config
+from ...settings.fields import alternatives
 from ..command import REPEAT, Command
 from ..options import add_field, add_fields, add_place, add_reading, given, progress, reading
 from ..output import print_once
@@ -34,8 +35,8 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         action="append",
-        choices=tuple(RECIPES),
-        help="how networks are trained, may be repeated (default: ours, pad_fast)",
+        metavar="NAME",
+        help=f"how networks are trained: {alternatives(tuple(RECIPES))}; may be repeated (default: ours, {OURS})",
     )
     parser.add_argument("--model", action="append", help="network, may be repeated (default: the distilled one's)")
     add_field(parser, "seed", default=Config.seed)

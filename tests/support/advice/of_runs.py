@@ -64,12 +64,12 @@ def set_of(folder: Path, **config: Any) -> None:
 
 RUNS = (
     Entry(
-        "a class smaller than ipc",
-        lambda tmp: run(tmp, data=few(2), ipc=3, eval_baselines=True),
+        "classes smaller than ipc",
+        lambda tmp: run(tmp, data=few(2), ipc=13, eval_baselines=True),
         "lower ipc or use pix_init noise",
         lambda tmp: in_turn(
-            lambda: run(tmp, data=few(2), ipc=2, eval_baselines=True, eval_full_epochs=1),
-            lambda: run(tmp / "noise", data=few(2), ipc=3, pix_init="noise", eval_baselines=True, eval_full_epochs=1),
+            lambda: run(tmp, data=few(2), ipc=12, eval_baselines=True, eval_full_epochs=1),
+            lambda: run(tmp / "noise", data=few(2), ipc=13, pix_init="noise", eval_baselines=True, eval_full_epochs=1),
         ),
     ),
     Entry(
