@@ -64,7 +64,6 @@ ELSEWHERE = {
     ),
     "need a full disk: tests/experts": ("repeat the command when there is room",),
     "say the same as another, later: distill() checks first": (
-        "ipc is {}, and no class has more than {} training images; lower ipc or use pix_init noise",
         "the score networks diverged with learning rate {}; lower it",
     ),
 }
