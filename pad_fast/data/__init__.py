@@ -5,10 +5,10 @@ Imported by engines (for the augmentation) and everything above; stands on runti
 
 from __future__ import annotations
 
-from .arrays import stratified_split
 from .augment import DSA, DSADraw, SeededDSA
 from .datasets import ImageDataset, load_dataset
 from .normalize import ZCA, MeanStd, Normalization, fit_mean_std, fit_normalization, fit_zca, normalization_from_state
+from .splits import stratified_split
 
 __all__ = [
     "DSA",
