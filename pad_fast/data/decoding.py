@@ -62,7 +62,7 @@ def decode(
     pool = ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1))
     try:
         decoded = (image for images in pool.map(several, chunks) for image in images)
-        items = list(reading.progress.track(decoded, "images", total=count, unit="image"))
+        items = list(reading.progress.track(decoded, f"data: {whole}", total=count, unit="image"))
     finally:
         pool.shutdown(cancel_futures=True)
     oddities.say(count, whole)

@@ -42,6 +42,11 @@ def is_object(source: object) -> bool:
     )
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
 def from_name(name: str, reading: Reading) -> Splits:
     """`hf:NAME`: a data set of the hub (downloaded if that is allowed), a folder of `save_to_disk`, or parquet files.
 
@@ -107,7 +112,7 @@ def _opened(place: str, config: str | None, reading: Reading) -> Any:
     path = Path(place).expanduser()
     with _as_allowed(datasets, reading):
         try:
-            if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            if is_saved(path):
                 return datasets.load_from_disk(str(path))
             if path.suffix == ".parquet" and path.is_file():
                 return datasets.load_dataset("parquet", data_files=str(path))
@@ -277,7 +282,7 @@ def _images(part: Any, column: str, whole: str, reading: Reading) -> Tensor:
         )
         return _in_mode(images, feature.mode, whole)
     rows, dtype = stored.with_format("numpy"), np.dtype(_nested(feature)[1].dtype)  # the format would widen uint8
-    indices = reading.progress.track(range(len(part)), "images", total=len(part), unit="image")
+    indices = reading.progress.track(range(len(part)), f"data: {whole}", total=len(part), unit="image")
     oddities = Oddities()
     return stack_images(
         [

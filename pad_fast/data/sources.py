@@ -25,10 +25,12 @@ class Source:
     read: Callable[[Any, Reading], Splits]
 
 
-def _path(source: str | os.PathLike[str]) -> Path:
-    """A path, of a string without the words in front that say what lies there."""
-    text = os.fspath(source)
-    return Path(text[len(IMAGE_FOLDER) :] if text.lower().startswith(IMAGE_FOLDER) else text).expanduser()
+def spelled(path: os.PathLike[str]) -> str:
+    """A file or folder in words that :func:`read` understands, by what lies there."""
+    text = os.fspath(path)
+    if text.lower().endswith(mappings.NPZ):
+        return text
+    return f"{hugging_face.PREFIX if hugging_face.is_saved(Path(text).expanduser()) else IMAGE_FOLDER}{text}"
 
 
 def _is_named_for(prefix: str) -> Callable[[Any], bool]:
@@ -36,20 +38,24 @@ def _is_named_for(prefix: str) -> Callable[[Any], bool]:
 
 
 def _is_npz(source: Any) -> bool:
-    return isinstance(source, str | os.PathLike) and os.fspath(source).lower().endswith(mappings.NPZ)
+    return isinstance(source, str) and source.lower().endswith(mappings.NPZ)
 
 
-def _is_folder(source: Any) -> bool:
+def _is_path(source: Any) -> bool:
     return isinstance(source, os.PathLike) or (
         isinstance(source, str) and os.sep in source and Path(source).expanduser().is_dir()
     )
 
 
+def _image_folder(source: str, reading: Reading) -> Splits:
+    return load_image_folder(Path(source[len(IMAGE_FOLDER) :]).expanduser(), reading)
+
+
 SOURCES = (
     Source("hf:NAME", _is_named_for(hugging_face.PREFIX), hugging_face.from_name),
-    Source("imagefolder:PATH", _is_named_for(IMAGE_FOLDER), lambda at, reading: load_image_folder(_path(at), reading)),
-    Source("FILE.npz", _is_npz, lambda at, reading: mappings.from_npz(_path(at), reading)),
-    Source("a folder's path", _is_folder, lambda at, reading: load_image_folder(_path(at), reading)),
+    Source("imagefolder:PATH", _is_named_for(IMAGE_FOLDER), _image_folder),
+    Source("FILE.npz", _is_npz, lambda at, reading: mappings.from_npz(Path(at).expanduser(), reading)),
+    Source("a path", _is_path, lambda at, reading: read(spelled(Path(at)), reading)),
     Source("a name", lambda source: isinstance(source, str), named.load_named),
     Source("Dataset, DatasetDict", hugging_face.is_object, hugging_face.from_object),
     Source("MedMNIST object", medmnist.is_medmnist, medmnist.from_medmnist),

@@ -59,7 +59,7 @@ def _items(dataset: Any, what: str, reading: Reading) -> tuple[Tensor, list[Any]
         raise DatasetError(f"{what} is empty: no images.")
     images: list[Tensor] = []
     labels, oddities = [], Oddities()
-    for index in reading.progress.track(range(count), what, total=count, unit="image"):
+    for index in reading.progress.track(range(count), f"data: {what}", total=count, unit="image"):
         image, label = _item(dataset, index, what, reading, oddities)
         if index < _READ_TWICE and not torch.equal(
             image.nan_to_num(), _item(dataset, index, what, reading, Oddities())[0].nan_to_num()

@@ -100,20 +100,21 @@ def evaluate(
         robust=robust,
         seed=seed,
     )
+    progress = progress or Progress()
     sets = _by_name(distilled, lr)
     first = next(iter(sets.values()))
-    data = load_dataset(dataset, data_dir=data_dir)
+    data = load_dataset(dataset, data_dir=data_dir, progress=progress)
     for each in sets.values():
         _require_fit(each, data)
     specs = _specs(settings, first, data)
-    normalizations = normalizations_of(sets, data, whitening, cache_dir)
+    normalizations = normalizations_of(sets, data, whitening, cache_dir, progress)
     trial = Trial(
         data,
         seed=seed,
         device=resolve_device(device),
         backend=backend,
         results=Results(cache_dir),
-        progress=progress or Progress(),
+        progress=progress,
     )
     counts = first.labels.bincount(minlength=data.classes).tolist() if settings.sized else []
     real = RealBaselines(data, next(iter(normalizations.values())), trial.device, counts, seed)

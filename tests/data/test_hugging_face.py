@@ -337,7 +337,7 @@ def test_its_bars_are_shown_with_ours(tmp_path: Path, capfd: pytest.CaptureFixtu
     load_dataset(f"hf:{tmp_path / 'a.parquet'}")
     assert capfd.readouterr().err == ""
     load_dataset(f"hf:{tmp_path / 'a.parquet'}", progress=Progress())
-    assert "images: 100%" in capfd.readouterr().err
+    assert "data: hf:" in capfd.readouterr().err
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
