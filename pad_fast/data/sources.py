@@ -52,16 +52,16 @@ def _image_folder(source: str, reading: Reading) -> Splits:
 
 
 SOURCES = (
-    Source("hf:NAME", _is_named_for(hugging_face.PREFIX), hugging_face.from_name),
-    Source("imagefolder:PATH", _is_named_for(IMAGE_FOLDER), _image_folder),
-    Source("FILE.npz", _is_npz, lambda at, reading: mappings.from_npz(Path(at).expanduser(), reading)),
-    Source("a path", _is_path, lambda at, reading: read(spelled(Path(at)), reading)),
-    Source("a name", lambda source: isinstance(source, str), named.load_named),
-    Source("Dataset, DatasetDict", hugging_face.is_object, hugging_face.from_object),
-    Source("MedMNIST object", medmnist.is_medmnist, medmnist.from_medmnist),
-    Source("torch Dataset", torch_datasets.is_torch, torch_datasets.from_torch),
-    Source("a dict", lambda source: isinstance(source, Mapping), mappings.from_mapping),
-    Source("a tuple", lambda source: isinstance(source, tuple | list), mappings.from_tuple),
+    Source(hugging_face.PREFIX, _is_named_for(hugging_face.PREFIX), hugging_face.from_name),
+    Source(IMAGE_FOLDER, _is_named_for(IMAGE_FOLDER), _image_folder),
+    Source(mappings.NPZ, _is_npz, lambda at, reading: mappings.from_npz(Path(at).expanduser(), reading)),
+    Source("path", _is_path, lambda at, reading: read(spelled(Path(at)), reading)),
+    Source("name", lambda source: isinstance(source, str), named.load_named),
+    Source("DatasetDict", hugging_face.is_object, hugging_face.from_object),
+    Source("MedMNIST", medmnist.is_medmnist, medmnist.from_medmnist),
+    Source("torch", torch_datasets.is_torch, torch_datasets.from_torch),
+    Source("dict", lambda source: isinstance(source, Mapping), mappings.from_mapping),
+    Source("tuple", lambda source: isinstance(source, tuple | list), mappings.from_tuple),
 )
 
 
