@@ -30,7 +30,8 @@ def stack_images(items: Sequence[Tensor], describe: Callable[[int], str]) -> Ten
         if item.shape[-2:] != first:
             raise DatasetError(
                 f"images of mixed size: {describe(0)} is {_size(first)}, {describe(index)} is "
-                f"{_size(item.shape[-2:])}. Pass resolution= to resize them all."
+                f"{_size(item.shape[-2:])}. Pass resolution= to resize them all, to load_dataset or distill "
+                "(--resolution)."
             )
     channels = max(item.shape[0] for item in items)
     for index, item in enumerate(items):
@@ -75,8 +76,8 @@ def resize(images: Tensor, resolution: int) -> Tensor:
 
 def images_from(value: object, what: str, resolution: int | None) -> Tensor:
     """Tensor, array or list of images as uint8 or floating point `[N, C, H, W]`."""
-    if isinstance(value, list | tuple):
-        if not value:
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if not len(value):
             raise DatasetError(f"{what} is empty: no images.")
         oddities = Oddities()
         items = [image_from(item, f"{what}[{index}]", resolution, oddities) for index, item in enumerate(value)]

@@ -261,8 +261,9 @@ def _check_images(split: str, images: Tensor) -> None:
     if images.shape[2] != images.shape[3]:
         raise DatasetError(
             f"{split} images are {images.shape[2]}x{images.shape[3]} with {images.shape[1]} channels; networks here "
-            "need square ones. Pass resolution= to resize and crop them; of [N, H, W, C] that were mistaken for "
-            "[N, C, H, W], pass images.transpose(0, 3, 1, 2) (arrays) or images.permute(0, 3, 1, 2) (tensors)."
+            "need square ones. Pass resolution= to resize and crop them, to load_dataset or distill (--resolution); of "
+            "[N, H, W, C] that were mistaken for [N, C, H, W], pass images.transpose(0, 3, 1, 2) (arrays) or "
+            "images.permute(0, 3, 1, 2) (tensors)."
         )
     low, high = torch.aminmax(images)  # NaN propagates, so both tests need no temporary
     if not bool(torch.isfinite(low) and torch.isfinite(high)):

@@ -103,7 +103,9 @@ def evaluate(
     progress = progress or Progress()
     sets = _by_name(distilled, lr)
     first = next(iter(sets.values()))
-    data = load_dataset(dataset, data_dir=data_dir, progress=progress)
+    # At the size that the set was distilled at, where that was not the data's own.
+    resolution = None if isinstance(dataset, ImageDataset) else first.config.get("resolution")
+    data = load_dataset(dataset, data_dir=data_dir, resolution=resolution, progress=progress)
     for each in sets.values():
         _require_fit(each, data)
     specs = _specs(settings, first, data)

@@ -81,6 +81,12 @@ def test_dataset_dict_and_pair(caplog: pytest.LogCaptureFixture) -> None:
     checked(load_dataset((dataset("train"), dataset("test"))))
 
 
+def test_columns_are_sequences() -> None:
+    parts = both()
+    columns = [parts[split][name] for split in ("train", "test") for name in ("image", "label")]
+    checked(load_dataset(tuple(columns)), names=("0", "1", "2"))
+
+
 def test_a_single_dataset_is_divided(caplog: pytest.LogCaptureFixture) -> None:
     data = load_dataset(dataset())
     assert (len(data.train_images), len(data.test_images)) == (9, 3)

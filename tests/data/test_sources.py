@@ -208,6 +208,16 @@ def test_a_path_object_is_recorded_in_words(tmp_path: Path) -> None:
     command("evaluate", tmp_path / "run", "--eval-networks", 1, "--eval-epochs", 1, "--no-eval-baselines", "--quiet")
 
 
+def test_evaluated_at_the_size_that_was_distilled(tmp_path: Path) -> None:
+    root = in_files(tmp_path)
+    Image.fromarray(noise(10, 12, 3, seed=5)).save(root / "train" / "ant" / "other.png")
+    result = pad_fast.distill(root, out=tmp_path / "run", resolution=8, progress=QUIET, **{**TINY, "iterations": 1})
+    options: dict[str, Any] = {"models": (MODEL,), "repeats": 1, "epochs": 1, "baselines": False, "progress": QUIET}
+    report = pad_fast.evaluate(result, root, **options)
+    loaded = pad_fast.load_dataset(root, resolution=8)
+    assert report.rows[0].mean == pad_fast.evaluate(result, loaded, **options).rows[0].mean
+
+
 def test_a_saved_folder_is_found_by_its_path(tmp_path: Path) -> None:
     name = saved(tmp_path)
     for path in (Path(name.removeprefix("hf:")), name.removeprefix("hf:")):
