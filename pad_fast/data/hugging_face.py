@@ -21,11 +21,16 @@ from .pictures import Oddities
 from .splits import Reading, Splits
 
 PREFIX = "hf:"
+PARQUET = ".parquet"
 
 logger = logging.getLogger("pad_fast")
 
 _VALIDATION = ("validation", "valid", "val", "dev")
 _OPTIONS = ("image", "label", "config")
+_NEEDED = {
+    "image": "pictures or arrays; of files or bytes make pictures with dataset.cast_column(COLUMN, datasets.Image())",
+    "label": "a ClassLabel, whole numbers or strings",
+}
 # Which of several columns of a kind is meant.
 _USUAL = {"image": ("image", "img"), "label": ("label", "labels", "target", "class")}
 
@@ -55,7 +60,10 @@ def from_name(name: str, reading: Reading) -> Splits:
     Raises:
         DatasetError: `datasets` is not installed, nothing is found, or no column of images or labels.
     """
-    place, *words = name[len(PREFIX) :].split(",")
+    place = name[len(PREFIX) :]
+    words: list[str] = []
+    if not Path(place).expanduser().exists():
+        place, *words = place.split(",")
     options = dict(word.partition("=")[::2] for word in words)
     unknown = [key for key in options if key not in _OPTIONS]
     if unknown or not place:
@@ -82,12 +90,13 @@ def from_object(
     train, test, tested_on = _parts(source, name, label)
     image = image or _image_column(train, name)
     label = label or _label_column(train, image, name)
-    for part in (train, test) if test is not None else (train,):
+    parts = (train, test) if test is not None else (train,)
+    for part in parts:
         absent = [column for column in (image, label) if column not in part.features]
         if absent:
             raise DatasetError(f"{name} has no column {absent[0]!r}; it has {', '.join(part.features)}.")
-    names = getattr(train.features[label], "names", None)
-    if test is not None and names != getattr(test.features[label], "names", None):
+    names, *others = (getattr(_nested(part.features[label])[1], "names", None) for part in parts)
+    if others and others[0] != names:
         raise DatasetError(
             f"the training and the test split of {name} have different classes in {label!r}: one label would mean two "
             "of them. Both need the same ClassLabel feature."
@@ -114,9 +123,9 @@ def _opened(place: str, config: str | None, reading: Reading) -> Any:
         try:
             if is_saved(path):
                 return datasets.load_from_disk(str(path))
-            if path.suffix == ".parquet" and path.is_file():
+            if path.suffix.lower() == PARQUET and path.is_file():
                 return datasets.load_dataset("parquet", data_files=str(path))
-            if path.is_dir() and not any(path.rglob("*.parquet")):
+            if path.is_dir() and not any(path.rglob(f"*{PARQUET}")):
                 raise DatasetError(
                     f"{path.absolute()} holds neither what save_to_disk writes nor parquet files; pictures in class "
                     f"folders are read by imagefolder:{place}."
@@ -204,7 +213,7 @@ def _image_column(part: Any, name: str) -> str:
     datasets = _datasets()
 
     def shows(feature: Any) -> bool:
-        if isinstance(feature, datasets.Image | datasets.Array2D | datasets.Array3D):
+        if _is_encoded(feature) or isinstance(feature, datasets.Array2D | datasets.Array3D):
             return True
         depth, leaf = _nested(feature)
         return depth in (2, 3) and _is_number(leaf)
@@ -238,9 +247,20 @@ def _chosen(kind: str, columns: Sequence[str], part: Any, name: str) -> str:
         logger.warning(f"{name} has several columns of {kind}s: {usual!r} is used, {others} not")
         return usual
     found = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in part.features.items())
+    if not columns:
+        raise DatasetError(f"{name} has no column of {kind}s among {found}; it needs {_NEEDED[kind]}.")
     raise DatasetError(
-        f"{name} has {'several columns' if columns else 'no column'} of {kind}s among {found}. Name it: "
+        f"{name} has several columns of {kind}s among {found}. Name it: "
         f"{PREFIX}NAME,{kind}=COLUMN, or of an object dataset.rename_column(COLUMN, {kind!r})."
+    )
+
+
+def _is_encoded(feature: Any) -> bool:
+    """Pictures as bytes, also where what else than `datasets` wrote the file does not call them images."""
+    return (
+        isinstance(feature, _datasets().Image)
+        or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+        or getattr(feature, "dtype", None) == "binary"
     )
 
 
@@ -272,15 +292,15 @@ def _images(part: Any, column: str, whole: str, reading: Reading) -> Tensor:
     datasets, feature = _datasets(), part.features[column]
 
     def describe(index: int) -> str:
-        return f"{column} {index} of {whole}"
+        return f"row {index} of {whole}"
 
     stored = part.select_columns([column])
-    if isinstance(feature, datasets.Image):
+    if _is_encoded(feature):
         encoded = stored.with_format(None).cast_column(column, datasets.Image(decode=False))
         images = decode(
             len(part), lambda index: _bytes(encoded[index][column], describe(index)), describe, whole, reading
         )
-        return _in_mode(images, feature.mode, whole)
+        return _in_mode(images, getattr(feature, "mode", None), whole)
     rows, dtype = stored.with_format("numpy"), np.dtype(_nested(feature)[1].dtype)  # the format would widen uint8
     indices = reading.progress.track(range(len(part)), f"data: {whole}", total=len(part), unit="image")
     oddities = Oddities()

@@ -40,6 +40,10 @@ def settle_range(splits: Sequence[Tensor], source: str) -> list[Tensor]:
     if kinds == {"bytes"}:
         logger.warning(f"images of {source} run from {low:g} to {high:g} and are read as 8-bit: 255 is white")
         return [split.float() / 255 for split in splits]
+    if kinds == {"uint8"} and _ends(splits)[1] == 1:
+        logger.warning(
+            f"images of {source} are uint8 from 0 to 1, nearly black, as 255 is white; give floating point where 1 is"
+        )
     if "own" in kinds:
         logger.warning(
             f"images of {source} run from {low:.4g} to {high:.4g}, not from 0 to 1: they are kept as they are. Pixels "

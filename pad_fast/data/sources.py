@@ -30,7 +30,8 @@ def spelled(path: os.PathLike[str]) -> str:
     text = os.fspath(path)
     if text.lower().endswith(mappings.NPZ):
         return text
-    return f"{hugging_face.PREFIX if hugging_face.is_saved(Path(text).expanduser()) else IMAGE_FOLDER}{text}"
+    theirs = text.lower().endswith(hugging_face.PARQUET) or hugging_face.is_saved(Path(text).expanduser())
+    return f"{hugging_face.PREFIX if theirs else IMAGE_FOLDER}{text}"
 
 
 def _is_named_for(prefix: str) -> Callable[[Any], bool]:
@@ -43,7 +44,8 @@ def _is_npz(source: Any) -> bool:
 
 def _is_path(source: Any) -> bool:
     return isinstance(source, os.PathLike) or (
-        isinstance(source, str) and os.sep in source and Path(source).expanduser().is_dir()
+        isinstance(source, str)
+        and (source.lower().endswith(hugging_face.PARQUET) or (os.sep in source and Path(source).expanduser().is_dir()))
     )
 
 

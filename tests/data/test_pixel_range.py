@@ -48,6 +48,16 @@ def test_values_in_the_unit_interval_are_kept_without_a_word(caplog: pytest.LogC
     assert not caplog.records
 
 
+def test_uint8_from_0_to_1_is_nearly_black_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    data = load_dataset((PIXELS // 128, LABELS))
+    assert float(data.train_images.max()) == pytest.approx(1 / 255)
+    assert [record.message for record in caplog.records] == [
+        "images of tensors are uint8 from 0 to 1, nearly black, as 255 is white; give floating point where 1 is"
+    ]
+    caplog.clear()
+    assert float(load_dataset((PIXELS.float() // 128, LABELS)).train_images.max()) == 1 and not caplog.records
+
+
 @pytest.mark.parametrize("scale", [lambda x: (x / 255 - 0.5) / 0.25, lambda x: x / 16, lambda x: x * 10.0])
 def test_other_ranges_are_kept_and_said(scale: Any, caplog: pytest.LogCaptureFixture) -> None:
     images = scale(PIXELS.float())
