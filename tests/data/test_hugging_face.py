@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,19 @@ def test_names_of_the_hub_use_the_network_only_when_asked(monkeypatch: pytest.Mo
     checked(load_dataset("hf:animals,config=small", download=True))
     assert asked == [("someone/animals", None, True, True), ("animals", "small", False, False)]
     assert datasets.config.HF_HUB_OFFLINE is False and hub.HF_HUB_OFFLINE is False
+
+
+def test_a_name_that_was_downloaded_before(tmp_path: Path) -> None:
+    """As `datasets` keeps it: the Arrow files that it made of a local copy, under the name that the hub has for it."""
+    for split, part in both().items():
+        part.to_parquet(tmp_path / "animals" / "data" / f"{split}-00000-of-00001.parquet")
+    datasets.load_dataset(str(tmp_path / "animals"))
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    (made,) = {path.parent for path in cache.rglob("*-train.arrow")}
+    shutil.copytree(made, cache / "someone___animals" / "default" / "0.0.0" / ("a" * 40))
+    for path in (cache / "someone___animals").rglob("*.arrow"):
+        path.rename(path.with_name(f"animals-{path.stem.rpartition('-')[2]}.arrow"))
+    checked(load_dataset("hf:someone/animals"))
 
 
 def test_a_name_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
