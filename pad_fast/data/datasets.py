@@ -212,6 +212,8 @@ def _finish(splits: Splits, resolution: int | None) -> ImageDataset:
     images = settle_range(settle_depth(images, splits.name), splits.name)
     images = [unit_pixels(resize(part, resolution) if resolution is not None else part) for part in images]
     _check_images("train", images[0])  # before the statistics, which NaN would spoil silently
+    if splits.statistics is not None:
+        _check_scale(splits.statistics[0], images[0])
     mean, std = splits.statistics or _statistics(images[0])
     return ImageDataset(
         name=splits.name,
@@ -223,6 +225,14 @@ def _finish(splits: Splits, resolution: int | None) -> ImageDataset:
         mean=mean,
         std=std,
     )
+
+
+def _check_scale(mean: tuple[float, ...], images: Tensor) -> None:
+    if mean and max(mean) > 1 >= float(images.max()):
+        raise DatasetError(
+            f"mean {mean} is that of pixels from 0 to 255, which are 0 to 1 here. Divide mean and std by 255, or leave "
+            "them out."
+        )
 
 
 def _set_aside(images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -87,9 +87,12 @@ def from_object(
     Raises:
         DatasetError: a stream, no split to train on, or no column of images or labels.
     """
-    train, test, tested_on = _parts(source, name, label)
+    splits = _splits(source, name)
+    train = splits["train"]
     image = image or _image_column(train, name)
     label = label or _label_column(train, image, name)
+    tested_on = "test" if isinstance(source, tuple | list) else _tested_on(splits, label, name)
+    test = splits.get(tested_on)
     parts = (train, test) if test is not None else (train,)
     for part in parts:
         absent = [column for column in (image, label) if column not in part.features]
@@ -174,8 +177,8 @@ def _as_allowed(datasets: Any, reading: Reading) -> Iterator[None]:
 # -- splits and columns --------------------------------------------------------------------------------------------
 
 
-def _parts(source: Any, name: str, label: str | None) -> tuple[Any, Any, str]:
-    """The parts to train and to test on (None where there is none), and what the latter is called."""
+def _splits(source: Any, name: str) -> dict[str, Any]:
+    """Data sets by the names of their splits, one of them "train"."""
     if isinstance(source, tuple | list):
         splits = dict(zip(("train", "test"), source, strict=True))
     elif isinstance(source, Mapping):
@@ -188,25 +191,33 @@ def _parts(source: Any, name: str, label: str | None) -> tuple[Any, Any, str]:
                 f"{name} is a stream ({type(part).__name__}), whose images are not all there; load it without "
                 "streaming=True."
             )
-    if "train" not in splits and len(splits) == 1:
-        splits = {"train": next(iter(splits.values()))}
-    if "train" not in splits:
-        raise DatasetError(
-            f"{name} has no split 'train', but {', '.join(splits)}; give the two to use as a pair (train, test)."
-        )
-    validation = next((each for each in _VALIDATION if each in splits), None)
-    tested_on = "test" if "test" in splits else validation
-    if tested_on == "test" and validation is not None:
-        hidden = _unlabelled(splits["test"], label or _label_column(splits["test"], "", name))
-        tested_on, unused = (validation, "test") if hidden else ("test", validation)
-        why = " because they have no labels" if hidden else ""
-        logger.warning(f"the {len(splits[unused])} images of {unused!r} of {name} are not used{why}")
-    return splits["train"], splits[tested_on] if tested_on else None, tested_on or ""
+    if "train" in splits:
+        return splits
+    if len(splits) == 1:
+        return {"train": next(iter(splits.values()))}
+    raise DatasetError(
+        f"{name} has no split 'train', but {', '.join(splits)}; give the two to use as a pair (train, test)."
+    )
+
+
+def _tested_on(splits: Mapping[str, Any], label: str, name: str) -> str:
+    """The split to test on: "test", or else the validation images; "" where neither has labels."""
+    chosen = ""
+    for split in ("test", *_VALIDATION):
+        if split not in splits:
+            continue
+        hidden = _unlabelled(splits[split], label)
+        if chosen or hidden:
+            why = " because they have no labels" if hidden else ""
+            logger.warning(f"the {len(splits[split])} images of {split!r} of {name} are not used{why}")
+        else:
+            chosen = split
+    return chosen
 
 
 def _unlabelled(part: Any, label: str) -> bool:
     """Whether the labels are held back, as those of competitions' test splits on the hub."""
-    return all(value is None or value == -1 for value in part.with_format(None)[label])
+    return label not in part.features or all(value is None or value == -1 for value in _labels(part, label))
 
 
 def _image_column(part: Any, name: str) -> str:

@@ -74,7 +74,11 @@ def from_mapping(source: Mapping[Any, Any], reading: Reading) -> Splits:
     Raises:
         DatasetError: unknown or missing keys, or values that are no images.
     """
-    values = {_OTHER_WORDS.get(key, key): value for key, value in source.items()}
+    values = {_OTHER_WORDS.get(str(key).lower(), key): value for key, value in source.items()}
+    if len(values) < len(source):
+        raise DatasetError(
+            f"the data set gives the same twice, under two names: {', '.join(source)}. Keep one of them."
+        )
     for key in values:
         if key not in _KNOWN:
             raise DatasetError(

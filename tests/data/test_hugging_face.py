@@ -106,11 +106,16 @@ def test_validation_beside_test_is_not_used(caplog: pytest.LogCaptureFixture) ->
     assert "the 9 images of 'validation' of huggingface are not used" in caplog.text
 
 
-def test_validation_where_the_test_labels_are_held_back(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("how", ["-1", "no column"])
+def test_test_labels_that_are_held_back(how: str, caplog: pytest.LogCaptureFixture) -> None:
     hidden = dataset("test", label=(datasets.ClassLabel(names=CLASSES), lambda labels: [-1] * len(labels)))
+    if how == "no column":
+        hidden = hidden.remove_columns("label")
     parts = datasets.DatasetDict({"train": dataset(), "validation": dataset("validation"), "test": hidden})
     assert torch.equal(load_dataset(parts).test_images, expected("validation"))
-    assert "the 6 images of 'test' of huggingface are not used because they have no labels" in caplog.text
+    assert caplog.text.count("the 6 images of 'test' of huggingface are not used because they have no labels") == 1
+    del parts["validation"]
+    assert load_dataset(parts).fingerprint == load_dataset(dataset()).fingerprint  # a fifth is set aside
 
 
 LABELS = {

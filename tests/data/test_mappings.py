@@ -71,6 +71,8 @@ def test_keras_files(tmp_path: Path) -> None:
     data = load_dataset(str(tmp_path / "mnist.npz"))
     assert torch.equal(data.train_images, unit(content["x_train"]))
     assert torch.equal(data.test_images, unit(content["x_test"])) and data.test_labels.tolist() == IDS[:9].tolist()
+    shouted = load_dataset({key.replace("x_", "X_"): value for key, value in content.items()})
+    assert shouted.fingerprint == data.fingerprint
     same = load_dataset({key: value.astype(np.float32) for key, value in content.items()})  # as scripts pass them on
     assert torch.equal(same.train_images, data.train_images)
 

@@ -96,6 +96,16 @@ def test_both_splits_decide_about_the_scale() -> None:
         assert torch.equal(data.test_images, same.test_images) and torch.equal(data.train_images, same.train_images)
 
 
+@pytest.mark.parametrize("images", [PIXELS, PIXELS.float(), PIXELS / 255], ids=["uint8", "floats to 255", "unit"])
+def test_statistics_are_on_the_scale_of_the_pixels(images: torch.Tensor) -> None:
+    given = {"images": images, "labels": LABELS}
+    with pytest.raises(DatasetError, match=r"mean \(120.0, 1.0, 130.0\) is that of pixels from 0 to 255"):
+        load_dataset({**given, "mean": [120, 1, 130], "std": [60] * 3})
+    assert load_dataset({**given, "mean": [0.5] * 3, "std": [0.2] * 3}).mean == (0.5,) * 3
+    own = load_dataset({**given, "images": images.float() * 300, "mean": [120] * 3, "std": [60] * 3})
+    assert own.mean == (120.0,) * 3
+
+
 def test_layouts_of_arrays_are_told_by_the_shape() -> None:
     images = PIXELS.numpy()
     expected = load_dataset((PIXELS, LABELS))

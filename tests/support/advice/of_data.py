@@ -152,6 +152,15 @@ DATA = (
         ),
     ),
     Entry(
+        "a mean of another scale",
+        lambda _: load_dataset({"images": X, "labels": Y, "mean": [127.5], "std": [51]}),
+        "Divide mean and std by 255, or leave them out",
+        lambda _: in_turn(
+            lambda: load_dataset({"images": X, "labels": Y, "mean": [127.5 / 255], "std": [51 / 255]}),
+            lambda: load_dataset({"images": X, "labels": Y}),
+        ),
+    ),
+    Entry(
         "an image without label",
         lambda _: load_dataset((X, Y[:11])),
         "each image needs one label",
@@ -338,6 +347,14 @@ DATA = (
         lambda _: load_dataset({"image": X, "labels": Y}),
         "Did you mean 'images'",
         lambda _: load_dataset({"images": X, "labels": Y}),
+    ),
+    Entry(
+        "the same under two names",
+        lambda _: load_dataset({"train_images": X, "x_train": X, "y_train": Y}),
+        "Keep one of them",
+        lambda _: in_turn(
+            lambda: load_dataset({"x_train": X, "y_train": Y}), lambda: load_dataset({"train_images": X, "y_train": Y})
+        ),
     ),
     Entry(
         "a missing key",
