@@ -153,7 +153,9 @@ class Study:
                     config, self.data, normalization, CPU, Progress(quiet=True), networks_dir=Path(networks)
                 )
         shown = prune(order_of(self.data, difficulty), config.prune)
-        real = RealPool(normalization.apply(self.data.train_images), shown, curriculum_of(config))
+        real = RealPool(
+            normalization.apply(self.data.train_images), shown, self.data.class_names, curriculum_of(config)
+        )
         initial = initial_images(config, real)
         state = State.start(initial.images, initial.label_logits, initial.labels, config, CPU)
         spec = NetworkSpec(config.model, self.data.channels, self.data.classes, self.data.resolution)

@@ -86,10 +86,11 @@ class Problem:
         task = Task(self.network, CPU, torch.float32)
         self.initial = initial_set(
             config.pix_init,
-            config.ipc,
+            [config.ipc] * data.classes,
             self.normalization.apply(data.train_images),
             data,
             Teachers(self.store, select("auto", task), task),
+            dsa=config.dsa,
             seed=config.seed,
         )
 

@@ -58,7 +58,7 @@ class Case:
         self.images = torch.randn(CLASSES * per_class, 3, 32, 32, generator=draws)
         order = list(torch.arange(len(self.images)).split(per_class))
         spec = NetworkSpec(self.config.model, 3, CLASSES, 32)
-        real = RealPool(self.images, order, Curriculum.none())
+        real = RealPool(self.images, order, [str(label) for label in range(CLASSES)], Curriculum.none())
         initial = initial_images(self.config, real)
         self.state = State.start(initial.images, initial.label_logits, initial.labels, self.config, torch.device("cpu"))
         self.loop = BatchLoop(spec.build(self.config.seed, "student"), spec, real, self.config, torch.device("cpu"))

@@ -15,6 +15,7 @@ from benchmarks.reproduce_state import Account
 from pad_fast import DistilledDataset, ImageDataset, Progress
 from pad_fast.data.distilled import DISTILLED, load
 from pad_fast.evaluation import AccuracyRow
+from pad_fast.evaluation.recipes import recipe_named
 from pad_fast.evaluation.sets import FULL, KMEANS, RANDOM
 from pad_fast.pipeline.configured import evaluate_as_configured
 from pad_fast.runs.folder import LAST
@@ -65,14 +66,9 @@ def evaluated(
 
 
 def reference_recipe(config: Config) -> dict[str, Any]:
-    """Arguments of :func:`pad_fast.evaluate` for training as the published programs do.
-
-    They count epochs from 0 to the number they are given, lower the rate behind epoch 501 of 1000 (here one earlier),
-    and draw augmentation in an order of their own.
-    """
-    batch = 256 if config.method in ("mtt", "ftd") else 128
-    recipe = {"batch": batch, "momentum": 0.9, "weight_decay": 5e-4, "dsa_mode": "reference"}
-    return {**recipe, "epochs": config.eval_epochs + 1}
+    """Arguments of :func:`pad_fast.evaluate` for training as the published programs do."""
+    recipe = recipe_named("mtt" if config.method in ("mtt", "ftd") else "datm")
+    return {**recipe, "epochs": config.eval_epochs + 1}  # they count from 0 to the number they are given
 
 
 def _row(row: AccuracyRow, recipe: str) -> dict[str, Any]:

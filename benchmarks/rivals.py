@@ -8,12 +8,15 @@ gradients with the oracle.
 
 from __future__ import annotations
 
+import copy
 import ctypes
+import importlib
+import importlib.util
 import math
 import operator
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pad_fast import ParameterMask
+from pad_fast.models import FlatNetwork
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Parameters, a batch's images and label logits, and the learning rate: to the next parameters."""
@@ -73,13 +77,68 @@ def plain_unroll(
     for number, batch in enumerate(batches):
         inputs = select(images, batch) if augment is None else augment(select(images, batch), number)
         theta = step(theta, inputs, select(label_logits, batch), lr)
+    return _pulled_back(theta, theta_start, theta_target, mask, (images, label_logits, lr))
+
+
+def _pulled_back(
+    theta: Tensor, theta_start: Tensor, theta_target: Tensor, mask: ParameterMask | None, learned: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The matching loss of a student that ended at `theta`, and its gradient in what was `learned`."""
     left, reference = (theta - theta_target).square(), (theta_start - theta_target).square()
     if mask is not None and mask.kind != "none":
         dropped = int(mask.amount * len(theta))
         kept = slice(dropped, None) if mask.kind == "depth" else left.detach().argsort()[dropped:]
         left, reference = left[kept], reference[kept]
     matching = left.sum() / reference.sum()
-    return matching.detach(), torch.autograd.grad(matching, (images, label_logits, lr))
+    return matching.detach(), torch.autograd.grad(matching, learned)
+
+
+Differentiable = tuple[nn.Module, Callable[[Tensor], object]]
+"""A student, and what takes one step of it along the gradient of a loss."""
+
+
+@contextmanager
+def _through_torchopt(module: nn.Module, lr: Tensor) -> Iterator[Differentiable]:
+    optimizer = importlib.import_module("torchopt").MetaSGD(module, lr=lr)
+    yield module, optimizer.step
+
+
+@contextmanager
+def _through_higher(module: nn.Module, lr: Tensor) -> Iterator[Differentiable]:
+    sgd = torch.optim.SGD(module.parameters(), lr=1.0)  # its rate is overridden by one with a gradient
+    with importlib.import_module("higher").innerloop_ctx(module, sgd, override={"lr": [lr]}) as (student, optimizer):
+        yield student, optimizer.step
+
+
+LIBRARIES = {"torchopt": _through_torchopt, "higher": _through_higher}
+"""Libraries that differentiate through optimizers, by the name they are imported under."""
+
+
+def installed(rival: str) -> bool:
+    """Whether a rival can take part: all can but a library that is not here."""
+    return rival not in LIBRARIES or importlib.util.find_spec(rival) is not None
+
+
+def library_unroll(
+    library: str,
+    module: nn.Module,
+    theta_start: Tensor,
+    theta_target: Tensor,
+    images: Tensor,
+    label_logits: Tensor,
+    lr: Tensor,
+    batches: Sequence[Tensor],
+    *,
+    mask: ParameterMask | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What :func:`plain_unroll` returns, by one of :data:`LIBRARIES` as its documentation says how it is used."""
+    learned = images, label_logits, lr = tuple(each.detach().requires_grad_() for each in (images, label_logits, lr))
+    own = FlatNetwork(copy.deepcopy(module)).load(theta_start)
+    with LIBRARIES[library](own, lr) as (student, step):
+        for batch in batches:
+            step(functional.cross_entropy(student(images[batch]), label_logits[batch].softmax(-1)))
+        theta = torch.cat([parameter.reshape(-1) for parameter in student.parameters()])
+        return _pulled_back(theta, theta_start, theta_target, mask, learned)
 
 
 def rows(tensor: Tensor, indices: Tensor) -> Tensor:

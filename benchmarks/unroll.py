@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.registry import Suite
-from benchmarks.rivals import keep_freed_memory, plain_unroll
+from benchmarks.rivals import installed, keep_freed_memory, library_unroll, plain_unroll
 from pad_fast import ConvNet, ParameterMask, trajectory_matching_loss
 from pad_fast.engines import record_backends
 from pad_fast.engines.base import Task
@@ -35,7 +35,8 @@ SUITE = Suite(
     quick=("--points", "2:2", "--memory", "2:2,4", "--masks", "none", "--rounds", "1")
     + ("--rivals", "plain loop", "cpu high, recompute"),
     full=("--points", "10:5,80", "100:5", "--memory", "10:5,20,80", "100:5,20", "--rounds", "2")
-    + ("--rivals", "plain loop", "plain loop, tuned", "functional", "cpu high, recompute", "TESLA (approximate)"),
+    + ("--rivals", "plain loop", "plain loop, tuned", "torchopt", "higher", "functional", "cpu high, recompute")
+    + ("TESLA (approximate)",),
 )
 
 # Where float32 gradients of a short unroll may differ between correct implementations (a ReLU input near zero
@@ -48,7 +49,15 @@ _CHECKED = 5
 _SHORT = 20
 LONG = ("plain loop", "cpu high, recompute", "TESLA (approximate)")
 # Of the memory table, and of the pictures.
-WEIGHED = ("plain loop", "plain loop, tuned", "functional", "cpu high, recompute", "TESLA (approximate)")
+WEIGHED = (
+    "plain loop",
+    "plain loop, tuned",
+    "torchopt",
+    "higher",
+    "functional",
+    "cpu high, recompute",
+    "TESLA (approximate)",
+)
 
 
 class Case:
@@ -69,6 +78,10 @@ class Case:
         inputs = (self.theta, self.target, self.images, self.labels, self.lr)
         return plain_unroll(self.module, *inputs, self.batches, tuned=tuned, mask=self.mask)[1]
 
+    def library(self, name: str) -> tuple[Tensor, ...]:
+        inputs = (self.theta, self.target, self.images, self.labels, self.lr)
+        return library_unroll(name, self.module, *inputs, self.batches, mask=self.mask)[1]
+
     def ours(self, **options: Any) -> tuple[Tensor, ...]:
         learned = [tensor.detach().requires_grad_() for tensor in (self.images, self.labels, self.lr)]
         loss = trajectory_matching_loss(
@@ -80,6 +93,8 @@ class Case:
 RIVALS: dict[str, Callable[[Case], tuple[Tensor, ...]]] = {
     "plain loop": lambda case: case.plain(False),
     "plain loop, tuned": lambda case: case.plain(True),
+    "torchopt": lambda case: case.library("torchopt"),
+    "higher": lambda case: case.library("higher"),
     "functional": lambda case: case.ours(backend="autograd"),
     "cpu high, recompute": lambda case: case.ours(backend="cpu", precision="high"),
     "cpu high, cached": lambda case: case.ours(backend="cpu", precision="high", cache="auto"),
@@ -220,8 +235,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{'rival':<22}{'batch':>6}{'T':>5} {'mask':<10}{'ms per step':>12}{'min..max':>18}{'x plain':>9}{'x tuned':>9}"
         f"{'error':>10}{'products ms':>13}"
     )
+    rivals = [name for name in options.rivals if installed(name)]
+    for name in options.rivals:
+        if name not in rivals:
+            print(f"{name:<22}not installed")
     for batch, steps, mask in problems:
-        for row in time_point(batch, steps, mask, options.rounds, options.rivals, rate):
+        for row in time_point(batch, steps, mask, options.rounds, rivals, rate):
             rows.append(row)
             time = row["ms_per_step"]
             ratios = (row.get(f"times_faster_than_{name}") for name in ("plain loop", "plain loop, tuned"))
@@ -237,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.memory:
         print(f"\n{'rival':<22}{'batch':>6}{'T':>5}{'peak MiB above the import':>28}")
     for batch, steps in points(options.memory):
-        for row in weigh(batch, steps, options.rivals):
+        for row in weigh(batch, steps, rivals):
             memory.append(row)
             print(f"{row['rival']:<22}{batch:>6}{steps:>5}{row['peak_mib']:>28.0f}", flush=True)
     grown = growth(memory)

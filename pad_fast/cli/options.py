@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
+from ..data.formats import IMAGES_ARE
+from ..data.labels import LABELS_ARE
+from ..data.normalize import NORMALIZATIONS
 from ..settings.choices import METHODS
 from ..settings.config import Config
 from ..settings.families import FAMILIES
@@ -59,6 +62,26 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="fetch the data set if it is not there yet")
     parser.add_argument("--device", default=argparse.SUPPRESS, help="auto, cpu, cuda or cuda:N (default: auto)")
     add_quiet(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """What a distilled set does not say itself; :func:`reading` gives all but the whitening, which needs the data."""
+    parser.add_argument("--lr", type=float, metavar="X", help="learning rate (default: the distilled one)")
+    parser.add_argument(
+        "--whitening",
+        metavar="NAME",
+        help=f"{alternatives(NORMALIZATIONS)}: how the set was normalised, where it does not say so itself, as "
+        "published ones do not; pixels are normalised so",
+    )
+    parser.add_argument(
+        "--labels", metavar="KIND", help=f"soft labels are {alternatives(LABELS_ARE)} (default: recognised)"
+    )
+    parser.add_argument("--images", metavar="KIND", help=f"images are {alternatives(IMAGES_ARE)} (default: recognised)")
+
+
+def reading(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of :func:`pad_fast.load`."""
+    return {"lr": options.lr, "labels_are": options.labels, "images_are": options.images}
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:

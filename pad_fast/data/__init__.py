@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from .augment import DSA, DSADraw, SeededDSA
 from .datasets import ImageDataset, load_dataset
-from .normalize import ZCA, MeanStd, Normalization, fit_mean_std, fit_normalization, fit_zca, normalization_from_state
+from .normalize import (
+    ZCA,
+    MeanStd,
+    Normalization,
+    Pixels,
+    fit_mean_std,
+    fit_normalization,
+    fit_zca,
+    normalization_from_state,
+)
 from .splits import stratified_split
 
 __all__ = [
@@ -16,6 +25,7 @@ __all__ = [
     "ImageDataset",
     "MeanStd",
     "Normalization",
+    "Pixels",
     "SeededDSA",
     "ZCA",
     "fit_mean_std",

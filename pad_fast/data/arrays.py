@@ -92,10 +92,10 @@ def images_from(value: object, what: str, resolution: int | None) -> Tensor:
         value = value[:, None]
     if value.dim() != 4:
         raise DatasetError(f"{what} must be [N, C, H, W] or [N, H, W]; got {list(value.shape)}.")
-    return value.permute(0, 3, 1, 2) if _channels_last(*value.shape[1:]) else value
+    return value.permute(0, 3, 1, 2) if channels_last(*value.shape[1:]) else value
 
 
-def _channels_last(first: int, second: int, last: int) -> bool:
+def channels_last(first: int, second: int, last: int) -> bool:
     """Whether an image of this shape is `[H, W, C]`, the layout of most arrays, rather than `[C, H, W]`.
 
     Whatever is square tells by itself, with any number of channels. Of others, the side of 1 or 3 is the channels, or
@@ -140,7 +140,7 @@ def image_from(value: Any, what: str, resolution: int | None, oddities: Oddities
         image = image[None]
     if image.dim() != 3:
         raise DatasetError(f"{what} must be one image [C, H, W] or [H, W]; got {list(image.shape)}.")
-    if _channels_last(*image.shape):
+    if channels_last(*image.shape):
         image = image.permute(2, 0, 1)
     _check_pixel_dtype(image.dtype, what)
     return unit_pixels(resize(image[None], resolution))[0] if resolution is not None else image

@@ -174,7 +174,7 @@ def load_listings(name: str, tree: Tree, train: Listing, test: Listing, reading:
     labels = [
         torch.tensor([index for index, label in enumerate(classes) for _ in split[label]]) for split in (train, test)
     ]
-    images = _decoded(tree, paths, reading)
+    images = decoded(tree, paths, reading)
     count = len(labels[0])
     return Splits(name, images[:count], labels[0], images[count:], labels[1], tuple(classes))
 
@@ -212,10 +212,10 @@ def _untested(tree: Tree, listing: Listing, reading: Reading) -> Splits:
     logger.warning(
         f"{tree.describe('')} has no test images: a fixed fifth of every class ({TEST_FRACTION:.0%}) is set aside"
     )
-    return Splits("imagefolder", _decoded(tree, paths, reading), labels, class_names=tuple(listing))
+    return Splits("imagefolder", decoded(tree, paths, reading), labels, class_names=tuple(listing))
 
 
-def _decoded(tree: Tree, paths: Sequence[str], reading: Reading) -> Tensor:
+def decoded(tree: Tree, paths: Sequence[str], reading: Reading) -> Tensor:
     """All these image files in one tensor `[N, C, H, W]`."""
     return decode(
         len(paths),

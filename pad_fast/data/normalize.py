@@ -179,6 +179,28 @@ class ZCA(Normalization):
         return values.to(device=images.device, dtype=images.dtype)
 
 
+@dataclass(frozen=True)
+class Pixels(Normalization):
+    """None yet: the images are pixels, as files of other programs may hold them; :func:`pad_fast.evaluate` applies one.
+
+    Example:
+        >>> images = torch.rand(2, 3, 4, 4)
+        >>> Pixels().apply(images) is images
+        True
+    """
+
+    kind: ClassVar[str] = "pixels"
+
+    def apply(self, images: Tensor) -> Tensor:
+        return images
+
+    def invert(self, images: Tensor) -> Tensor:
+        return images
+
+    def state(self) -> dict[str, Tensor]:
+        return {"pixels": torch.ones(())}  # a file holds tensors, so this is one
+
+
 def fit_zca(
     train_images: Tensor,
     *,
@@ -331,11 +353,13 @@ def normalization_from_state(state: Mapping[str, Tensor]) -> Normalization:
             return MeanStd(state["mean"], state["std"])
         if keys == {"mean", "transform", "inverse", "eps"}:
             return ZCA(state["mean"], state["transform"], state["inverse"], float(state["eps"]))
+        if keys == {"pixels"}:
+            return Pixels()
     except (ValueError, RuntimeError) as error:  # InputError is a ValueError
         raise StoreError(f"the stored normalisation is damaged: {error}") from error
     raise StoreError(
-        f"the stored normalisation has tensors {sorted(keys)}; expected mean and std (mean-std), or "
-        "mean, transform, inverse and eps (zca)."
+        f"the stored normalisation has tensors {sorted(keys)}; expected mean and std (mean-std), mean, "
+        "transform, inverse and eps (zca), or pixels (none yet)."
     )
 
 

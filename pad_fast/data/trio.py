@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..errors import StoreError
 from ..runtime import files
-from .labels import are_probabilities
 
 BEST = "best"
 LOOKED_FOR = "images_best.pt, images_N.pt, ema_images_best.pt and ema_images_N.pt (N an iteration)"
@@ -54,7 +51,7 @@ class Trio:
             files.write_torch(self.path(part), value.clone())
 
     def read(self, lr: float | None) -> tuple[Tensor, Tensor, float]:
-        """Images `[N, C, H, W]`, targets (classes `[N]` or logits `[N, classes]`) and learning rate.
+        """Images and labels as they are in their files, and the learning rate.
 
         Args:
             lr: in place of the one in its file; needed where that is missing.
@@ -62,10 +59,8 @@ class Trio:
         Raises:
             StoreError: a file is missing, damaged or foreign.
         """
-        images, targets = (self._tensor(part) for part in _PARTS[:2])
-        if targets.is_floating_point():
-            targets = _as_logits_or_classes(targets.float(), self.path("labels"))
-        return images.float(), targets, self._lr() if lr is None else lr
+        images, labels = (self._tensor(part) for part in _PARTS[:2])
+        return images, labels, self._lr() if lr is None else lr
 
     def _tensor(self, part: str) -> Tensor:
         if not self.path(part).exists():
@@ -140,14 +135,3 @@ def _set_of(images: Path) -> Trio | None:
 def _rank(trio: Trio) -> tuple[bool, bool, int, str]:
     number = int(trio.suffix) if trio.suffix.isdecimal() else -1
     return trio.averaged, trio.suffix == BEST, number, trio.suffix
-
-
-def _as_logits_or_classes(labels: Tensor, path: Path) -> Tensor:
-    """Published programs save logits; what can only be probabilities, which a softmax would flatten, becomes logits."""
-    if labels.dim() != 2 or labels.shape[1] < 2 or not are_probabilities(labels):
-        return labels
-    if bool(((labels == 0) | (labels == 1)).all()):
-        warnings.warn(f"the labels of {path} are one-hot rows, and are read as hard labels", stacklevel=4)
-        return labels.argmax(1)
-    warnings.warn(f"the labels of {path} are probabilities, and are read as such, not as logits", stacklevel=4)
-    return labels.clamp_min(torch.finfo(labels.dtype).tiny).log()

@@ -1,71 +1,22 @@
-"""The one place that imports torchvision, and the reason why that takes care."""
+"""torchvision's data sets, for whoever reads one of them."""
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import DatasetError
-
-# Operators whose shapes torchvision's Python code registers on import, whether or not its binary loaded.
-_OPERATORS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
+from ..runtime.torchvision_import import import_torchvision
 
 
-@functools.cache
 def torchvision_datasets() -> Any:
     """The module `torchvision.datasets`.
-
-    torchvision's wheel is linked against one build of torch. Beside another one (a CPU torch with the default
-    CUDA wheel is common) its binary does not load, and `import torchvision` then fails because it registers shape
-    functions for operators which that binary should have defined. The data sets use none of them, so the missing
-    names are declared first, without an implementation. Where the binary loads, nothing is declared.
 
     Raises:
         DatasetError: torchvision is not installed or cannot be imported.
     """
-    found = importlib.util.find_spec("torchvision")
-    if found is None or found.origin is None:
-        raise DatasetError(
-            "this data set is read by torchvision, which is not installed: pip install torchvision, or pass the "
-            "images as tensors or as imagefolder:PATH."
-        )
-    if not _binary_loads(Path(found.origin).parent):
-        _declare_operators()
     try:
-        return importlib.import_module("torchvision.datasets")
-    except (ImportError, RuntimeError) as error:
+        return import_torchvision("datasets")
+    except ImportError as error:
         raise DatasetError(
-            f"torchvision cannot be imported beside torch {torch.__version__} ({error}); install the matching "
-            "torchvision, or pass the images as tensors or as imagefolder:PATH."
+            f"this data set is read by torchvision, and {error}, or pass the images as tensors or as imagefolder:PATH."
         ) from error
-
-
-def _binary_loads(package: Path) -> bool:
-    for binary in (*package.glob("_C*.so"), *package.glob("_C*.pyd")):
-        try:
-            torch.ops.load_library(binary)
-            return True
-        except (ImportError, OSError):
-            continue
-    return False
-
-
-@functools.cache
-def _declare_operators() -> list[torch.library.Library]:
-    """Declare what is missing; the cache keeps the libraries, which undo their declarations when collected."""
-    libraries = []
-    for schema in _OPERATORS:
-        name = schema.partition("(")[0]
-        if not hasattr(torch.ops.torchvision, name):
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(schema)
-            libraries.append(library)
-    return libraries

@@ -29,7 +29,7 @@ from ..runtime.rng import derive_seed, generator
 from ..settings.config import Config
 from ..training.trainer import shuffled_batches
 from .back_off import Fault, halvings, movement
-from .initialization import InitialSet, noise_images, shuffled_classes
+from .initialization import InitialSet, noise_images, shuffled_classes, with_copies
 from .iterations import LATE, make_mask, read_later
 from .state import State
 
@@ -109,12 +109,14 @@ class RealPool:
     Attributes:
         images: normalised training images `[n, C, H, W]`.
         shown: per class, the indices that pruning leaves, easy to hard where that is known.
+        names: of the classes.
         curriculum: its epochs are stretched over the run: iteration i of n shows what an expert sees in epoch
             `floor(i * train_epochs / n)`.
     """
 
     images: Tensor
     shown: Sequence[Tensor]
+    names: Sequence[str]
     curriculum: Curriculum
 
 
@@ -124,12 +126,15 @@ def initial_images(config: Config, real: RealPool) -> InitialSet:
     Pruned images are not chosen.
     """
     labels = torch.arange(len(real.shown)).repeat_interleave(config.ipc)
+    notes: list[str] = []
     if config.pix_init == "noise":
         chosen = noise_images(len(labels), real.images, config.seed)
     else:
         rows = [indices[: config.ipc] for indices in shuffled_classes(real.shown, config.seed)]
-        chosen = real.images[torch.cat(rows)]
-    return InitialSet(chosen, labels, torch.nn.functional.one_hot(labels, len(real.shown)).float(), ())
+        chosen, notes = with_copies(
+            rows, [config.ipc] * len(rows), real.images, real.names, dsa=config.dsa, seed=config.seed
+        )
+    return InitialSet(chosen, labels, torch.nn.functional.one_hot(labels, len(real.shown)).float(), tuple(notes))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..data import ImageDataset
+from ..data import DSA, ImageDataset
 from ..engines import Engine, Task
 from ..errors import DatasetError
 from ..experts import ExpertStore
@@ -89,40 +89,81 @@ class Teachers:
 
 
 def initial_set(
-    kind: str, ipc: int, images: Tensor, data: ImageDataset, teachers: Teachers, *, seed: int
+    kind: str, counts: Sequence[int], images: Tensor, data: ImageDataset, teachers: Teachers, *, dsa: str, seed: int
 ) -> InitialSet:
     """Choose the first synthetic images.
 
     Args:
         kind: "samples_predicted_correctly" (real images that an expert's last snapshot classifies correctly, in
             random order, going on to further experts while short), "real", or "noise".
+        counts: images of every class.
         images: normalised training images `[n, C, H, W]` on the CPU.
+        dsa: augments copies of the images of a class that has fewer.
 
     Raises:
-        DatasetError: a class has fewer images than `ipc`.
+        DatasetError: all classes have fewer images.
     """
     by_class = data.images_by_class()
-    for label, members in enumerate(by_class):
-        if len(members) < ipc and kind != "noise":
-            raise DatasetError(
-                f"class {label} ({data.class_names[label]}) has {len(members)} training images, fewer than ipc {ipc}; "
-                "lower ipc or use pix_init noise"
-            )
+    if kind != "noise":
+        require_images([len(members) for members in by_class], counts)
     teachers.calibrate(images)
-    labels = torch.arange(data.classes).repeat_interleave(ipc)
+    each = torch.tensor(counts)
+    labels = torch.arange(data.classes).repeat_interleave(each)
     notes: list[str] = []
     if kind == "noise":
         chosen = noise_images(len(labels), images, seed)
         # No expert knows what noise shows, so each class starts from its own images' mean label.
-        some = [_soft_labels(teachers, images, data, members[:64]) for members in by_class]
-        logits = torch.cat([each.mean(0, keepdim=True) for each in some])
-        return InitialSet(chosen, labels, logits.repeat_interleave(ipc, 0), ())
+        some = [_soft_labels(teachers, images[few], data.train_labels[few]) for few in (m[:64] for m in by_class)]
+        logits = torch.cat([few.mean(0, keepdim=True) for few in some])
+        return InitialSet(chosen, labels, logits.repeat_interleave(each, 0), ())
     if kind == "real":
-        picked = [rows[:ipc] for rows in shuffled_classes(by_class, seed)]
+        picked = [rows[:count] for rows, count in zip(shuffled_classes(by_class, seed), counts, strict=True)]
     else:
-        picked = _predicted_correctly(ipc, images, data, teachers, seed, notes)
-    rows = torch.cat(picked)
-    return InitialSet(images[rows], labels, _soft_labels(teachers, images, data, rows), tuple(notes))
+        picked = _predicted_correctly(counts, images, data, teachers, seed, notes)
+    chosen, said = with_copies(picked, counts, images, data.class_names, dsa=dsa, seed=seed)
+    return InitialSet(chosen, labels, _soft_labels(teachers, chosen, labels), (*notes, *said))
+
+
+def require_images(sizes: Sequence[int], counts: Sequence[int]) -> None:
+    """Check that not every class has fewer images than are to be made of it.
+
+    Raises:
+        DatasetError: it has.
+    """
+    if all(size < count for size, count in zip(sizes, counts, strict=True)):
+        raise DatasetError(
+            f"ipc is {min(counts)}, and no class has more than {max(sizes)} training images; lower ipc or use pix_init "
+            "noise"
+        )
+
+
+def with_copies(
+    picked: Sequence[Tensor], counts: Sequence[int], images: Tensor, names: Sequence[str], *, dsa: str, seed: int
+) -> tuple[Tensor, list[str]]:
+    """So many images of each class: those picked, and augmented copies of them where they are too few.
+
+    Args:
+        picked: indices into `images` `[n, C, H, W]` per class, no more than its count.
+        dsa: strategy of the augmentation; without one, copies are shifted, zoomed and turned.
+
+    Returns:
+        `[sum of counts, C, H, W]`, class after class, and a sentence about each class with copies.
+    """
+    augment = DSA(dsa) if DSA(dsa).operations else DSA("crop_scale_rotate")
+    pieces, notes = [], []
+    for label, (rows, count) in enumerate(zip(picked, counts, strict=True)):
+        pieces.append(images[rows])
+        missing, draws = count - len(rows), generator(seed, "init copies", label)
+        if missing:
+            notes.append(
+                f"class {label} ({names[label]}) has {len(rows)} training images for ipc {count}; augmented copies of "
+                f"them are the other {missing} to begin with"
+            )
+        while missing:
+            copied = rows[:missing]
+            pieces.append(augment(images[copied], generator=draws))
+            missing -= len(copied)
+    return torch.cat(pieces), notes
 
 
 def noise_images(count: int, like: Tensor, seed: int) -> Tensor:
@@ -138,33 +179,33 @@ def shuffled_classes(by_class: Sequence[Tensor], seed: int) -> list[Tensor]:
     ]
 
 
-def _soft_labels(teachers: Teachers, images: Tensor, data: ImageDataset, rows: Tensor) -> Tensor:
-    logits = torch.stack([teachers.logits(expert, images[rows]) for expert in range(len(teachers))])
-    return average_correct_logits(logits, data.train_labels[rows])[0]
+def _soft_labels(teachers: Teachers, images: Tensor, labels: Tensor) -> Tensor:
+    logits = torch.stack([teachers.logits(expert, images) for expert in range(len(teachers))])
+    return average_correct_logits(logits, labels)[0]
 
 
 def _predicted_correctly(
-    ipc: int, images: Tensor, data: ImageDataset, teachers: Teachers, seed: int, notes: list[str]
+    counts: Sequence[int], images: Tensor, data: ImageDataset, teachers: Teachers, seed: int, notes: list[str]
 ) -> list[Tensor]:
     candidates = shuffled_classes(data.images_by_class(), seed)
     picked: list[list[int]] = [[] for _ in candidates]
     for expert in range(len(teachers)):
-        short = [label for label, rows in enumerate(picked) if len(rows) < ipc]
+        short = [label for label, rows in enumerate(picked) if len(rows) < counts[label]]
         if not short:
             break
         for label in short:
             right = teachers.logits(expert, images[candidates[label]]).argmax(-1) == label
             taken = set(picked[label])
             new = [row for row in candidates[label][right].tolist() if row not in taken]
-            picked[label] += new[: ipc - len(picked[label])]
+            picked[label] += new[: counts[label] - len(picked[label])]
     for label, chosen in enumerate(picked):
-        missing = ipc - len(chosen)
+        missing = min(counts[label], len(candidates[label])) - len(chosen)
         if missing:
             taken = set(chosen)
             rest = [row for row in candidates[label].tolist() if row not in taken]
             chosen += rest[:missing]
             notes.append(
-                f"class {label} ({data.class_names[label]}): experts classify only {ipc - missing} of {ipc} images "
-                f"correctly; filled up with {missing} other real images"
+                f"class {label} ({data.class_names[label]}): experts classify only {len(chosen) - missing} of "
+                f"{len(chosen)} images correctly; filled up with {missing} other real images"
             )
     return [torch.tensor(rows) for rows in picked]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import DSA
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from ..experts import ExpertStore
 from ..experts.snapshots import Snapshots
 from ..matching import layer_distances, require_divisible, student_end, trajectory_matching_loss
@@ -29,12 +29,17 @@ AHEAD = 2
 """Number of iterations that the experts' snapshots are read ahead."""
 
 
+Pair = tuple[tuple[int, int], tuple[int, int]]
+"""(expert, epoch) of a trajectory's start and of its target."""
+
+
 @dataclass(frozen=True, eq=False)
 class Pending:
     """An iteration that was begun and whose outcome the host may not know yet.
 
     Attributes:
-        expert, start_epoch: of the first trajectory.
+        pairs: (expert, epoch) of start and target of this rank's trajectories.
+        expert, start_epoch: of the first trajectory of all ranks.
         learned: the tensors that were to be updated.
         outcome: float64 `[3 + len(learned)]` in host memory: loss, the student's learning rate afterwards, what it
             would have become, and for each learned tensor whether its gradient was finite; for a run that backs off,
@@ -44,6 +49,7 @@ class Pending:
     """
 
     iteration: int
+    pairs: Sequence[Pair]
     expert: int
     start_epoch: int
     learned: tuple[str, ...]
@@ -126,13 +132,15 @@ class Loop:
         outcome, arrived = read_later(outcome)
         state.iteration += 1
         names = tuple(name for name, *_ in learned)
-        return Pending(iteration, drawn.experts[0], drawn.start_epochs[0], names, outcome, arrived, layers)
+        pairs = self._pairs(drawn)
+        return Pending(iteration, pairs, drawn.experts[0], drawn.start_epochs[0], names, outcome, arrived, layers)
 
     def settle(self, state: State, pending: Pending) -> dict[str, float]:
         """The row of an iteration, after all earlier ones were settled.
 
         Raises:
             Fault: see :meth:`iterate`; iterations begun after this one have had no effect.
+            StoreError: the loss is not finite because start and target are the same snapshot.
         """
         if pending.arrived is not None:
             pending.arrived.synchronize()
@@ -178,6 +186,7 @@ class Loop:
         config, iteration = self.config, pending.iteration
         lr_img, lr_lr, lr_y = (state.rate(name, config) for name in ("lr_img", "lr_lr", "lr_y"))
         if not math.isfinite(loss):
+            self._require_moved(pending.pairs)
             return (
                 f"the matching loss is {loss} in iteration {iteration}. Lower lr_img ({lr_img:g}) or "
                 f"lr_lr ({lr_lr:g}), or start alpha lower (lr_init {config.lr_init:g}, now {lr:g})"
@@ -211,33 +220,42 @@ class Loop:
         self.snapshots.prefetch([key for drawn in self._drawn.values() for pair in self._pairs(drawn) for key in pair])
         return self._drawn[iteration, images]
 
-    def _pairs(self, drawn: IterationDraw) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-        """(expert, epoch) of start and target of this rank's trajectories."""
+    def _pairs(self, drawn: IterationDraw) -> list[Pair]:
+        """Those of this rank's trajectories."""
         own = [(drawn.experts[k], drawn.start_epochs[k]) for k in self.over_trajectories.part(self.config.trajectories)]
         return [((expert, epoch), (expert, epoch + self.config.expert_epochs)) for expert, epoch in own]
 
     def _losses(self, drawn: IterationDraw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int) -> Tensor:
         """Matching losses of this rank's trajectories `[K]`; their students take the same augmented batches."""
-        config = self.config
-        pairs = [(self.snapshots.get(*start), self.snapshots.get(*target)) for start, target in self._pairs(drawn)]
-        starts, targets = (torch.stack(each) for each in zip(*pairs, strict=True))
-        return trajectory_matching_loss(
-            self.network,
-            starts.to(images.dtype),
-            targets.to(images.dtype),
-            images,
-            labels,
-            lr,
-            batches=drawn.batches,
-            mask=self.mask,
-            # The last number is that of the first trajectory, whose augmentation all of them share.
-            augment=self.dsa.seeded(derive_seed(config.seed, "student dsa", iteration, 0)),
-            gradient=config.gradient,
-            backend=config.backend,
-            precision=config.precision,
-            cache=config.cache,
-            group=self.over_batches,
-        )
+        config, pairs = self.config, self._pairs(drawn)
+        snapshots = [(self.snapshots.get(*start), self.snapshots.get(*target)) for start, target in pairs]
+        starts, targets = (torch.stack(each) for each in zip(*snapshots, strict=True))
+        try:
+            return trajectory_matching_loss(
+                self.network,
+                starts.to(images.dtype),
+                targets.to(images.dtype),
+                images,
+                labels,
+                lr,
+                batches=drawn.batches,
+                mask=self.mask,
+                # The last number is that of the first trajectory, whose augmentation all of them share.
+                augment=self.dsa.seeded(derive_seed(config.seed, "student dsa", iteration, 0)),
+                gradient=config.gradient,
+                backend=config.backend,
+                precision=config.precision,
+                cache=config.cache,
+                group=self.over_batches,
+            )
+        except InputError:
+            self._require_moved(pairs)
+            raise
+
+    def _require_moved(self, pairs: Sequence[Pair]) -> None:
+        """Name the file where an expert stands still: its matching loss is not finite, whatever the rates."""
+        for (expert, start), (_, target) in pairs:
+            self.store.require_moved(expert, start, target)
 
     def _layers(
         self, drawn: IterationDraw, images: Tensor, labels: Tensor, lr: Tensor, iteration: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from ..data import Normalization
 from ..data.distilled import DistilledDataset
 from ..scoring.difficulty import Difficulty
 from .network import EvaluationRecipe
+from .outcome import Outcome
 from .results import digest
 from .robustness import robust_scores
 from .sets import FULL, RANDOM, RANDOM_SOFT, RealBaselines, TrainingSet
@@ -95,18 +97,31 @@ class Comparison:
         identity, normalization = digest(images, targets), self.normalizations[name]
         return TrainingSet(name, "distilled", recipe, identity, normalization, lambda index: (images, targets))
 
-    def report(self, jobs: Sequence[Job], accuracy: Mapping[Job, float]) -> EvaluationReport:
-        """The table and, where they were asked for, the robust scores, from the test accuracy of every job."""
-        table: dict[tuple[str, str], list[float]] = {}
+    def report(self, jobs: Sequence[Job], outcomes: Mapping[Job, Outcome]) -> EvaluationReport:
+        """The table and, where they were asked for, the robust scores, from the outcome of every job."""
+        found: dict[tuple[str, str], list[Outcome]] = {}
         for job in jobs:
-            table.setdefault((job.trained_on.name, job.network.spec.model), []).append(accuracy[job])
+            found.setdefault((job.trained_on.name, job.network.spec.model), []).append(outcomes[job])
+        table = {row: [each.accuracy for each in networks] for row, networks in found.items()}
         scores: list[RobustScore] = []
         if self.settings.robust:
             models = dict.fromkeys(model for _, model in table)
             for name, each in self.sets.items():
                 scores += [score for model in models for score in _scores(name, model, each, table)]
-        rows = (AccuracyRow(name, model, tuple(values)) for (name, model), values in table.items())
+        rows = (_row(name, model, networks) for (name, model), networks in found.items())
         return EvaluationReport(tuple(rows), tuple(scores))
+
+
+def _row(name: str, model: str, networks: Sequence[Outcome]) -> AccuracyRow:
+    classes = tuple(each.by_class for each in networks)
+    areas = tuple(each.auc for each in networks)
+    return AccuracyRow(
+        name,
+        model,
+        tuple(each.accuracy for each in networks),
+        by_class=classes if all(classes) else (),
+        auc=() if any(math.isnan(area) for area in areas) else areas,
+    )
 
 
 def _scores(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..data import ImageDataset, Normalization, load_dataset
-from ..data.distilled import DistilledDataset, load
+from ..data.distilled import DistilledDataset, load, with_whitening
 from ..errors import ConfigError, DatasetError
+from ..models.sources import Maker, model_name
 from ..models.spec import NetworkSpec
 from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
@@ -17,6 +20,7 @@ from ..scoring.difficulty import Difficulty
 from ..scoring.score import score
 from .comparison import Comparison
 from .normalization import normalizations_of
+from .recipes import OURS
 from .results import Results, key_of
 from .sets import RealBaselines, TrainingSet, baseline_names
 from .settings import EvaluationSettings
@@ -30,16 +34,17 @@ def evaluate(
     distilled: Distilled | Mapping[str, Distilled],
     dataset: Any,
     *,
-    models: Sequence[str] = ("ConvNet",),
+    models: str | Maker | Sequence[str | Maker] = ("ConvNet",),
     repeats: int = 5,
-    epochs: int = 1000,
+    recipe: str | Sequence[str] = OURS,
+    epochs: int | None = None,
     full_epochs: int = 50,
-    batch: int = 128,
+    batch: int | None = None,
     lr: float | None = None,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
     dsa: str | None = None,
-    dsa_mode: str = "fast",
+    dsa_mode: str | None = None,
     baselines: bool | Sequence[str] = True,
     robust: bool = False,
     whitening: str | Normalization | None = None,
@@ -53,26 +58,33 @@ def evaluate(
 ) -> EvaluationReport:
     """Train fresh networks on a distilled set and test them on real images.
 
-    SGD with the distilled learning rate, soft cross entropy for soft labels, DSA, rate x 0.1 with fresh momentum
-    halfway; accuracy is taken once, at the end of training, never as a maximum over test evaluations. Network `i` of a
-    row depends on the seed, the architecture, the row and `i`, not on what else is evaluated. Several processes
-    (`pad_fast.distributed.join()`) divide the networks between them and get the same report.
+    Our recipe: SGD with the distilled learning rate, soft cross entropy for soft labels, DSA, rate x 0.1 with fresh
+    momentum halfway. Whatever the recipe, accuracy is taken once, at the end of training, never as a maximum over test
+    evaluations. Network `i` of a row depends on the seed, the architecture, the row and `i`, not on what else is
+    evaluated. Several processes (`pad_fast.distributed.join()`) divide the networks between them and get the same
+    report.
 
     Args:
         distilled: a result, or the folder or file it was saved in (published programs' too, see
             :func:`pad_fast.load`). Several by name make a row each, tested on images normalised as its own are; the
             first gives the baselines their size, learning rate and normalisation.
         dataset: the real data, anything :func:`pad_fast.load_dataset` takes.
-        models: networks by name; "ConvNet" is the one the set was distilled with, where that is known.
+        models: networks as :func:`pad_fast.network` takes them, one or several; "ConvNet" is the one the set was
+            distilled with, where that is known.
         repeats: fresh networks per row.
-        epochs: epochs on the distilled set and on baselines of its size; `full_epochs` on the full set, whose epochs
-            have more steps.
-        lr: learning rate; None takes the distilled one, for the baselines too.
+        recipe: how networks are trained, by name: ours ("pad_fast"), or that of the programs of "mtt" (FTD, TESLA),
+            "datm" (PAD) or "ncfm" (:data:`pad_fast.evaluation.recipes.RECIPES`). Several make a row each of every row,
+            but for the full set.
+        epochs: epochs on the distilled set and on baselines of its size (1000 of ours); `full_epochs` on the full set,
+            whose epochs have more steps.
+        batch, momentum, weight_decay, dsa_mode: in place of the recipe's (ours: 128, 0.9, 5e-4, "fast").
+        lr: learning rate; None takes the recipe's, where it has one, or the distilled one, for the baselines too.
         dsa: augmentation strategy; None takes the one the set was distilled with.
         baselines: rows with the same recipe: "random" real images (as many per class, another draw for each network),
             the "easiest" by EL2N, "kmeans" (the centres, per class), and the "full" set; True for all.
         whitening: how sets that do not say it were normalised, as published programs' do not: "zca", "mean-std", or a
-            :class:`pad_fast.data.Normalization`.
+            :class:`pad_fast.data.Normalization`. Sets of pixels are normalised so before networks are trained on them
+            (None: mean and std).
         robust: add DD-Ranking's label- and augmentation-robust scores, and the rows they need (docs/evaluation.md).
         difficulty: EL2N scores for "easiest" (an object or a file); computed when None.
         cache_dir: folder that keeps every network's result as soon as it is there; repeats are taken from it, and a
@@ -85,8 +97,11 @@ def evaluate(
     Warns:
         UserWarning: a set does not say how it was normalised, and neither does `whitening`.
     """
+    first_recipe, *others = [recipe] if isinstance(recipe, str) else dict.fromkeys(recipe)
+    if robust and (others or first_recipe != OURS):
+        raise ConfigError("robust scores are defined with our recipe; leave out recipe= (--recipe), or robust=")
     settings = EvaluationSettings(
-        models=tuple(models),
+        models=tuple(model_name(model) for model in (models if isinstance(models, Sequence) else [models])),
         repeats=repeats,
         epochs=epochs,
         full_epochs=full_epochs,
@@ -96,6 +111,7 @@ def evaluate(
         weight_decay=weight_decay,
         dsa=dsa,
         dsa_mode=dsa_mode,
+        recipe_name=first_recipe,
         baselines=baseline_names(baselines),
         robust=robust,
         seed=seed,
@@ -110,6 +126,11 @@ def evaluate(
         _require_fit(each, data)
     specs = _specs(settings, first, data)
     normalizations = normalizations_of(sets, data, whitening, cache_dir, progress)
+    if pixels := [name for name, each in sets.items() if each.are_pixels]:
+        kind = next(normalizations[name].kind for name in pixels)
+        progress.say(f"evaluate: {', '.join(pixels)} holds pixels; they are normalised ({kind}) as the test images are")
+        sets = {name: with_whitening(each, normalizations[name]) for name, each in sets.items()}
+        first = next(iter(sets.values()))
     trial = Trial(
         data,
         seed=seed,
@@ -122,10 +143,20 @@ def evaluate(
     real = RealBaselines(data, next(iter(normalizations.values())), trial.device, counts, seed)
     for note in real.notes:
         trial.progress.say(f"evaluate: {note}")
+    easiest = functools.cache(lambda: _difficulty(difficulty, first, real, trial, cache_dir))
     comparison = Comparison(sets, normalizations, real, settings)
-    rows = comparison.rows(lambda: _difficulty(difficulty, first, real, trial, cache_dir))
+    rows = _named(comparison.rows(easiest), first_recipe)
+    for name in others:
+        small = tuple(each for each in settings.baselines if each != "full")
+        other = replace(settings, recipe_name=name, baselines=small)
+        rows += _named(Comparison(sets, normalizations, real, other).rows(easiest), name)
     jobs = _jobs(comparison, rows, specs, trial)
-    return comparison.report(jobs, trial.accuracies(jobs))
+    return comparison.report(jobs, trial.outcomes(jobs))
+
+
+def _named(rows: Sequence[TrainingSet], recipe: str) -> list[TrainingSet]:
+    """Rows that say how their networks are trained, where that is not our way."""
+    return [row if recipe == OURS else replace(row, name=f"{row.name}, {recipe}'s recipe") for row in rows]
 
 
 def _specs(settings: EvaluationSettings, distilled: DistilledDataset, data: ImageDataset) -> list[NetworkSpec]:
@@ -175,9 +206,10 @@ def _difficulty(
 ) -> Difficulty:
     """The scores that were given, or EL2N as the run's own settings compute it."""
     if given is not None:
-        difficulty = given if isinstance(given, Difficulty) else Difficulty.load(given)
-        difficulty.require(trial.data)
-        return difficulty
+        if not isinstance(given, Difficulty):
+            return Difficulty.load(given, trial.data)
+        given.require(trial.data)
+        return given
     named = ("score_networks", "score_epochs", "score_batch", "score_lr")
     settings = {name.removeprefix("score_"): distilled.config[name] for name in named if name in distilled.config}
     model = _own_model(distilled)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..data import DSA
 from ..errors import InputError
 from ..models.spec import NetworkSpec
 from ..runtime.rng import generator
-from ..training.optimizers import SGD
+from ..training.optimizers import SGD, AdamW
 from ..training.trainer import Trainer, TrainingStreams
 
 # Epochs between two looks at the losses: each look waits for the device.
@@ -21,11 +22,16 @@ _LOOK_EVERY = 50
 
 @dataclass(frozen=True)
 class EvaluationRecipe:
-    """Training of a network on a set: SGD, halfway the rate drops tenfold and momentum starts afresh.
+    """Training of a network on a set.
 
     Attributes:
-        lr: learning rate of the first half.
+        lr: learning rate to begin with.
+        momentum: of "sgd".
         dsa: augmentation strategy or "none".
+        optimizer: "sgd" or "adamw".
+        schedule: "half": halfway the rate drops tenfold and the optimiser starts afresh; "fifths": the rate is halved
+            after every fifth of the epochs.
+        cutmix: probability that a batch is mixed (:mod:`pad_fast.data.cutmix`).
     """
 
     lr: float
@@ -35,14 +41,30 @@ class EvaluationRecipe:
     weight_decay: float = 5e-4
     dsa: str = "color_crop_cutout_flip_scale_rotate"
     dsa_mode: str = "fast"
+    optimizer: str = "sgd"
+    schedule: str = "half"
+    cutmix: float = 0.0
 
-    @property
-    def halfway(self) -> int:
-        """The epoch that the lower rate begins with; one epoch alone keeps the full rate."""
-        return (self.epochs + 1) // 2
+    def described(self) -> dict[str, Any]:
+        """All of it, for what results are found by; the last three, which came later, only where they say something."""
+        values, defaults = asdict(self), EvaluationRecipe(self.lr)
+        later = ("optimizer", "schedule", "cutmix")
+        return {name: value for name, value in values.items() if name not in later or value != getattr(defaults, name)}
 
-    def optimizer(self, scale: float = 1.0) -> SGD:
-        """A fresh optimiser with `scale` times the learning rate."""
+    def optimizer_of(self, epoch: int, before: SGD | AdamW | None) -> SGD | AdamW:
+        """The optimiser of an epoch, made of the one of the epoch before it."""
+        if self.schedule == "half":
+            halfway = (self.epochs + 1) // 2  # one epoch alone keeps the full rate
+            if before is None or epoch == halfway:
+                return self._fresh(0.1 if epoch >= halfway else 1.0)
+            return before
+        optimizer = before or self._fresh()
+        optimizer.lr = self.lr * 0.5 ** sum(epoch >= fifth * self.epochs // 5 for fifth in (1, 2, 3, 4))
+        return optimizer
+
+    def _fresh(self, scale: float = 1.0) -> SGD | AdamW:
+        if self.optimizer == "adamw":
+            return AdamW(self.lr * scale, weight_decay=self.weight_decay)
         return SGD(self.lr * scale, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
@@ -86,16 +108,19 @@ def train_networks(
         InputError: training diverged.
     """
     modules = [each.spec.build(each.seed, *each.names) for each in networks]
-    trainer = Trainer(modules, device=device, backend=backend)
+    mixes = recipe.cutmix > 0
+    trainer = Trainer(modules, device=device, backend=backend, labels_are="probabilities" if mixes else "logits")
     generators = [generator(each.seed, *each.names, "draws") for each in networks]
-    streams = TrainingStreams(trainer, generators, DSA(recipe.dsa, mode=recipe.dsa_mode))
+    streams = TrainingStreams(trainer, generators, DSA(recipe.dsa, mode=recipe.dsa_mode), cutmix=recipe.cutmix)
     images, targets, rows = _pooled(sets)
-    optimizer = recipe.optimizer()
+    if mixes:
+        targets = _probabilities(targets, networks[0].spec.classes)
+    optimizer: SGD | AdamW | None = None
     losses: list[Tensor] = []
     for epoch in range(recipe.epochs):
-        if epoch == recipe.halfway:
-            optimizer = recipe.optimizer(0.1)
-        losses.append(trainer.epoch(images, targets, streams.batches(rows, recipe.batch), optimizer, streams.augment))
+        optimizer = recipe.optimizer_of(epoch, optimizer)
+        batches = streams.batches(rows, recipe.batch)
+        losses.append(trainer.epoch(images, targets, batches, optimizer, streams.augment, mix=streams.mix))
         last = epoch == recipe.epochs - 1
         if last:
             # Parameters that are not finite would show in the next epoch's loss.
@@ -105,6 +130,13 @@ def train_networks(
             losses.clear()
         yield
     return trainer
+
+
+def _probabilities(targets: Tensor, classes: int) -> Tensor:
+    """`[N, classes]` of label logits, or of classes `[N]`."""
+    if targets.is_floating_point():
+        return targets.softmax(-1)
+    return torch.nn.functional.one_hot(targets, classes).float()
 
 
 def _pooled(sets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

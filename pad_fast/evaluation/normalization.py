@@ -24,13 +24,15 @@ def normalizations_of(
 ) -> dict[str, Normalization]:
     """The normalisation of each set, one object where they are equal; arguments as in :func:`pad_fast.evaluate`.
 
+    That of pixels, which have none yet, is the one that `whitening` names, or mean and std.
+
     Raises:
         ConfigError: all say how they were normalised, and `whitening` is given.
 
     Warns:
         UserWarning: a set does not say how, and neither does `whitening`.
     """
-    said = {name: each.whitening for name, each in sets.items() if each.whitening is not None}
+    said = {name: each.whitening for name, each in sets.items() if each.whitening is not None and not each.are_pixels}
     if whitening is not None and len(said) == len(sets):
         name, own = next(iter(said.items()))
         raise ConfigError(
@@ -39,8 +41,8 @@ def normalizations_of(
         )
     known: dict[str, Normalization] = dict(said)
     if len(said) < len(sets):
-        silent = [name for name in sets if name not in said]
-        if whitening is None:
+        silent = [name for name, each in sets.items() if each.whitening is None]
+        if whitening is None and silent:
             warnings.warn(
                 f"{', '.join(silent)} carries no whitening; its test images are normalised with mean and std. If it "
                 "was made with ZCA, its accuracies are wrong: pass whitening='zca' (--whitening zca), or the folder "
@@ -53,7 +55,7 @@ def normalizations_of(
         other = (
             kind if isinstance(kind, Normalization) else fit_normalization(data, kind, caches=caches, progress=progress)
         )
-        known |= dict.fromkeys(silent, other)
+        known |= dict.fromkeys((name for name in sets if name not in said), other)
     found: dict[str, Normalization] = {}
     for name in sets:
         found[name] = next((one for one in found.values() if _equal(one, known[name])), known[name])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..data.distilled import DistilledDataset
 from ..errors import ConfigError
 from .network import EvaluationRecipe
+from .recipes import recipe_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,8 @@ class EvaluationSettings:
 
     Attributes:
         lr, dsa: None takes those of each distilled set.
+        recipe_name: of :data:`pad_fast.evaluation.recipes.RECIPES`; epochs, batch, momentum, weight_decay and dsa_mode
+            are its own where they are None.
         baselines: names of :data:`pad_fast.evaluation.BASELINES`.
 
     Raises:
@@ -23,22 +26,25 @@ class EvaluationSettings:
 
     models: tuple[str, ...]
     repeats: int
-    epochs: int
+    epochs: int | None
     full_epochs: int
-    batch: int
+    batch: int | None
     lr: float | None
-    momentum: float
-    weight_decay: float
+    momentum: float | None
+    weight_decay: float | None
     dsa: str | None
-    dsa_mode: str
+    dsa_mode: str | None
+    recipe_name: str
     baselines: tuple[str, ...]
     robust: bool
     seed: int
 
     def __post_init__(self) -> None:
+        recipe_named(self.recipe_name)
         for name in ("repeats", "epochs", "full_epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"lr is {self.lr}; it must be positive")
 
@@ -56,12 +62,8 @@ class EvaluationSettings:
 
     def recipe(self, distilled: DistilledDataset) -> EvaluationRecipe:
         """Training on a distilled set, and on baselines of its size."""
-        return EvaluationRecipe(
-            lr=distilled.lr if self.lr is None else self.lr,
-            epochs=self.epochs,
-            batch=self.batch,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            dsa=str(distilled.config.get("dsa", EvaluationRecipe.dsa)) if self.dsa is None else self.dsa,
-            dsa_mode=self.dsa_mode,
-        )
+        dsa = distilled.config.get("dsa", EvaluationRecipe.dsa)
+        own = {"lr": distilled.lr, "dsa": str(dsa), **recipe_named(self.recipe_name)}
+        names = ("epochs", "batch", "lr", "momentum", "weight_decay", "dsa", "dsa_mode")
+        given = {name: getattr(self, name) for name in names}
+        return EvaluationRecipe(**{**own, **{name: value for name, value in given.items() if value is not None}})

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..errors import InputError
 from ..runtime import files
@@ -40,11 +41,21 @@ class AccuracyRow:
         name: what was trained on.
         model: network.
         accuracies: one value per network, each taken once, at the end of training.
+        by_class: the same for the test images of each class, a tuple per network, NaN for a class without any; empty
+            where it is not known.
+        auc: area under the ROC curve per network, for two classes.
     """
 
     name: str
     model: str
     accuracies: tuple[float, ...]
+    by_class: tuple[tuple[float, ...], ...] = ()
+    auc: tuple[float, ...] = ()
+
+    @property
+    def balanced(self) -> tuple[float, ...]:
+        """Balanced accuracy per network: the mean over the classes that have test images, percent."""
+        return tuple(statistics.fmean(value for value in classes if not math.isnan(value)) for classes in self.by_class)
 
     @property
     def mean(self) -> float:
@@ -117,8 +128,15 @@ class EvaluationReport:
         raise InputError(f"no row {name!r}; there are {', '.join(sorted({row.name for row in self.rows}))}")
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write everything as JSON."""
-        files.write_json(path, asdict(self))
+        """Write everything that is known as JSON; a class without test images has null."""
+        content = asdict(self)
+        for row in content["rows"]:
+            classes = row.pop("by_class")
+            if classes:
+                row["by_class"] = [[None if math.isnan(value) else value for value in each] for each in classes]
+            if not row["auc"]:
+                del row["auc"]
+        files.write_json(path, content)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> EvaluationReport:
@@ -130,7 +148,7 @@ class EvaluationReport:
         stored = files.read_json(path, "evaluation")
         stored = {"rows": stored} if isinstance(stored, list) else stored
         with files.reading(path, "evaluation"):
-            rows = (AccuracyRow(str(r["name"]), str(r["model"]), numbers(r["accuracies"])) for r in stored["rows"])
+            rows = (_row(r) for r in stored["rows"])
             scores = (
                 RobustScore(str(s["name"]), str(s["trained_on"]), str(s["model"]), numbers(s["values"]))
                 for s in stored.get("scores", ())
@@ -141,13 +159,34 @@ class EvaluationReport:
         """The rows as aligned text, the scores below them."""
         width = max([len(row.name) for row in self.rows] + [8])
         model = max([len(row.model) for row in self.rows] + [7])
-        lines = [f"{'trained on':<{width}}  {'network':<{model}}  test accuracy, %"]
+        heading = "test accuracy, %"
+        # Where classes have as many test images each, the balanced accuracy is the same.
+        uneven = any(abs(mean_std(row.balanced)[0] - row.mean) > 1e-6 for row in self.rows if row.balanced)
+        heading += "  balanced" * uneven + "  AUC" * any(row.auc for row in self.rows)
+        lines = [f"{'trained on':<{width}}  {'network':<{model}}  {heading}"]
         for row in self.rows:
-            accuracy = f"{row.mean:5.1f} +- {row.std:.1f}"
-            lines.append(f"{row.name:<{width}}  {row.model:<{model}}  {accuracy}  ({row.networks} networks)")
+            value = f"{row.mean:5.1f} +- {row.std:.1f}"
+            if uneven and row.balanced:
+                value += f"  {mean_std(row.balanced)[0]:5.1f}"
+            if row.auc:
+                value += f"  {mean_std(row.auc)[0]:.3f}"
+            lines.append(f"{row.name:<{width}}  {row.model:<{model}}  {value}  ({row.networks} networks)")
         for score in self.scores:
             value = f"{score.name} {score.mean:.3f} +- {score.std:.3f}"
             lines.append(
                 f"{score.trained_on:<{width}}  {score.model:<{model}}  {value}  ({len(score.values)} networks)"
             )
         return "\n".join(lines)
+
+
+def _row(stored: Mapping[str, Any]) -> AccuracyRow:
+    """A row of a file; those of earlier versions have no more than accuracies."""
+    return AccuracyRow(
+        str(stored["name"]),
+        str(stored["model"]),
+        numbers(stored["accuracies"]),
+        by_class=tuple(
+            numbers(math.nan if value is None else value for value in values) for values in stored.get("by_class", ())
+        ),
+        auc=tuple(float(value) for value in stored.get("auc", ())),
+    )

@@ -17,6 +17,7 @@ from ..runtime import distributed
 from ..runtime.progress import Progress
 from ..training.trainer import Trainer
 from .network import Network, train_networks
+from .outcome import Outcome, area_under_curve, by_class, unpacked
 from .results import Results, digest
 from .sets import FULL, TrainingSet
 from .side_by_side import Work, side_by_side
@@ -72,25 +73,25 @@ class Trial:
             "trained_on": job.trained_on.digest,
             "tested_on": self.test(job.trained_on.normalization)[1],
             "network": network,
-            "recipe": vars(job.trained_on.recipe),
+            "recipe": job.trained_on.recipe.described(),
             "device": self.device.type,
             "backend": self.backend,
         }
 
-    def accuracies(self, jobs: Sequence[Job]) -> dict[Job, float]:
-        """Test accuracy of every job, from the results where it is there; ranks divide the jobs between them."""
+    def outcomes(self, jobs: Sequence[Job]) -> dict[Job, Outcome]:
+        """What every job's test came to, from the results where it is there; ranks divide the jobs between them."""
         group = distributed.group()
         # The full set takes longest: begun last, it would keep one worker busy while the others have nothing to do.
         dealt = sorted(jobs, key=lambda job: job.trained_on.name != FULL)
         mine = group.turns(range(len(dealt)))
-        values = torch.zeros(len(dealt), dtype=torch.float64)
+        values = torch.zeros(len(dealt), 2 + self.data.classes, dtype=torch.float64)
         missing = []
         for place in mine:
             known = self.results.get(self.describe(dealt[place]))
             if known is None:
                 missing.append(place)
             else:
-                values[place] = known["accuracy"]
+                values[place] = self._known(known)
         done = len(mine) - len(missing)
         if done:
             self.progress.say(f"evaluate: {done} of {len(mine)} networks are known already")
@@ -99,11 +100,11 @@ class Trial:
         # Of all jobs, not only the missing ones: rounding depends on how many threads a network gets.
         workers = min(torch.get_num_threads(), sum(self._side_by_side(job) for job in jobs))
         results = chain(self._run(dealt, threaded, workers), self._run(dealt, others, 1))
-        for place, accuracy in self.progress.track(results, "evaluate", total=len(mine), done=done, unit="network"):
-            values[place] = accuracy
+        for place, found in self.progress.track(results, "evaluate", total=len(mine), done=done, unit="network"):
+            values[place] = found
         group.wait("the networks that other ranks evaluate")
         group.sum_(values)
-        return dict(zip(dealt, values.tolist(), strict=True))
+        return {job: unpacked(row) for job, row in zip(dealt, values, strict=True)}
 
     def teacher(self, spec: NetworkSpec, full: TrainingSet, images: Tensor) -> Tensor:
         """Logits `[N, classes]` of all training images under network 0 of the full set: where soft labels come from."""
@@ -122,11 +123,19 @@ class Trial:
             self.results.put({**described, "result": "training logits"}, **known)
         return known["logits"].to(self.device)
 
-    def _run(self, jobs: Sequence[Job], places: Sequence[int], workers: int) -> Iterator[tuple[int, float]]:
-        def run(group: Sequence[tuple[int, ImagesAndTargets]]) -> Work[list[tuple[int, float]]]:
+    def _known(self, stored: dict[str, Tensor]) -> Tensor:
+        """A result as a row of all values; earlier versions kept the accuracy alone."""
+        row = torch.full((2 + self.data.classes,), torch.nan, dtype=torch.float64)
+        row[0] = stored["accuracy"]
+        if "by_class" in stored:
+            row[1], row[2:] = stored["auc"], stored["by_class"]
+        return row
+
+    def _run(self, jobs: Sequence[Job], places: Sequence[int], workers: int) -> Iterator[tuple[int, Tensor]]:
+        def run(group: Sequence[tuple[int, ImagesAndTargets]]) -> Work[list[tuple[int, Tensor]]]:
             trainer = yield from self._train([(jobs[place], taken) for place, taken in group])
-            accuracies = self._test([jobs[place] for place, _ in group], trainer)
-            return [(place, accuracy) for (place, _), accuracy in zip(group, accuracies, strict=True)]
+            rows = self._test([jobs[place] for place, _ in group], trainer)
+            return [(place, row) for (place, _), row in zip(group, rows, strict=True)]
 
         return chain.from_iterable(side_by_side(run, self._groups(jobs, places), workers=workers))
 
@@ -156,12 +165,23 @@ class Trial:
         recipe = group[0][0].trained_on.recipe
         return train_networks(networks, sets, recipe, device=self.device, backend=self.backend)
 
-    def _test(self, jobs: Sequence[Job], trainer: Trainer) -> list[float]:
-        test, _ = self.test(jobs[0].trained_on.normalization)  # a group has one
-        accuracies: list[float] = trainer.accuracy(*test).reshape(-1).tolist()
-        for job, accuracy in zip(jobs, accuracies, strict=True):
-            self.results.put(self.describe(job), accuracy=torch.tensor(accuracy, dtype=torch.float64))
-        return accuracies
+    def _test(self, jobs: Sequence[Job], trainer: Trainer) -> list[Tensor]:
+        (images, labels), _ = self.test(jobs[0].trained_on.normalization)  # a group has one
+        predictions = trainer.predictions(images).reshape(len(jobs), -1)
+        logits = trainer.logits(images).reshape(len(jobs), len(labels), -1) if self.data.classes == 2 else None
+        rows = []
+        for index, job in enumerate(jobs):
+            found = {
+                "accuracy": (predictions[index] == labels).sum().double() / len(labels) * 100,
+                "by_class": by_class(predictions[index], labels, self.data.classes),
+                "auc": torch.tensor(torch.nan, dtype=torch.float64),
+            }
+            if logits is not None:
+                found["auc"] = area_under_curve(logits[index, :, 1] - logits[index, :, 0], labels)
+            found = {name: value.cpu() for name, value in found.items()}
+            self.results.put(self.describe(job), **found)
+            rows.append(self._known(found))
+        return rows
 
     def _side_by_side(self, job: Job) -> bool:
         return self.device.type == "cpu" and self._engine(job)[0].side_by_side

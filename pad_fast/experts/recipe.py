@@ -92,7 +92,7 @@ class ExpertRecipe:
                 "or the path of an order table"
             )
         if not isinstance(difficulty, Difficulty):
-            difficulty = Difficulty.load(difficulty)
+            return Difficulty.load(difficulty, data).order
         difficulty.require(data)
         return difficulty.order
 

@@ -39,7 +39,7 @@ class ReplayBuffers:
     """Experts in a folder of `replay_buffer_*.pt`, read through a memory map: what is not asked for stays on the disk.
 
     Raises:
-        StoreError: no such files, or one with another layout.
+        StoreError: no such files, or one with another layout, or whose snapshots are one and the same.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,6 +60,13 @@ class ReplayBuffers:
                     f"{path} is not a replay buffer: expected a list of trajectories, each a list of snapshots, "
                     f"each a list of parameter tensors ({error})"
                 ) from error
+            for index, snapshots in enumerate(content):
+                if any(map(_is_same_memory, snapshots, snapshots[1:])):
+                    raise StoreError(
+                        f"trajectory {index} of {path} holds the same weights in every snapshot: all of them are one "
+                        "piece of memory, as where a program on a CPU keeps `p.detach().cpu()`, which copies nothing "
+                        "there; write the file again with `.clone()` behind it"
+                    )
             self._places += [(path, index) for index in range(len(content))]
         if not shapes:
             raise StoreError(f"the replay buffers in {folder} hold no trajectory")
@@ -74,6 +81,10 @@ class ReplayBuffers:
     def __len__(self) -> int:
         return len(self._places)
 
+    def path(self, expert: int) -> Path:
+        """The file that holds an expert."""
+        return self._places[expert][0]
+
     def read(self, expert: int, row: int, out: Tensor) -> Tensor:
         """Weights of snapshot `row` into `out` `[P]`.
 
@@ -85,6 +96,11 @@ class ReplayBuffers:
         if not bool(out.isfinite().all()):
             raise StoreError(f"{path} contains NaN or infinite weights; leave that file out")
         return out
+
+
+def _is_same_memory(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Whether every tensor of two snapshots is the same piece of memory; what lies in it is not read."""
+    return all(p.data_ptr() == q.data_ptr() for p, q in zip(one, other, strict=True))
 
 
 def _load(path: Path) -> Any:

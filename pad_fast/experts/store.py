@@ -326,6 +326,19 @@ class ExpertStore:
             self._first = base = expert, file.read(0, torch.empty(self.parameter_count))
         return out.copy_(base[1]) if row == 0 else file.read(row, out, base[1])
 
+    def require_moved(self, expert: int, start: int, target: int) -> None:
+        """Check that an expert's weights are not the same after `start` and `target` epochs.
+
+        Raises:
+            StoreError: they are, so that nothing can be matched between them.
+        """
+        if torch.equal(self.snapshot(expert, start), self.snapshot(expert, target)):
+            path = self.expert_file(expert).path if self._replay is None else self._replay.path(expert)
+            raise StoreError(
+                f"{path} holds the same weights after {start} and {target} epochs of expert {expert}: it was not "
+                "trained in between, or its snapshots were kept without a copy (`.clone()`); train the experts again"
+            )
+
     def facts(self, expert: int) -> dict[str, Any]:
         """Facts remembered about an expert, e.g. its test accuracy; none for replay buffers."""
         self._require_expert(expert)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .._version import __version__
 from ..data import ImageDataset, Normalization, fit_normalization, load_dataset
 from ..models import FlatNetwork
+from ..models.sources import Maker, model_name
 from ..models.spec import NetworkSpec
 from ..runtime import distributed
 from ..runtime.device import free_bytes, resolve_device
@@ -41,7 +42,7 @@ def train_experts(
     optimizer: str = "gsam",
     rho: float = 0.01,
     alpha: float = 0.3,
-    model: str = "ConvNet",
+    model: str | Maker = "ConvNet",
     batch: int = 256,
     lr: float = 0.01,
     dsa: str = "color_crop_cutout_flip_scale_rotate",
@@ -73,6 +74,7 @@ def train_experts(
         curriculum: which images are shown when; None shows all of them always. Needs `difficulty`.
         difficulty: scores or order table (an object or a file), required by a curriculum or by pruning.
         prune_rule: "hardest:0.2", "easiest:0.1" or "none": drop a fraction of every class once.
+        model: network of the experts, as :func:`pad_fast.network` takes it.
         optimizer: "gsam" (adaptive, `rho`, `alpha`) or "sgd"; constant `lr`, no momentum, no weight decay.
         dsa: augmentation strategy or "none"; `dsa_mode` "fast" or "reference".
         keep: snapshots to store, "all" or numbers and ranges such as "0:22,-1"; see
@@ -93,6 +95,7 @@ def train_experts(
         StoreError: `out` holds experts made with other settings, or cannot be written.
         PadFastError: all workers ended early.
     """
+    model = model_name(model)
     recipe = ExpertRecipe(
         model=model,
         epochs=epochs,

@@ -90,8 +90,11 @@ class _ConstantMemory(torch.autograd.Function):
             )
             losses = passes.forward(inputs)
         ctx.engine, ctx.passes, ctx.seed, ctx.given = engine, passes, inputs.seed, len(tensors)
-        # The parameters that the student visited too: autograd frees what it has saved, whoever keeps the loss.
-        ctx.save_for_backward(*tensors, *passes.release())
+        # The parameters that the student visited too: autograd frees what it has saved, whoever keeps the loss. So it
+        # does the passes, which hold the student: an empty tensor owns them.
+        owner = inputs.lr.new_empty(0)
+        vars(owner)["passes"] = passes
+        ctx.save_for_backward(*tensors, owner, *passes.release())
         return losses
 
     @staticmethod
@@ -102,12 +105,14 @@ class _ConstantMemory(torch.autograd.Function):
                 "differentiated again; leave it out, or use gradient='unroll', whose memory grows with T"
             )
         saved = ctx.saved_tensors
+        given, (owner, *kept) = saved[: ctx.given], saved[ctx.given :]
+        passes = vars(owner)["passes"] if ctx.passes is None else ctx.passes
+        # Hooks on saved tensors (`torch.autograd.graph.save_on_cpu`) hand over another one, which owns nothing.
+        ctx.passes = None if "passes" in vars(owner) else passes
         with ctx.engine.running():
-            ctx.passes.restore(saved[ctx.given :])
-            start, target, images, labels, lr, *captured = ctx.passes.reverse(
-                Inputs._make((*saved[: ctx.given], ctx.seed)), grad_loss
-            )
-            ctx.passes.release()
+            passes.restore(kept)
+            start, target, images, labels, lr, *captured = passes.reverse(Inputs._make((*given, ctx.seed)), grad_loss)
+            passes.release()
         # `unroll` is not a tensor, hence the first None; indices have no gradient, hence the other.
         return (None, start, target, images, labels, lr, None, *captured)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -9,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import SeededDSA
-from ..data.labels import are_probabilities
+from ..data.labels import LABELS_ARE, are_probabilities
 from ..engines import Augment, Task, require_gradient, select
 from ..engines.unroll import unroll
 from ..errors import InputError, nearest
 from ..models.convnet import ConvNet
-from ..models.flat import FlatNetwork
+from ..models.flat import FlatNetwork, rearrange
 from ..runtime.device import cache_bytes
 from ..runtime.distributed import ALONE, Group
 from ..runtime.shapes import Float, Int
-from ..settings.choices import LABELS_ARE
 from .distance import normalized_distance
 from .exact import Unroll, constant_memory_loss
 from .masks import ParameterMask
@@ -57,13 +57,15 @@ def trajectory_matching_loss(
     Args:
         model: a ConvNet of ours, any `nn.Module` (flat parameters in `parameters()` order), or a flat-parameter
             wrapper whose `forward` takes `flat_param=`. Training mode is respected; batch-norm statistics are
-            updated once per step. Somebody else's ConvNet with instance norm, also inside such a wrapper, is recognised
-            by its modules and one compared forward pass, and then served by the native engines.
+            updated once per step. Somebody else's ConvNet with instance norm, ReLU and average pooling, also inside
+            such a wrapper, is recognised by its modules and compared forward passes, once for all objects that are
+            made alike, and then served by the native engines.
         theta_start: expert snapshot s, `[P]`, or `[K, P]` for K trajectories at once.
         theta_target: expert snapshot s + M, same shape.
         images: synthetic images `[N, C, H, W]`, same dtype and device as the parameters.
         labels: soft labels `[N, classes]` (floating), or classes `[N]` (int64: hard).
-        lr: the student's learning rate, a scalar tensor or a number.
+        lr: the student's learning rate, a scalar tensor or a number. A learned one may reach zero, where the student
+            stays at `theta_start`, and go below, where it climbs; neither is refused.
         batches: one int64 index tensor `[B_t]` per step, indices into `images`. Those of
             :func:`pad_fast.reference_batches` are drawn on the way, in turn with what `augment` draws.
         mask: which parameters are matched; None matches all of them.
@@ -93,7 +95,7 @@ def trajectory_matching_loss(
     Raises:
         InputError: shapes, dtypes, devices, indices or labels that do not fit together, a mask that leaves nothing, or
             a tensor that requires a gradient under `torch.no_grad`, or a network whose batches cannot be divided over a
-            group.
+            group; on a CPU, start and target that are the same snapshot.
         BackendError: the backend asked for by name cannot serve this.
         RankLost: another rank of the group has ended.
 
@@ -142,12 +144,17 @@ def trajectory_matching_loss(
         require_divisible(network, gradient)
         split = SplitBatches.of(group, sizes)
         indices, augment, sizes = split.indices(indices, sizes), split.augment(augment, sizes), split.sizes
-    kept = cache_bytes(cache, images.device)
-    task = Task(network, images.device, images.dtype, gradient, precision, kept, labels_are)
-    engine = select(backend, task)
     stacked = theta_start.dim() == 2
     starts = theta_start if stacked else theta_start[None]
     targets = theta_target if stacked else theta_target[None]
+    # Masks of leading entries mean those of the network's own order.
+    other = None if backend == "autograd" or gradient == "unroll" or first_kept else network.rearranged()
+    if other is not None:
+        network, pieces = other
+        starts, targets = rearrange(starts, pieces), rearrange(targets, pieces)
+    kept = cache_bytes(cache, images.device)
+    task = Task(network, images.device, images.dtype, gradient, precision, kept, labels_are)
+    engine = select(backend, task)
     if gradient == "unroll":
         if draw is None:
             batches = indices.split(sizes)
@@ -166,7 +173,25 @@ def trajectory_matching_loss(
         learned = tuple(tensor for tensor in every.values() if tensor.requires_grad)
         run = Unroll(engine, task, sizes, augment, gradient == "exact", first_kept, dropped, split, learned, draw)
         losses = constant_memory_loss(run, starts, targets, images, labels, lr.reshape(()), indices)
+    _require_moved(losses, theta_start, theta_target, first_kept)
     return losses if stacked else losses[0]
+
+
+def _require_moved(losses: Tensor, theta_start: Tensor, theta_target: Tensor, first_kept: int) -> None:
+    """Name what makes a loss infinite or NaN whatever the rates: a start and a target that are the same snapshot.
+
+    Looked for where a loss is known not to be finite. On a GPU it is not: reading one would wait for it.
+    """
+    if losses.device.type != "cpu" or bool(losses.detach().isfinite().all()):
+        return
+    same = (theta_start.detach() == theta_target.detach())[..., first_kept:].all(-1).reshape(-1)
+    if bool(same.any()):
+        row = f"[{int(same.nonzero()[0])}]" if theta_start.dim() == 2 else ""
+        raise InputError(
+            f"theta_start{row} and theta_target{row} are equal in every entry that is matched, so there is no distance "
+            "to go. Snapshots that a program on a CPU kept as `p.detach().cpu()` are all the same memory, which "
+            "training went on changing; write them with `.clone()` behind it, or pass those of two different epochs"
+        )
 
 
 def _check(
@@ -211,8 +236,8 @@ def _check(
     if lr.numel() != 1 or not lr.is_floating_point():
         raise InputError(f"lr has shape {list(lr.shape)} and dtype {lr.dtype}; pass one floating value")
     # Reading a value on a GPU would wait for it, so there only the caller can check.
-    if lr.device.type == "cpu" and not float(lr.detach()) > 0:
-        raise InputError(f"lr is {float(lr.detach()):g}; the student's learning rate must be positive")
+    if lr.device.type == "cpu" and not math.isfinite(float(lr.detach())):
+        raise InputError(f"lr is {float(lr.detach()):g}; the student's learning rate must be a finite number")
 
 
 def _require_classes(network: FlatNetwork, labels: Tensor) -> None:
@@ -221,7 +246,7 @@ def _require_classes(network: FlatNetwork, labels: Tensor) -> None:
     if labels.is_floating_point() or labels.device.type != "cpu" or not len(labels):
         return
     low, high = (int(end) for end in labels.aminmax())
-    classes = None if isinstance(network.convnet, str) else network.convnet.classes
+    classes = None if isinstance(network.recognised, str) else network.recognised.config.classes
     if low < 0 or (classes is not None and high >= classes):
         raise InputError(
             f"hard labels run from {low} to {high}; classes of the network are 0 to "

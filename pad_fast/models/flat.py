@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .convnet import ConvNet, ConvNetConfig
-from .recognition import recognise
+from .recognition import Recognised, recognise
 
 # Agreement asked of two float64 forward passes that sum in different orders.
 _TOLERANCE = 1e-9
+# Magnitudes of parameters and images that they are compared at: small ones show an eps of the norm, large ones a bound
+# on activations or images.
+_SCALES = ((0.3, 1.0), (10.0, 100.0))
 
 # A module and what its buffers are exchanged for, see :meth:`FlatNetwork.with_buffers`.
 _buffers: ContextVar[tuple[nn.Module, dict[str, Tensor]] | None] = ContextVar("_buffers", default=None)
@@ -89,29 +92,71 @@ class FlatNetwork:
         given = self._image_shape() if callable(self._image_shape) else self._image_shape
         return None if given is None else tuple(given)
 
+    @cached_property
+    def recognised(self) -> Recognised | str:
+        """The ConvNet of ours that computes the same, whatever the order of its parameters, or why there is none."""
+        return recognise(self.module, self.image_shape, self._differs)
+
     @cached_property  # asked for in every step
     def convnet(self) -> ConvNetConfig | str:
-        return recognise(self.module, self.image_shape, self._computes)
+        found = self.recognised
+        if isinstance(found, str):
+            return found
+        if found.pieces is not None:
+            return f"{type(self.module).__name__} has its parameters in another order"
+        return found.config
 
-    def _computes(self, config: ConvNetConfig) -> bool:
-        """Whether this ConvNet gives the same logits at random parameters, to rounding in float64."""
-        ours = FlatNetwork(ConvNet.meta(config))
-        if self.image_shape is None or ours.parameter_count != self.parameter_count:
-            return False
+    def rearranged(self) -> tuple[FlatNetwork, tuple[slice, ...]] | None:
+        """A ConvNet of ours that computes the same with its parameters in another order, and where each of them lies.
+
+        None where there is no such ConvNet, or the order is the same.
+        """
+        found = self.recognised
+        return None if isinstance(found, str) or found.pieces is None else (_ours(found.config), found.pieces)
+
+    def _differs(self, found: Recognised) -> str | None:
+        """What tells it from a ConvNet of ours: the logits at random parameters, to rounding in float64."""
+        ours = _ours(found.config)
+        if ours.parameter_count != self.parameter_count:
+            return f"it has {self.parameter_count:,} parameters, a ConvNet of its layers {ours.parameter_count:,}"
+        assert self.image_shape is not None  # nothing is recognised without
         device = next(self.module.parameters()).device
         draws = torch.Generator().manual_seed(0)
-        # Norm scales and shifts off 1 and 0, and biases that must cancel: else an exchanged order could go unnoticed.
-        theta = 0.3 * torch.randn(self.parameter_count, generator=draws, dtype=torch.float64).to(device)
-        images = torch.randn(3, *self.image_shape, generator=draws, dtype=torch.float64).to(device)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            expected = ours(theta, images)
+        for parameters, pixels in _SCALES:
+            # Norm scales and shifts off 1 and 0, and biases that must cancel: else an exchanged order could go
+            # unnoticed.
+            theta = parameters * torch.randn(self.parameter_count, generator=draws, dtype=torch.float64).to(device)
+            images = pixels * torch.randn(3, *self.image_shape, generator=draws, dtype=torch.float64).to(device)
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                expected = ours(theta if found.pieces is None else rearrange(theta, found.pieces), images)
+                got = self._drawing_nothing(theta, images)
+            if isinstance(got, str):
+                return got
+            if got.shape != expected.shape or got.dtype != expected.dtype:
+                return f"its forward returns {got.dtype} {list(got.shape)} for three images in float64"
+            if not bool((got - expected).norm() <= _TOLERANCE * expected.norm()):
+                return "its modules are those of an instance-norm ConvNet, but its forward computes something else"
+        return None
+
+    def _drawing_nothing(self, theta: Tensor, images: Tensor) -> Tensor | str:
+        """Logits of a call that leaves torch's generators where they were, or what went wrong."""
+        cuda = [images.device] if images.device.type == "cuda" else []
+
+        def states() -> list[Tensor]:
+            return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in cuda)]
+
+        with torch.random.fork_rng(devices=cuda):
+            before = states()
             try:
                 got = self(theta, images)
-            except Exception:  # the caller's code, which may refuse float64 or three images in any way it likes
-                return False
-        if not isinstance(got, Tensor) or got.shape != expected.shape or got.dtype != expected.dtype:
-            return False
-        return bool((got - expected).norm() <= _TOLERANCE * expected.norm())
+            except (
+                Exception
+            ) as error:  # the caller's code, which may refuse float64 or three images in any way it likes
+                return f"its forward fails on three images in float64 ({type(error).__name__})"
+            drew = not all(map(torch.equal, before, states()))
+        if drew:
+            return "its forward draws random numbers"
+        return got if isinstance(got, Tensor) else f"its forward returns a {type(got).__name__}"
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
         """Logits `[B, classes]` of `images` `[B, C, H, W]` under parameters `theta` `[P]`."""
@@ -165,7 +210,7 @@ class FlatNetwork:
                     f"{type(self.module).__name__} holds one flat vector, so layers cannot be counted; "
                     "use ParameterMask.depth(ratio), or pass the network without its wrapper"
                 )
-            return FlatNetwork(ConvNet.meta(self.convnet)).layer_starts()
+            return _ours(self.convnet).layer_starts()
         starts: list[int] = []
         previous: str | None = None
         offset = 0
@@ -192,6 +237,16 @@ class FlatNetwork:
             yield
         finally:
             _buffers.reset(token)
+
+
+def rearrange(theta: Tensor, pieces: Sequence[slice]) -> Tensor:
+    """The pieces of `theta` `[..., P]` one behind the other."""
+    return torch.cat([theta[..., piece] for piece in pieces], -1)
+
+
+@lru_cache(maxsize=16)
+def _ours(config: ConvNetConfig) -> FlatNetwork:
+    return FlatNetwork(ConvNet.meta(config))
 
 
 def _inside(module: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from typing import SupportsIndex
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ NORMS = ("instance", "batch", "layer", "group", "none")
 _GROUPS = 4
 
 
-class ImageNetwork(nn.Module, ABC):
+class ImageNetwork(nn.Module, metaclass=ABCMeta):  # not ABC: bases of libraries that rebuild modules name it first
     """A classifier of square images whose last layer is linear: `logits = classifier(embed(x))`.
 
     Subclasses define `classifier` and :meth:`embed`. The split is what last-layer scores (GraNd) and

@@ -7,9 +7,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from ..errors import InputError, nearest
 from .convnet import ConvNet, default_depth
 from .layers import ImageNetwork
+from .sources import Maker, build_foreign, is_foreign, model_name
 from .zoo import MLP, VGG11, AlexNet, LeNet, ResNet18
 
 _SUFFIXES: dict[str, tuple[str, str]] = {
@@ -39,7 +42,9 @@ _FAMILIES: dict[str, tuple[Callable[..., ImageNetwork], dict[str, str]]] = {
 }
 
 
-def network(name: str, *, channels: int = 3, classes: int = 10, resolution: int = 32, **variant: Any) -> ImageNetwork:
+def network(
+    name: str | Maker, *, channels: int = 3, classes: int = 10, resolution: int = 32, **variant: Any
+) -> nn.Module:
     """Build a network by name for images [N, channels, resolution, resolution].
 
     ConvNet names take any number of suffixes in any order, each property once: D<depth>, W<width>; NN, BN,
@@ -49,16 +54,18 @@ def network(name: str, *, channels: int = 3, classes: int = 10, resolution: int 
     resolution its network can, so there are no separate names for 64 px images.
 
     Args:
-        name: such as "ConvNet", "ConvNetD2W32", "ResNet18BN".
+        name: such as "ConvNet", "ConvNetD2W32", "ResNet18BN"; "torchvision:resnet18" or "timm:vit_tiny_patch16_224",
+            untrained, where that package is installed; "python:MODULE:NAME", or the class or function itself, which is
+            called with channels, classes and resolution.
         channels: channels of the images.
         classes: number of classes.
         resolution: side of the images in pixels.
-        variant: further arguments of the class (ConvNet: width, depth, norm, activation, pooling; VGG11 and
+        variant: further arguments of a class of ours (ConvNet: width, depth, norm, activation, pooling; VGG11 and
             ResNet18: norm). They may not contradict the name.
 
     Returns:
-        A module with `forward(x)` -> logits [N, classes], `embed(x)` -> penultimate features [N, F] and
-        `classifier`, its last linear layer. Weights are torch's defaults from the global generator.
+        A module with `forward(x)` -> logits [N, classes]; ours with `embed(x)` -> penultimate features [N, F] and
+        `classifier`, its last linear layer, too. Weights are torch's defaults from the global generator.
 
     Raises:
         InputError: an unknown name or argument, an argument that contradicts the name, or a resolution too
@@ -71,6 +78,11 @@ def network(name: str, *, channels: int = 3, classes: int = 10, resolution: int 
         >>> network("ConvNet", resolution=64, classes=200).config.depth
         4
     """
+    name = model_name(name)
+    if is_foreign(name):
+        if variant:
+            raise InputError(f"network {name!r} takes no further arguments, got {', '.join(variant)}; leave them out")
+        return build_foreign(name, channels=channels, classes=classes, resolution=resolution)
     build, named = _lookup(name)
     accepted = set(inspect.signature(build).parameters) - {"channels", "classes", "resolution"}
     for key, value in variant.items():
@@ -130,5 +142,6 @@ def _plain(value: Any) -> Any:
 def _unknown(name: object) -> str:
     return (
         f"unknown network {name!r}.{nearest(str(name), network_names())} Known: ConvNet with any of "
-        f"D<depth> W<width> {' '.join(_SUFFIXES)}, and {', '.join(_FAMILIES)}"
+        f"D<depth> W<width> {' '.join(_SUFFIXES)}, {', '.join(_FAMILIES)}, and torchvision:NAME, timm:NAME, "
+        "python:MODULE:NAME"
     )

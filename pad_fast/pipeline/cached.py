@@ -59,9 +59,7 @@ def given_order(config: Config, data: ImageDataset) -> Difficulty:
         StoreError: it cannot be read, or belongs to another data set.
     """
     assert config.order_file is not None
-    difficulty = Difficulty.load(config.order_file)
-    difficulty.require(data)
-    return difficulty
+    return Difficulty.load(config.order_file, data)
 
 
 def given_experts(config: Config, data: ImageDataset) -> ExpertStore:

@@ -9,6 +9,7 @@ import torch
 
 from ..data import DSA, ImageDataset
 from ..distillation.batch_matching import make_criterion, require_alone
+from ..distillation.initialization import require_images
 from ..distillation.trajectory_matching import require_possible
 from ..engines import Task, select
 from ..errors import ConfigError, DatasetError, StoreError
@@ -17,6 +18,7 @@ from ..runs.folder import CHECKPOINT, CONFIG, DESCRIPTION, DISTILLED, read_descr
 from ..runtime import distributed, files
 from ..runtime.device import cache_bytes
 from ..settings.config import Config, completed
+from ..settings.per_class import counts_of
 from ..settings.snapshot_ranges import format_snapshots
 from ..settings.yaml_files import to_yaml
 from .cached import given_experts, given_order, spec_of
@@ -86,13 +88,9 @@ def claim(config: Config, data: ImageDataset, out: Path, *, resume: bool, overwr
 
 def _require_images(config: Config, data: ImageDataset) -> None:
     """Enough of them to begin with."""
-    sizes = [len(indices) for indices in data.images_by_class()]
-    if config.pix_init != "noise" and min(sizes) < config.ipc:
-        label = sizes.index(min(sizes))
-        raise DatasetError(
-            f"class {label} ({data.class_names[label]}) has {sizes[label]} training images, fewer than ipc "
-            f"{config.ipc}; lower ipc or use pix_init noise"
-        )
+    counts = counts_of(config.ipc_per_class, config.ipc, data.class_names)
+    if config.pix_init != "noise":
+        require_images([len(indices) for indices in data.images_by_class()], counts)
 
 
 def _require_served(config: Config, data: ImageDataset, device: torch.device) -> None:
@@ -122,8 +120,11 @@ def _require_curriculum(config: Config, data: ImageDataset) -> None:
     """Images of every class in every epoch, after pruning."""
     pruned = [len(indices) for indices in prune(data.images_by_class(), config.prune)]
     curriculum_of(config).require_images(config.train_epochs, pruned)
-    if not config.uses_experts and config.pix_init != "noise" and min(pruned) < config.ipc:
-        raise DatasetError(
-            f"prune {config.prune!r} leaves {min(pruned)} images of a class, fewer than ipc {config.ipc}; "
-            "drop fewer, lower ipc or use pix_init noise"
-        )
+    if config.uses_experts or config.pix_init == "noise":
+        return
+    for left, size in zip(pruned, map(len, data.images_by_class()), strict=True):
+        if left < min(config.ipc, size):
+            raise DatasetError(
+                f"prune {config.prune!r} leaves {left} images of a class, fewer than ipc {config.ipc}; "
+                "drop fewer, lower ipc or use pix_init noise"
+            )

@@ -20,7 +20,7 @@ from .pipeline import Pipeline
 def distill(
     dataset: Any = UNSET,
     *,
-    ipc: int | Unset = UNSET,
+    ipc: int | Mapping[str, int] | Unset = UNSET,
     method: str | Unset = UNSET,
     config: Config | str | os.PathLike[str] | Mapping[str, Any] | None = None,
     preset: str | None = None,
@@ -46,7 +46,7 @@ def distill(
     Args:
         dataset: a name ("digits", the default, needs no download), "imagefolder:PATH", "hf:NAME", a .npz file, tensors,
             or torch or Hugging Face data sets; see :func:`pad_fast.load_dataset`.
-        ipc: synthetic images per class; 1 by default.
+        ipc: synthetic images per class; 1 by default. A mapping of class names gives these their own numbers.
         method: "pad" (the default), "datm", "ftd", "mtt" or "tesla": settings of trajectory matching; "dc" or "dsa"
             (gradient matching) or "dm" (distribution matching).
         config: a YAML file (ours or the reference's), a mapping, or a ready :class:`Config`, which then decides

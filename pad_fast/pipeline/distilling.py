@@ -27,6 +27,7 @@ from ..runtime import distributed
 from ..runtime.progress import Progress
 from ..scoring.difficulty import Difficulty
 from ..settings.config import Config
+from ..settings.per_class import counts_of
 from .cached import distillation_key, spec_of
 from .configured import order_of
 
@@ -144,7 +145,8 @@ class Distillation:
         task = Task(self.student, self.device, torch.float32)
         teachers = Teachers(self.source, select(config.backend, task), task)
         images = self.normalization.apply(data.train_images)
-        return initial_set(config.pix_init, config.ipc, images, data, teachers, seed=config.seed)
+        counts = counts_of(config.ipc_per_class, config.ipc, data.class_names)
+        return initial_set(config.pix_init, counts, images, data, teachers, dsa=config.dsa, seed=config.seed)
 
 
 def real_images(
@@ -152,4 +154,4 @@ def real_images(
 ) -> RealPool:
     """The real images of gradient and distribution matching, pruned as the settings ask."""
     shown = prune(order_of(data, difficulty), config.prune)
-    return RealPool(normalization.apply(data.train_images), shown, curriculum_of(config))
+    return RealPool(normalization.apply(data.train_images), shown, data.class_names, curriculum_of(config))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from ..evaluation import AccuracyRow
 
@@ -62,3 +64,17 @@ LOSSES = {
     "dsa": "distance between the gradients of real and synthetic images",
     "dm": "distance between the mean features of real and synthetic images",
 }
+
+
+def images_per_class(settings: Mapping[str, Any]) -> str:
+    """Synthetic images per class, "1 to 5" where some classes have numbers of their own.
+
+    Example:
+        >>> images_per_class({"ipc": 1}), images_per_class({"ipc": 1, "ipc_per_class": '{"cat": 5, "dog": 2}'})
+        ('1', '1 to 5')
+    """
+    ipc, own = settings.get("ipc", "?"), settings.get("ipc_per_class")
+    if own is None:
+        return f"{ipc:,}" if isinstance(ipc, int) else str(ipc)
+    numbers = [ipc, *json.loads(own).values()]
+    return f"{min(numbers):,} to {max(numbers):,}"

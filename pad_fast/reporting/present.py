@@ -37,6 +37,7 @@ from ..settings.config import Config
 from .contact_sheet import image_grid, png_bytes, single_png
 from .difficulty_section import DifficultyView
 from .html.gallery import Picture, PictureRow
+from .numbers import images_per_class
 from .report import ReportData, Status, render_report
 
 REFRESH = 5
@@ -143,8 +144,8 @@ def report_data(run: RunFolder) -> ReportData:
 
 def title_of(settings: Mapping[str, Any]) -> str:
     """Headline of a run's report."""
-    ipc = settings.get("ipc", "?")
-    images = "1 image" if ipc == 1 else f"{ipc} images"
+    number = images_per_class(settings)
+    images = "1 image" if number == "1" else f"{number} images"
     method = str(settings.get("method", "distilled")).upper()
     return f"{method} on {settings.get('dataset', 'unknown data')}, {images} per class"
 

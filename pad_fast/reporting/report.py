@@ -23,7 +23,17 @@ from .html.charts import Line, line_chart, moving_median, smoothing_window
 from .html.gallery import PictureRow, gallery
 from .html.page import details, empty, hint, page, section, shown, table
 from .html.render import part
-from .numbers import LOSSES, History, column, duration, iteration_of, late_median, loss_label, own_rows
+from .numbers import (
+    LOSSES,
+    History,
+    column,
+    duration,
+    images_per_class,
+    iteration_of,
+    late_median,
+    loss_label,
+    own_rows,
+)
 
 STAGES = {
     "data": "data and normalisation",
@@ -162,7 +172,8 @@ def _tiles(data: ReportData) -> Markup:
         classes = len(data.images) or (len(data.difficulty.scores) if data.difficulty else 0)
         if data.training_images and classes:
             share = f"{100 * ipc * classes / data.training_images:.2g} % of {data.training_images:,}"
-        tiles.append(("images per class", f"{ipc:,}", share))
+        several = data.settings.get("ipc_per_class") is not None
+        tiles.append(("images per class", images_per_class(data.settings), "" if several else share))
     times = [cost.seconds for cost in data.stages.values() if cost.seconds is not None]
     if times:
         tiles.append(("time, all stages", duration(sum(times)), ""))

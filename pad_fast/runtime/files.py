@@ -6,7 +6,9 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tempfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -14,9 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import PadFastError, StoreError
+
+_ALLOWING = threading.Lock()  # torch keeps one list of what may be loaded, for all threads
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -65,6 +70,33 @@ def write_torch(path: str | os.PathLike[str], value: Any) -> Path:
 
 
 @contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder that is there whole or not at all: filled under another name beside it, then renamed.
+
+    Raises:
+        StoreError: there is something already, or the folder above cannot be written to; nothing is left behind.
+    """
+    path = Path(os.path.abspath(path))
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise StoreError(f"{path} is there already; name another folder, or delete it")
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def reading(path: str | os.PathLike[str], what: str, *, way_out: str = "") -> Iterator[None]:
     """Turn what goes wrong while a file of ours is read and taken apart into one error that names it.
 
@@ -81,7 +113,7 @@ def reading(path: str | os.PathLike[str], what: str, *, way_out: str = "") -> It
         raise
     except OSError as error:
         raise StoreError(f"cannot read {what} {path}: {error.strerror or error}") from error
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise StoreError(f"{path} is damaged or no {what} of pad_fast ({reason}){way_out and '; '}{way_out}") from error
 
@@ -121,7 +153,8 @@ def read_torch(path: str | os.PathLike[str], what: str, *, mapped: bool = False)
         mapped: leave the tensors in the file until they are used, which files older than torch 1.6 do not allow.
 
     Raises:
-        StoreError: the file is missing, truncated, or holds anything but tensors and plain containers.
+        StoreError: the file is missing, truncated, or holds anything but tensors, numpy's arrays and plain
+            containers.
     """
     try:
         file = open(path, "rb")
@@ -132,8 +165,7 @@ def read_torch(path: str | os.PathLike[str], what: str, *, mapped: bool = False)
         try:
             if mapped and zipfile.is_zipfile(file):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return _load_torch(file)
         except Exception as error:  # torch raises pickle, zip, runtime and even OS errors for foreign bytes
             said = str(error).strip().splitlines()
             # Torch's advice for this one is to load the file all the same.
@@ -142,6 +174,27 @@ def read_torch(path: str | os.PathLike[str], what: str, *, mapped: bool = False)
             raise StoreError(
                 f"{what} {path} cannot be read as a tensor file (truncated, foreign, or pickled code): {reason}"
             ) from error
+
+
+def _load_torch(file: io.BufferedReader) -> Any:
+    """Tensors, plain containers and numpy's arrays and numbers, which many scripts save as they are."""
+    file.seek(0)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        file.seek(0)
+        with _ALLOWING, torch.serialization.safe_globals(_numpy_types()):
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _numpy_types() -> list[Any]:
+    """What numpy's pickles name; nothing of it runs code, and arrays of objects are left out."""
+    rebuild: Any = np.zeros(1).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    kinds = [np.dtype(code) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"]
+    # Files of numpy 1 name the first two by the module they had there.
+    older = [(each, f"numpy.core.multiarray.{each.__name__}") for each in (rebuild, scalar)]
+    return [rebuild, scalar, *older, np.ndarray, np.dtype, *{type(kind) for kind in kinds}]
 
 
 def require_writable(folder: str | os.PathLike[str]) -> Path:

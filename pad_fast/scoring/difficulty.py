@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data import ImageDataset
 from ..errors import StoreError
 from ..runtime import files, tensor_files
+from .order_table import SUFFIXES, read_order_table, require_permutation
 
 _FORMAT = "pad_fast difficulty 1"
 
@@ -73,34 +74,41 @@ class Difficulty:
         return files.write_bytes(path, tensor_files.pack_tensors(tensors, described))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Difficulty:
-        """Read a file of ours, or the reference's `.pt` index table `[classes, n_c]`.
+    def load(cls, path: str | os.PathLike[str], data: ImageDataset | None = None) -> Difficulty:
+        """Read a file of ours, or an order table as other programs save it (`.pt`, `.npy`).
+
+        A table holds dataset indices, easy to hard: `[classes, n_c]` as the reference's, a list with a row for each
+        class, or one row `[N]` of all images, which the labels of `data` divide.
+
+        Args:
+            data: what the order must belong to, see :meth:`require`.
 
         Raises:
-            StoreError: missing, truncated or foreign file, one of another format, or a table that is not an order of a
-                data set.
+            StoreError: missing, truncated or foreign file, one of another format, a table that is not an order of a
+                data set, or one of other data.
         """
         path = Path(path)
-        if path.suffix == ".pt":
-            return cls._from_table(files.read_torch(path, "order table"), path)
+        if path.suffix in SUFFIXES:
+            found = cls._from_table(read_order_table(path, data), path)
+        else:
+            found = cls._from_ours(path)
+        if data is not None:
+            found.require(data)
+        return found
+
+    @classmethod
+    def _from_ours(cls, path: Path) -> Difficulty:
         way_out = "delete it and compute the scores again"
         with tensor_files.read_tensors(path, "difficulty scores", _FORMAT, way_out=way_out) as (tensors, described):
             order = list(tensors["order"].split(tensors["class_sizes"].tolist()))
             scores, method, fingerprint = tensors["scores"], described["method"], described["fingerprint"]
-        _require_permutation(order, path)
+        require_permutation(order, path)
         more = {name: tensors.get(name) for name in ("variance", "forgetting")}
         return cls(scores, order, method, fingerprint, **more, settings=described.get("settings", {}))
 
     @classmethod
-    def _from_table(cls, table: Any, path: Path) -> Difficulty:
-        try:
-            order = [torch.as_tensor(row).reshape(-1) for row in table]
-            if not order or any(row.is_floating_point() or row.dtype == torch.bool for row in order):
-                raise TypeError("rows must hold integers")
-            order = [row.to(torch.int64) for row in order]
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise StoreError(f"{path} is not an index table [classes, images per class] ({error})") from error
-        scores = torch.empty(_require_permutation(order, path))
+    def _from_table(cls, order: list[Tensor], path: Path) -> Difficulty:
+        scores = torch.empty(require_permutation(order, path))
         for row in order:
             scores[row] = torch.arange(len(row), dtype=torch.float32) / len(row)
         return cls(scores, order, "order")
@@ -121,13 +129,3 @@ class Difficulty:
         for label, indices in enumerate(self.order):
             if not bool((data.train_labels[indices] == label).all()):
                 raise StoreError(f"the order lists images of other classes under class {label} of {data.name}")
-
-
-def _require_permutation(order: list[Tensor], path: Path) -> int:
-    everything = torch.cat(order)
-    count = len(everything)
-    if not torch.equal(everything.sort().values, torch.arange(count)):
-        raise StoreError(
-            f"{path}: the {count} indices are not a permutation of 0..{count - 1}; each image must occur once"
-        )
-    return count

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data import DSA, Normalization, fit_normalization, load_dataset
 from ..errors import ConfigError, InputError, nearest
+from ..models.sources import Maker, model_name
 from ..models.spec import NetworkSpec
 from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
@@ -25,7 +26,7 @@ def score(
     dataset: Any,
     *,
     method: str = "el2n",
-    model: str = "ConvNet",
+    model: str | Maker = "ConvNet",
     networks: int = 10,
     epochs: int = 10,
     batch: int = 256,
@@ -51,7 +52,8 @@ def score(
         dataset: anything :func:`pad_fast.load_dataset` takes.
         method: "el2n"; "grand" (last layer, closed form); "forgetting" (times an image goes from right to wrong
             between the epochs' looks at it; an image never learnt counts as `epochs`).
-        model, networks, epochs, batch, lr, momentum: the score networks and their SGD.
+        model: network of the score networks, as :func:`pad_fast.network` takes it.
+        networks, epochs, batch, lr, momentum: how many score networks, and their SGD.
         dsa: augmentation during training, a DSA strategy or "none".
         normalization: how pixels are normalised; fitted to the data when None (`zca` chooses ZCA).
         seed: same seed, same scores.
@@ -73,7 +75,7 @@ def score(
         (1437, 10)
     """
     _require_usable(method, lr, dsa, networks=networks, epochs=epochs, batch=batch)
-    progress = progress or Progress()
+    model, progress = model_name(model), progress or Progress()
     data = load_dataset(dataset, data_dir=data_dir, progress=progress)
     where = resolve_device(device)
     normalization = normalization or fit_normalization(data, "zca" if zca else "mean-std", progress=progress)

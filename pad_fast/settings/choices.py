@@ -1,7 +1,7 @@
 """The names that a setting is chosen from, each list stated once: for the checks, the command line and its help.
 
-Whoever implements the choice takes its list from here. The modes of DSA are beside their implementation, which is
-lower: :data:`pad_fast.data.augment.MODES`.
+Whoever implements the choice takes its list from here. What lies lower keeps its own: the modes of DSA are
+:data:`pad_fast.data.augment.MODES`, what soft labels may be is :data:`pad_fast.data.labels.LABELS_ARE`.
 """
 
 TRAJECTORY_METHODS = ("pad", "datm", "ftd", "mtt", "tesla")
@@ -18,5 +18,4 @@ PRUNES = ("hardest", "easiest")
 INITS = ("samples_predicted_correctly", "real", "noise")
 MASKS = ("none", "depth", "loss", "layers")
 GRADIENTS = ("exact", "unroll", "tesla")
-LABELS_ARE = ("logits", "probabilities")
 SPLITS = ("trajectories", "batch")

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from ..data.augment import MODES
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
+from ..models.sources import model_name
 from .choices import (
     GRADIENTS,
     INITS,
@@ -37,7 +38,11 @@ class Config:
     resolution: int | None = setting(
         None, "resize and crop images to this many pixels (None: as they are)", stage="data", must=POSITIVE
     )
-    model: str = setting("ConvNet", "network of experts and students, e.g. ConvNetD3, ConvNetD2W32", stage="data")
+    model: str = setting(
+        "ConvNet",
+        "network of experts and students, e.g. ConvNetD3, ConvNetD2W32, torchvision:resnet18, python:MODULE:CLASS",
+        stage="data",
+    )
     zca: bool = setting(False, "ZCA whitening instead of per-channel mean and std", stage="data")
     seed: int = setting(0, "one seed for everything random", stage="data")
     dsa: str = setting(
@@ -107,6 +112,9 @@ class Config:
         choices=METHODS,
     )
     ipc: int = setting(1, "synthetic images per class", stage="distill", must=POSITIVE)
+    ipc_per_class: str | None = setting(
+        None, "numbers of some classes' own: a YAML file of class names and numbers", stage="distill", later=True
+    )
     iterations: int = setting(
         10_000, "distillation iterations; for dc, dsa and dm one random network each", stage="distill", must=POSITIVE
     )
@@ -285,9 +293,13 @@ def completed(described: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_fields(config: Config) -> None:
     kind = kinds(Config)
+    try:
+        object.__setattr__(config, "model", model_name(config.model))  # frozen, but nobody has seen it yet
+    except InputError as error:
+        raise ConfigError(str(error)) from error
     for item in fields(config):
         value = kind[item.name].convert(item.name, getattr(config, item.name))
-        object.__setattr__(config, item.name, value)  # frozen, but nobody has seen it yet
+        object.__setattr__(config, item.name, value)
     for item in fields(config):
         require_allowed(item, getattr(config, item.name))
 
@@ -323,6 +335,7 @@ def _check_batch_method(config: Config) -> None:
         "threshold": (None, "no iteration is skipped"),
         "trajectories": (1, "there are no experts"),
         "ema_decay": (None, "the images themselves are the result"),
+        "ipc_per_class": (None, "every class has the same number of images"),
     }
     for name, (value, reason) in wanted.items():
         if getattr(config, name) != value:

@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from .config import Config
 from .families import Program, find_family
 from .fields import require_allowed
+from .per_class import canonical
 from .presets import defaults_for, method_settings, preset
 from .yaml_files import load_yaml, translate
 
@@ -99,6 +100,10 @@ def make_settings(
         {name: value for name, value in (overrides or {}).items() if value is not UNSET}, source="override"
     )
     chosen = {**written, **last}
+    if isinstance(chosen.get("ipc"), Mapping):
+        chosen["ipc_per_class"] = chosen.pop("ipc")
+    if chosen.get("ipc_per_class") is not None:
+        chosen["ipc_per_class"] = canonical(chosen["ipc_per_class"])
     usual = Config.method if family is None else family.name
     method = str(chosen.get("method", usual if method is UNSET else method))
     require_allowed(Config.__dataclass_fields__["method"], method)

@@ -1,4 +1,4 @@
-"""SGD and GSAM on flat parameter vectors."""
+"""SGD, AdamW and GSAM on flat parameter vectors."""
 
 from __future__ import annotations
 
@@ -48,6 +48,29 @@ class SGD:
         lr = theta.new_full((), self.lr)
         new = by.momentum_sgd(theta, gradient, self._buffer, lr, momentum=self.momentum, weight_decay=self.weight_decay)
         return new, loss
+
+
+class AdamW:
+    """Adam with decoupled weight decay (arXiv 1711.05101), as torch computes it; no rate for a decay of 0."""
+
+    def __init__(self, lr: float, *, weight_decay: float = 0.01, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
+        self._steps = 0
+        self._moments: tuple[Tensor, Tensor] | None = None
+
+    def step(
+        self, theta: Vectors, loss_and_grad: LossAndGrad, by: Updates = _TORCH
+    ) -> tuple[Vectors, Float[Tensor, "*K"]]:
+        loss, gradient = loss_and_grad(theta)
+        if self._moments is None:
+            self._moments = torch.zeros_like(theta), torch.zeros_like(theta)
+        (mean, square), (one, two) = self._moments, self.betas
+        self._steps += 1
+        mean.lerp_(gradient, 1 - one)
+        square.mul_(two).addcmul_(gradient, gradient, value=1 - two)
+        scale = (square / (1 - two**self._steps)).sqrt_().add_(1e-8)
+        decayed = theta * (1 - self.lr * self.weight_decay)
+        return decayed.addcdiv_(mean, scale, value=-self.lr / (1 - one**self._steps)), loss
 
 
 class GSAM:

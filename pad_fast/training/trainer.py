@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import DSA
+from ..data.cutmix import apply_cutmix, draw_cutmix
 from ..engines import Engine, Task, select
 from ..models import FlatNetwork
 from ..runtime.device import sent
@@ -19,6 +20,7 @@ from .optimizers import Optimizer
 Item = TypeVar("Item")
 
 BatchAugment = Callable[[Tensor], Tensor]
+BatchMix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Observe = Callable[[Tensor, Tensor], None]
 
 
@@ -31,6 +33,7 @@ class Trainer:
 
     Args:
         networks: one network or several; :func:`together` says how many pay.
+        labels_are: what soft labels hold, "logits" or "probabilities".
 
     Attributes:
         theta: current parameters `[P]`.
@@ -43,11 +46,12 @@ class Trainer:
         device: torch.device,
         backend: str,
         precision: str = "auto",
+        labels_are: str = "logits",
     ) -> None:
         every = [networks] if isinstance(networks, FlatNetwork) else networks
         self.network = every[0]
         self.stacked = len(every) > 1
-        self.task = Task(self.network, device, torch.float32, "train", precision)
+        self.task = Task(self.network, device, torch.float32, "train", precision, labels_are=labels_are)
         thetas = [network.initial() for network in every]
         self.theta = (torch.stack(thetas) if self.stacked else thetas[0]).to(device)
         self.network.module.to(device)
@@ -62,14 +66,16 @@ class Trainer:
         optimizer: Optimizer,
         augment: BatchAugment | None = None,
         observe: Observe | None = None,
+        mix: BatchMix | None = None,
     ) -> Float[Tensor, "*K"]:
         """One pass over `batches` of indices `[B]`; returns the mean training loss `[]`, on the device.
 
         `observe(batch, logits)` is called with the indices `[B]` and the logits `[B, classes]` of every step's forward
-        pass, before the update. Nothing here waits for the device.
+        pass, before the update. `mix` makes other images and labels of every augmented batch and its labels. Nothing
+        here waits for the device.
         """
         with self.engine.running():
-            return self._epoch(images, labels, batches, optimizer, augment, observe)
+            return self._epoch(images, labels, batches, optimizer, augment, observe, mix)
 
     def _epoch(
         self,
@@ -79,6 +85,7 @@ class Trainer:
         optimizer: Optimizer,
         augment: BatchAugment | None,
         observe: Observe | None,
+        mix: BatchMix | None,
     ) -> Float[Tensor, "*K"]:
         if not self.network.module.training:  # setting it takes as long as a small network's whole update
             self.network.module.train()
@@ -87,6 +94,8 @@ class Trainer:
             inputs, targets = images[batch], labels[batch]
             if augment is not None:
                 inputs = augment(inputs)
+            if mix is not None:
+                inputs, targets = mix(inputs, targets)
 
             seen: list[Tensor] = []
 
@@ -112,10 +121,12 @@ class Trainer:
         self, images: Float[Tensor, "N C H W"], labels: Int[Tensor, " N"], *, chunk: int = 512
     ) -> Float[Tensor, "*K"]:
         """Percentage of `images` whose largest logit is the right one: float64 `[]`, on the device."""
+        return (self.predictions(images, chunk=chunk) == labels).sum(-1).double() / len(labels) * 100
+
+    def predictions(self, images: Float[Tensor, "N C H W"], *, chunk: int = 512) -> Int[Tensor, "*K N"]:
+        """The class of each image's largest logit in eval mode, `chunk` images at a time."""
         self.network.module.eval()
-        pieces = zip(images.split(chunk), labels.split(chunk), strict=True)
-        right = [(self.forward(piece).argmax(-1) == classes).sum(-1) for piece, classes in pieces]
-        return torch.stack(right).sum(0).double() / len(labels) * 100
+        return torch.cat([self.forward(piece).argmax(-1) for piece in images.split(chunk)], -1)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "*K B classes"]:
         """Logits `[B, classes]` of a few images `[B, C, H, W]`, in the mode that the module is in."""
@@ -134,13 +145,17 @@ class TrainingStreams:
         trainer: of the networks.
         generators: one for each of them.
         dsa: how batches are augmented.
+        cutmix: probability that a batch is mixed, whose labels are probabilities then.
 
     Attributes:
-        augment: for :meth:`Trainer.epoch`; None where there is nothing to do.
+        augment, mix: for :meth:`Trainer.epoch`; None where there is nothing to do.
     """
 
-    def __init__(self, trainer: Trainer, generators: Sequence[torch.Generator], dsa: DSA) -> None:
+    def __init__(
+        self, trainer: Trainer, generators: Sequence[torch.Generator], dsa: DSA, *, cutmix: float = 0.0
+    ) -> None:
         self.generators, self.stacked = generators, trainer.stacked
+        self.mix: BatchMix | None = partial(self._mixed, cutmix) if cutmix else None
         self.augment: BatchAugment | None = None
         if dsa.operations:
             one = partial(dsa, generator=generators[0])
@@ -155,6 +170,16 @@ class TrainingStreams:
             return shuffled_batches(indices, size, self.generators[0])
         order = torch.stack([torch.randperm(indices.shape[-1], generator=each) for each in self.generators])
         return indices.expand(order.shape).gather(1, sent(order, indices.device)).split(size, 1)
+
+    def _mixed(self, probability: float, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = zip(images, targets, strict=True) if self.stacked else [(images, targets)]
+        mixed = []
+        for (x, y), each in zip(pairs, self.generators, strict=True):
+            draw = draw_cutmix(len(x), x.shape[-2], x.shape[-1], probability=probability, generator=each)
+            mixed.append(apply_cutmix(x, y, draw))
+        if not self.stacked:
+            return mixed[0]
+        return torch.stack([x for x, _ in mixed]), torch.stack([y for _, y in mixed])
 
     def _augment_each(self, dsa: DSA, engine: Engine, images: Tensor) -> Tensor:
         shape = images.shape[2:]

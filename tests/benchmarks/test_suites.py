@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from benchmarks import scoring as scoring_suite
 from benchmarks import training as training_suite
 from benchmarks import unroll as unroll_suite
 from benchmarks.registry import suites
-from pad_fast import DSA
+from pad_fast import DSA, ConvNet, ParameterMask
 from pad_fast.data.augment import OPERATIONS
 from pad_fast.evaluation import AccuracyRow
 from pad_fast.models import FlatNetwork
@@ -60,9 +61,62 @@ def test_the_plain_loop_gives_the_golden_gradients(golden, name, tuned):
         assert relative_error(grad, torch.as_tensor(case[key])) < 1e-9, key
 
 
-def test_the_plain_gsam_epoch_gives_the_golden_weights(golden):
-    from pad_fast import ConvNet
+class Meta:
+    """Differentiable SGD as TorchOpt and higher offer it, as far as the suite asks for it."""
 
+    def __init__(self, module: torch.nn.Module, lr: torch.Tensor) -> None:
+        self.owners = [(part, name) for part in module.modules() for name in part._parameters]
+        self.lr = lr
+
+    def step(self, loss: torch.Tensor) -> None:
+        now = [owner._parameters[name] for owner, name in self.owners]
+        for (owner, name), p, g in zip(
+            self.owners, now, torch.autograd.grad(loss, now, create_graph=True), strict=True
+        ):
+            owner._parameters[name] = p - self.lr * g
+
+
+@contextmanager
+def innerloop_ctx(model, opt, *, override):
+    ((group,), (rate,)) = opt.param_groups, override["lr"]
+    assert list(map(id, group["params"])) == list(map(id, model.parameters()))
+    yield model, Meta(model, rate)
+
+
+@pytest.mark.parametrize("mask", [ParameterMask.none(), ParameterMask.depth(0.5), ParameterMask.loss(0.5)], ids=repr)
+@pytest.mark.parametrize("library", rivals.LIBRARIES)
+def test_libraries_are_used_so_that_the_gradient_is_right(library, mask, monkeypatch):
+    """With a stand-in where the library is not installed."""
+    if not rivals.installed(library):
+        stand_in = SimpleNamespace(MetaSGD=Meta, innerloop_ctx=innerloop_ctx)
+        monkeypatch.setitem(sys.modules, library, stand_in)
+    torch.manual_seed(0)
+    module = ConvNet(channels=1, classes=3, width=4, depth=1, resolution=8).double()
+    start = FlatNetwork(module).initial() + 0.1
+    target, images, labels = start + 0.1 * torch.randn_like(start), torch.randn(6, 1, 8, 8).double(), torch.randn(6, 3)
+    batches = [torch.tensor([0, 2, 4]), torch.arange(6), torch.tensor([5, 1])]
+    given = (start, target, images, labels.double(), torch.tensor(0.3, dtype=torch.float64), batches)
+    before = FlatNetwork(module).initial()
+    loss, got = rivals.library_unroll(library, module, *given, mask=mask)
+    truth, expected = rivals.plain_unroll(module, *given, mask=mask)
+    assert float(loss) == pytest.approx(float(truth), rel=1e-12)
+    assert all(relative_error(one, other) < 1e-10 for one, other in zip(got, expected, strict=True))
+    assert torch.equal(FlatNetwork(module).initial(), before)
+
+
+def test_a_library_that_is_not_installed_has_a_row_that_says_so(monkeypatch, capsys):
+    asked: list[list[str]] = []
+    monkeypatch.setattr(unroll_suite, "installed", lambda name: name != "higher")
+    monkeypatch.setattr(unroll_suite, "time_point", lambda *point: asked.append(point[-2]) or [])
+    monkeypatch.setattr(harness, "gemm_peak", lambda: 100.0)
+    unroll_suite.main(
+        ["--points", "2:1", "--memory", "--masks", "none", "--rivals", "plain loop", "torchopt", "higher"]
+    )
+    assert "higher                not installed\n" in capsys.readouterr().out
+    assert asked == [["plain loop", "torchopt"]]
+
+
+def test_the_plain_gsam_epoch_gives_the_golden_weights(golden):
     case = golden("gsam.npz")
     module = ConvNet(width=int(case["width"]), depth=int(case["depth"])).double()
     network = FlatNetwork(module)

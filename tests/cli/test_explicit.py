@@ -164,7 +164,7 @@ def test_evaluate_passes_every_flag_on(tmp_path: Path, monkeypatch: pytest.Monke
         given.update(options, data=data)
         raise Resolved
 
-    monkeypatch.setattr("pad_fast.data.distilled.load", lambda path, lr: Distilled())
+    monkeypatch.setattr("pad_fast.data.distilled.load", lambda path, **kinds: Distilled())
     monkeypatch.setattr("pad_fast.data.load_dataset", lambda name, **options: (name, options["data_dir"]))
     monkeypatch.setattr("pad_fast.pipeline.configured.evaluate", stop)
     mine = {a.dest: a for a in PARSERS["evaluate"]._actions if a.dest in FLAG and a.dest != "model"}

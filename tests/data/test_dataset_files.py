@@ -433,10 +433,10 @@ print(torchvision_datasets().MNIST.__name__)
 
 
 def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pad_fast.data import vision
+    from pad_fast.runtime.torchvision_import import import_torchvision
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    vision.torchvision_datasets.cache_clear()
+    import_torchvision.cache_clear()
     with pytest.raises(DatasetError, match="pip install torchvision"):
         load_dataset("cifar10")
-    vision.torchvision_datasets.cache_clear()
+    import_torchvision.cache_clear()

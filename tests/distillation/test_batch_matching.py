@@ -77,7 +77,7 @@ class Small:
         self.order = data.images_by_class()
         self.spec = NetworkSpec(config.model, 1, data.classes, 8)
         shown = prune(self.order, config.prune)
-        real = RealPool(self.images, shown, curriculum or Curriculum.none())
+        real = RealPool(self.images, shown, data.class_names, curriculum or Curriculum.none())
         initial = initial_images(config, real)
         self.state = State.start(initial.images, initial.label_logits, initial.labels, config, CPU)
         self.loop = BatchLoop(self.spec.build(config.seed, "student"), self.spec, real, config, CPU)
@@ -164,7 +164,7 @@ def test_first_images_are_not_taken_from_what_was_pruned() -> None:
     config = config_of("dm", ipc=4)
     small = Small(config)
     shown = [indices[:5] for indices in small.order]
-    real = RealPool(small.images, shown, Curriculum.none())
+    real = RealPool(small.images, shown, ("a", "b", "c"), Curriculum.none())
     chosen = initial_images(config, real)
     for label, indices in enumerate(shown):
         mine = chosen.images[chosen.labels == label].flatten(1)
@@ -245,6 +245,17 @@ def test_several_ranks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("pad_fast.runtime.distributed.group", lambda: SimpleNamespace(size=3))
     with pytest.raises(ConfigError, match="method dm runs in one process, and there are 3 ranks.*pad-fast sweep"):
         require_alone(config_of("dm"))
+
+
+def test_a_class_with_fewer_images_begins_with_copies(tmp_path: Path) -> None:
+    config = config_of("dm", ipc=14)
+    small = Small(config)
+    real = RealPool(small.images, small.order, ("a", "b", "c"), Curriculum.none())
+    chosen = initial_images(config, real)
+    assert chosen.images.shape[0] == 42 and len(chosen.images.flatten(1).unique(dim=0)) == 42
+    assert [note.split(" has")[0] for note in chosen.notes] == ["class 0 (a)", "class 1 (b)"]
+    found = distill(tmp_path / "run", small_data(), method="dm", model="ConvNetD1W8", ipc=14)
+    assert found.labels.bincount().tolist() == [14, 14, 14]
 
 
 def test_masks_and_pruning_that_leave_nothing_are_errors_before_any_work(tmp_path: Path) -> None:

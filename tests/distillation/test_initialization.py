@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pad_fast import ExpertStore
+from pad_fast import DSA, ExpertStore
 from pad_fast.data import fit_normalization
 from pad_fast.distillation.initialization import Teachers, average_correct_logits, initial_set
 from pad_fast.engines import Task, select
 from pad_fast.errors import DatasetError
 from pad_fast.models.spec import NetworkSpec
+from pad_fast.runtime.rng import generator
 from pad_fast.training.trainer import Trainer
 
 from ..support.comparison import relative_error
@@ -78,7 +79,13 @@ def test_images_come_from_those_an_expert_gets_right_going_on_to_others():
         {*by_class[1][1:6], by_class[2][4], *by_class[0][8:]},
     ]
     found = initial_set(
-        "samples_predicted_correctly", 4, images, data, Scripted(images, data.train_labels, right), seed=0
+        "samples_predicted_correctly",
+        [4] * 3,
+        images,
+        data,
+        Scripted(images, data.train_labels, right),
+        dsa="color_crop",
+        seed=0,
     )
     rows = rows_of(images, found.images)
     assert len(set(rows)) == 12
@@ -97,7 +104,7 @@ def test_soft_labels_of_the_chosen_images():
     data = small_data()
     everything = set(range(len(data.train_labels)))
     teachers = Scripted(data.train_images, data.train_labels, [everything, set(), everything])
-    found = initial_set("real", 2, data.train_images, data, teachers, seed=0)
+    found = initial_set("real", [2] * 3, data.train_images, data, teachers, dsa="color_crop", seed=0)
     # Experts 0 and 2 are right with logits 1 and 3, expert 1 is wrong and left out.
     expected = 2.0 * torch.nn.functional.one_hot(found.labels, 3)
     assert torch.equal(found.label_logits, expected)
@@ -124,8 +131,8 @@ def teachers_for(data, tmp_path, *, model=MODEL, epochs=8):
 def test_every_kind_with_trained_experts(tmp_path, kind):
     data = small_data()
     images, teachers = teachers_for(data, tmp_path)
-    found = initial_set(kind, 5, images, data, teachers, seed=3)
-    again, other = (initial_set(kind, 5, images, data, teachers, seed=seed) for seed in (3, 4))
+    found = initial_set(kind, [5] * 3, images, data, teachers, dsa="color_crop", seed=3)
+    again, other = (initial_set(kind, [5] * 3, images, data, teachers, dsa="color_crop", seed=seed) for seed in (3, 4))
     assert torch.equal(found.images, again.images) and torch.equal(found.label_logits, again.label_logits)
     assert not torch.equal(found.images, other.images)
     assert found.images.shape == (15, 1, 8, 8) and found.label_logits.shape == (15, 3)
@@ -155,7 +162,7 @@ def test_batch_norm_teachers_use_statistics_of_the_data(tmp_path):
     """Snapshots hold no running statistics; with those of a fresh network the experts would guess."""
     data = small_data()
     images, teachers = teachers_for(data, tmp_path, model=f"{MODEL}BN")
-    found = initial_set("samples_predicted_correctly", 8, images, data, teachers, seed=0)
+    found = initial_set("samples_predicted_correctly", [8] * 3, images, data, teachers, dsa="color_crop", seed=0)
     assert found.notes == ()
     assert (found.label_logits.argmax(1) == found.labels).all()
     norm = teachers.task.network.module.features[1]
@@ -171,16 +178,46 @@ def test_batch_norm_teachers_use_statistics_of_the_data(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["samples_predicted_correctly", "real"])
-def test_too_few_images(tmp_path, kind):
+@pytest.mark.parametrize("dsa", ["color_crop", "none"])
+def test_a_class_with_fewer_images_begins_with_augmented_copies(tmp_path, kind, dsa):
     data = small_data()
     images, teachers = teachers_for(data, tmp_path, epochs=1)
-    with pytest.raises(DatasetError, match=rf"class 1 \(1\) has {SIZES[1]} training images, fewer than ipc 10"):
-        initial_set(kind, 10, images, data, teachers, seed=0)
-    assert initial_set("noise", 10, images, data, teachers, seed=0).images.shape[0] == 30
+    ipc = SIZES[2]
+    found = initial_set(kind, [ipc] * 3, images, data, teachers, dsa=dsa, seed=0)
+    assert found.images.shape[0] == 3 * ipc and len(found.label_logits) == 3 * ipc
+    copies = [note for note in found.notes if "augmented copies" in note]
+    assert copies == [
+        f"class {label} ({label}) has {SIZES[label]} training images for ipc {ipc}; augmented copies of them are the "
+        f"other {ipc - SIZES[label]} to begin with"
+        for label in (0, 1)
+    ]
+    whole = images.flatten(1)
+    for label, size in enumerate(SIZES):
+        mine = found.images[found.labels == label].flatten(1)
+        assert len(mine.unique(dim=0)) == ipc, "no two alike"
+        assert bool((mine[:size, None] == whole).all(-1).any(1).all()), "real images first"
+        if size < ipc:
+            strategy = "crop_scale_rotate" if dsa == "none" else dsa
+            own = found.images[found.labels == label][: ipc - size]
+            copies = DSA(strategy)(own, generator=generator(0, "init copies", label)).flatten(1)
+            assert torch.equal(mine[size:], copies)
+    again = initial_set(kind, [ipc] * 3, images, data, teachers, dsa=dsa, seed=0)
+    assert torch.equal(again.images, found.images)
+    other = initial_set(kind, [ipc] * 3, images, data, teachers, dsa=dsa, seed=1)
+    assert not torch.equal(other.images, found.images)
+
+
+@pytest.mark.parametrize("kind", ["samples_predicted_correctly", "real"])
+def test_too_few_images_in_every_class(tmp_path, kind):
+    data = small_data()
+    images, teachers = teachers_for(data, tmp_path, epochs=1)
+    with pytest.raises(DatasetError, match=rf"ipc is 17, and no class has more than {SIZES[2]} training images"):
+        initial_set(kind, [17] * 3, images, data, teachers, dsa="none", seed=0)
+    assert initial_set("noise", [17] * 3, images, data, teachers, dsa="none", seed=0).images.shape[0] == 51
 
 
 def test_a_class_used_up_completely(tmp_path):
     data = small_data()
     images, teachers = teachers_for(data, tmp_path, epochs=1)
-    found = initial_set("samples_predicted_correctly", 9, images, data, teachers, seed=0)
+    found = initial_set("samples_predicted_correctly", [9] * 3, images, data, teachers, dsa="color_crop", seed=0)
     assert sorted(rows_of(images, found.images[9:18])) == data.images_of_class(1).tolist()

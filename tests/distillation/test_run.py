@@ -199,6 +199,18 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(network, store, tmp_pat
     assert bool(state.images.isfinite().all())
 
 
+@pytest.mark.parametrize("unseen", [False, True], ids=["cpu", "as on a gpu"])
+@pytest.mark.parametrize("back_off", [False, True])
+def test_an_expert_that_stands_still_is_named_and_no_rate_is_blamed(network, tmp_path, monkeypatch, unseen, back_off):
+    if unseen:  # the loss does not look at values there
+        monkeypatch.setattr("pad_fast.matching.loss._require_moved", lambda *given: None)
+    store = ExpertStore.create(tmp_path / "still", parameter_count=network.parameter_count, epochs=5, metadata={})
+    store.append(network.initial().expand(6, -1))
+    loop = Loop(network, store, small_config(back_off=back_off), CPU)
+    with pytest.raises(StoreError, match=r"expert_00000\.safetensors holds the same weights after \d and \d epochs"):
+        run(loop, start(loop.config), folder=tmp_path, key="k", history=[], progress=QUIET)
+
+
 def test_learning_rate_must_stay_positive(network, store):
     config = small_config(lr_lr=1e6)
     state, loop = start(config), Loop(network, store, config, CPU)

@@ -14,11 +14,11 @@ def epochs(monkeypatch):
     seen = []
     original = Trainer.epoch
 
-    def record(self, images, labels, batches, optimizer, augment=None, observe=None):
+    def record(self, images, labels, batches, optimizer, augment=None, observe=None, mix=None):
         batches = list(batches)
         if observe is None:  # not a score network's
             seen.append((optimizer.lr, optimizer, [len(batch) for batch in batches], self))
-        return original(self, images, labels, batches, optimizer, augment, observe)
+        return original(self, images, labels, batches, optimizer, augment, observe, mix)
 
     monkeypatch.setattr(Trainer, "epoch", record)
     return seen

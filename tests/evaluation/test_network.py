@@ -37,8 +37,8 @@ def test_rate_drops_tenfold_halfway_with_fresh_momentum(epochs, count, first):
 def test_accuracy_is_measured_once_at_the_end(monkeypatch, epochs):
     data = small_data()
     measured = []
-    original = Trainer.accuracy
-    monkeypatch.setattr(Trainer, "accuracy", lambda self, *a: measured.append(len(epochs)) or original(self, *a))
+    original = Trainer.predictions
+    monkeypatch.setattr(Trainer, "predictions", lambda self, *a: measured.append(len(epochs)) or original(self, *a))
     report = evaluate(real_images(data), data, baselines=False, progress=QUIET, **SETTINGS)
     assert measured == [4, 8]
     assert report.rows[0].networks == 2

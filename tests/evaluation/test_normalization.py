@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 
-from pad_fast import evaluate, load
-from pad_fast.data import fit_normalization
+from pad_fast import Progress, evaluate, load
+from pad_fast.data import Pixels, fit_normalization
 from pad_fast.data.distilled import DISTILLED
 from pad_fast.errors import ConfigError
 
@@ -99,3 +101,36 @@ def test_a_set_without_rate_takes_the_one_of_the_evaluation(tmp_path):
     expected = accuracies(load(tmp_path), whitening="mean-std", lr=0.05)
     (tmp_path / "lr_best.pt").unlink()
     assert accuracies(tmp_path, whitening="mean-std", lr=0.05) == expected
+
+
+@pytest.mark.parametrize("kind", [None, "mean-std", "zca"])
+@pytest.mark.parametrize("saved", ["npz", "bytes"])
+def test_pixels_are_normalised_as_the_test_images_are(tmp_path, kind, saved):
+    data = small_data(noise=1.0)
+    rows = torch.cat([data.images_of_class(label)[:2] for label in range(data.classes)])
+    pixels = data.train_images[rows].clamp(0, 1)
+    if saved == "bytes":
+        pixels = (pixels * 255).round() / 255
+    labels = data.train_labels[rows]
+    stored = (pixels * 255).round().byte() if saved == "bytes" else pixels
+    numpy.savez(tmp_path / "set.npz", images=stored.numpy(), labels=labels.numpy(), lr=0.0371)
+    white = fit_normalization(data, kind or "mean-std")
+    expected = accuracies({"a": real_images(data, soft=False, images=white.apply(pixels), whitening=white)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = {} if kind is None else {"whitening": kind}
+        read = load(tmp_path / "set.npz")
+        assert read.are_pixels and torch.equal(read.images, pixels)
+        assert accuracies({"a": tmp_path / "set.npz"}, **given) == expected == accuracies({"a": read}, **given)
+        assert accuracies({"a": load(tmp_path / "set.npz", whitening=white)}) == expected
+        beside = accuracies({"b": whitened(data, "zca"), "a": read}, **given)
+    assert beside == [*accuracies({"b": whitened(data, "zca")}), *expected]
+    unnormalised = real_images(data, soft=False, images=pixels, whitening=white)
+    assert accuracies({"a": unnormalised}) != expected, "normalising does not matter here: the test proves nothing"
+
+
+def test_that_pixels_are_normalised_is_said(capsys):
+    data = small_data(noise=1.0)
+    sets = {"a": replace(real_images(data), images=real_images(data).pixels(), whitening=Pixels())}
+    evaluate(sets, data, baselines=["random"], progress=Progress(), **SETTINGS)
+    assert "evaluate: a holds pixels; they are normalised (mean-std) as the test images are" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def test_a_killed_evaluation_continues(tmp_path, monkeypatch, capsys):
     data = small_data(noise=1.0)
     distilled = real_images(data)
     undisturbed = evaluate(distilled, data, baselines="random", progress=QUIET, **SETTINGS)
-    original = Trainer.accuracy
+    original = Trainer.predictions
     tested = []
 
     def dies(self, *a):
@@ -48,7 +48,7 @@ def test_a_killed_evaluation_continues(tmp_path, monkeypatch, capsys):
         return original(self, *a)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "accuracy", dies)
+        patched.setattr(Trainer, "predictions", dies)
         with pytest.raises(KeyboardInterrupt):
             evaluate(distilled, data, baselines="random", cache_dir=tmp_path, progress=QUIET, **SETTINGS)
     report = evaluate(distilled, data, baselines="random", cache_dir=tmp_path, progress=Progress(), **SETTINGS)

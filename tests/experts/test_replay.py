@@ -13,7 +13,7 @@ from pad_fast.experts import convert_experts
 from pad_fast.models import FlatNetwork
 from pad_fast.settings.snapshot_ranges import parse_snapshots
 
-from ..support.experts import EPOCHS, expert, make, names, written_buffer
+from ..support.experts import EPOCHS, expert, make, names, trained_on_a_cpu, written_buffer
 from ..support.golden import golden_path
 from ..support.small import QUIET
 
@@ -96,6 +96,35 @@ def test_replay_buffers_with_nan_are_refused_when_they_are_read(tmp_path):
     assert store.snapshot(0, 0).tolist() == [1.0, 2.0]
     with pytest.raises(StoreError, match=r"replay_buffer_0\.pt contains NaN"):
         store.snapshot(0, 1)
+
+
+def test_a_buffer_that_holds_one_snapshot_many_times_is_named(tmp_path):
+    path = trained_on_a_cpu(tmp_path / "replay_buffer_0.pt", copied=False)
+    one, *others = torch.load(path, weights_only=True)[0]
+    assert all(torch.equal(one[0], other[0]) for other in others), "the fault is gone: the test proves nothing"
+    with pytest.raises(
+        StoreError, match=r"trajectory 0 of .*replay_buffer_0\.pt holds the same weights in every.*clone"
+    ):
+        ExpertStore.open(tmp_path)
+    trained_on_a_cpu(path, copied=True)
+    store = ExpertStore.open(tmp_path)
+    assert not torch.equal(store.snapshot(0, 0), store.snapshot(0, 1))
+    store.require_moved(0, 0, 1)
+
+
+def test_an_expert_that_stands_still_is_named_with_its_file(tmp_path):
+    store = make(tmp_path / "store", 1)
+    store.append(expert(1)[[0, 1, 1, 2]])
+    with pytest.raises(
+        StoreError, match=r"expert_00001\.safetensors holds the same .* after 1 and 2 epochs of expert 1"
+    ):
+        store.require_moved(1, 1, 2)
+    store.require_moved(1, 0, 2)
+    written_buffer(tmp_path / "replay", store)
+    with pytest.raises(
+        StoreError, match=r"replay_buffer_0\.pt holds the same weights after 1 and 2 epochs of expert 1"
+    ):
+        ExpertStore.open(tmp_path / "replay").require_moved(1, 1, 2)
 
 
 def test_truncated_replay_buffer(tmp_path):

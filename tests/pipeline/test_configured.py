@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+import pad_fast
+from pad_fast.errors import StoreError
 from pad_fast.evaluation import EvaluationReport, evaluate
 from pad_fast.pipeline import configured
 from pad_fast.settings.config import Config
 
+from ..support.experts import trained_on_a_cpu
+from ..support.settings import SMALL
 from ..support.small import QUIET, small_data
 
 
@@ -62,3 +66,13 @@ def test_settings_that_are_not_given_are_left_to_the_function(called: dict[str, 
     evaluated({"eval_networks": 3, "ipc": 10})
     assert called["repeats"] == 3
     assert not {"epochs", "seed", "dsa_mode", "backend", "ipc"} & set(called)
+
+
+def test_replay_buffers_that_stand_still_are_named_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "experts").mkdir()
+    trained_on_a_cpu(tmp_path / "experts" / "replay_buffer_0.pt", copied=False)
+    with pytest.raises(StoreError, match=r"replay_buffer_0\.pt holds the same weights in every snapshot"):
+        pad_fast.distill(
+            small_data(), out=tmp_path / "run", progress=QUIET, **{**SMALL, "buffer_path": str(tmp_path / "experts")}
+        )
+    assert not (tmp_path / "run").exists()

@@ -380,7 +380,7 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("missing folder", {"dataset": "imagefolder:does/not/exist"}, DatasetError, "does/not/exist"),
     ("ipc zero", {"ipc": 0}, ConfigError, "ipc is 0"),
     ("ipc negative", {"ipc": -3}, ConfigError, "ipc is -3"),
-    ("ipc too large", {"ipc": 5000}, DatasetError, "fewer than ipc 5000"),
+    ("ipc too large", {"ipc": 5000}, DatasetError, "ipc is 5000, and no class has more than"),
     (
         "start range",
         {"max_start_epoch": 4},

@@ -51,30 +51,29 @@ ELSEWHERE = {
     "run for minutes": ("set TRITON_INTERPRET=1 to",),
     "need another installation": (
         "the benchmarks are in the source tree",
+        "pip install huggingface_hub",
+        "pip install matplotlib",
+        "pip install pyarrow, or use npz",
         "pip install scikit-learn",
         "pip install torchvision",
         "pip install datasets, or give",
+        "this data set is read by torchvision, and {}, or pass the images as tensors",
         "install the matching torchvision",
+        "pip install timm",
         "pip install {}, or leave log out",
         "this system cannot fork workers",
     ),
     "need the package datasets: tests/data/test_hugging_face.py follows them": (
         "is not understood; write {}NAME or {}PATH",
-        "holds neither what save_to_disk writes nor parquet files",
         "Name a folder that save_to_disk wrote or parquet files",
-        "load it without streaming=True",
         "give the two to use as a pair (train, test)",
         "Name it: {}NAME,{}=COLUMN",
         "leave such rows out with dataset.filter()",
-        "save it with save_to_disk, which takes them along",
-        "read them as they are stored, with dataset.cast_column",
     ),
     "need a full disk: tests/experts": ("repeat the command when there is room",),
     "say the same as another, later: distill() checks first": (
-        "has {} training images, fewer than ipc {}; lower ipc or use pix_init noise",
         "the score networks diverged with learning rate {}; lower it",
     ),
-    "hold for networks that cannot be named yet": ("has no embed() and classifier; use el2n",),
 }
 WAY_OUT = re.compile(
     r"[;:.,] (?:or |and )?(?:use|pass|name|lower|raise|choose|give|drop|leave|keep|make|write|convert|call|put|fetch|"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 
@@ -379,7 +380,7 @@ def test_files_of_ours_round_trip(tmp_path):
     assert "38 images, 3 classes" in repr(read)
 
 
-@pytest.mark.parametrize("kind", ["tensor", "list of tensors", "list of lists", "int32", "ragged"])
+@pytest.mark.parametrize("kind", ["tensor", "list of tensors", "list of lists", "int32", "ragged", "array", "arrays"])
 def test_order_tables_of_the_reference(tmp_path, kind):
     order = list(torch.randperm(12, generator=torch.Generator().manual_seed(0)).view(3, 4))
     if kind == "ragged":
@@ -390,9 +391,14 @@ def test_order_tables_of_the_reference(tmp_path, kind):
         "list of lists": [rows.tolist() for rows in order],
         "int32": torch.stack(order).int() if kind != "ragged" else None,
         "ragged": order,
+        "array": torch.stack(order).int().numpy() if kind != "ragged" else None,
+        "arrays": [rows.numpy() for rows in order],
     }[kind]
     path = files.write_torch(tmp_path / "table.pt", table)
     read = Difficulty.load(path)
+    if kind == "array":
+        numpy.save(tmp_path / "table.npy", table)
+        assert same_order(Difficulty.load(tmp_path / "table.npy"), read)
     assert [rows.tolist() for rows in read.order] == [rows.tolist() for rows in order]
     assert all(rows.dtype == torch.int64 for rows in read.order) and read.method == "order"
     for rows in read.order:
@@ -414,14 +420,55 @@ def test_order_tables_of_the_reference(tmp_path, kind):
         (torch.zeros(2, 3, dtype=torch.bool), "not an index table"),
         (torch.tensor(3), "not an index table"),
         ([], "not an index table"),
-        ({"order": torch.arange(3)}, "not an index table"),
-        ("words", "not an index table"),
+        ({"order": torch.arange(3)}, "holds a dict .*expected integers"),
+        ({0: [0, 1], 1: [2, 3]}, "holds a dict"),
+        (torch.arange(12).view(2, 3, 2), r"int64 values of shape \[2, 3, 2\] \(3 axes\)"),
+        ([torch.arange(4).view(2, 2), torch.arange(4, 8).view(2, 2)], r"a list of 2.*a row of shape \[2, 2\]"),
+        ([0, [1, 2]], "not an index table"),
+        (torch.rand(12), "float32 where integers are expected"),
+        (numpy.arange(12.0), "float64 where integers are expected"),
+        ("words", "holds a str"),
+        (torch.arange(1, 13), "12 indices are not a permutation of 0..11"),
     ],
 )
 def test_tables_that_are_no_order(tmp_path, table, named):
     path = files.write_torch(tmp_path / "table.pt", table)
     with pytest.raises(StoreError, match=named):
         Difficulty.load(path)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "list", "array", "npy", "list of tensors"])
+def test_one_order_of_all_images_is_divided_by_the_datas_labels(tmp_path, kind):
+    data = small_data()
+    flat = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(3))
+    path = tmp_path / ("order.npy" if kind == "npy" else "order.pt")
+    if kind == "npy":
+        numpy.save(path, flat.numpy())
+    else:
+        files.write_torch(
+            path, {"tensor": flat, "list": flat.tolist(), "array": flat.numpy(), "list of tensors": list(flat)}[kind]
+        )
+    read = Difficulty.load(path, data)
+    expected = [[i for i in flat.tolist() if data.train_labels[i] == label] for label in range(data.classes)]
+    assert [rows.tolist() for rows in read.order] == expected and read.method == "order"
+    with pytest.raises(StoreError, match=r"one order of 38 images.*Difficulty\.load\(path, data\)"):
+        Difficulty.load(path)
+    with pytest.raises(StoreError, match="one order of 38 images, but .* has 37 training images"):
+        Difficulty.load(path, replace(data, train_images=data.train_images[1:], train_labels=data.train_labels[1:]))
+
+
+def test_loading_for_data_checks_that_the_order_is_theirs(tmp_path):
+    data, other = small_data(), small_data(seed=1)
+    for name in ("order.pt", "order.safetensors"):
+        order = difficulty_of(data).order if name == "order.safetensors" else [*data.images_by_class()]
+        path = tmp_path / name
+        if name == "order.pt":
+            files.write_torch(path, order)
+        else:
+            Difficulty(torch.rand(38), order, "el2n", data.fingerprint).save(path)
+        assert Difficulty.load(path, data).order[1].tolist() == order[1].tolist()
+        with pytest.raises(StoreError, match="another data set|of other classes under class"):
+            Difficulty.load(path, other)
 
 
 def test_damaged_and_foreign_files(tmp_path):
@@ -443,6 +490,9 @@ def test_damaged_and_foreign_files(tmp_path):
         Difficulty.load(tmp_path / "missing.safetensors")
     with pytest.raises(StoreError, match="No such file"):
         Difficulty.load(tmp_path / "missing.pt")
+    (tmp_path / "short.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(StoreError, match="order table"):
+        Difficulty.load(tmp_path / "short.npy")
 
 
 def test_order_of_another_data_set():

@@ -274,7 +274,7 @@ def test_the_three_files_of_a_set(tmp_path, capsys):
     files = {key: f"{tmp_path}/{name}_best.pt" for key, name in (("lr", "lr"), ("data", "images"), ("label", "labels"))}
     line = " ".join(["evaluate", *(f"--{key}_dir={file}" for key, file in files.items())])
     options = parse([*line.split(), "--zca"])
-    assert (options.distilled, options.whitening, options.dataset) == (f"{tmp_path}/images_best.pt", "zca", "cifar10")
+    assert (options.distilled, options.whitening, options.dataset) == ([f"{tmp_path}/images_best.pt"], "zca", "cifar10")
     assert parse(line.split()).whitening == "mean-std"
     with pytest.raises(SystemExit):
         parse(line.replace("labels_best", "labels_7").split())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from pad_fast import ExpertStore
@@ -30,3 +32,15 @@ def names(folder):
 def written_buffer(folder, store, **arguments):
     folder.mkdir(exist_ok=True)
     return store.write_replay_buffer(folder / "replay_buffer_0.pt", [torch.Size([2, 5]), torch.Size([1])], **arguments)
+
+
+def trained_on_a_cpu(path: Path, *, copied: bool, size: int = P) -> Path:
+    """A replay buffer as published programs write it, whose `.cpu()` copies nothing on a CPU."""
+    weights = torch.nn.Parameter(torch.randn(size, generator=torch.Generator().manual_seed(0)))
+    snapshots = []
+    for _ in range(EPOCHS + 1):
+        kept = weights.detach().cpu()
+        snapshots.append([kept.clone() if copied else kept])
+        weights.data.add_(0.1)
+    torch.save([snapshots], path)
+    return path

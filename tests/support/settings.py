@@ -57,6 +57,7 @@ _OTHERS: dict[str, Any] = {
     "outer_loop": 3,
     "inner_loop": 7,
     "lr_lr": 1e-7,
+    "ipc_per_class": '{"3": 2}',
 }
 
 

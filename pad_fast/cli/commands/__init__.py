@@ -11,6 +11,7 @@ from .distill import DISTILL
 from .env import ENV
 from .evaluate import EVALUATE
 from .experts import CONVERT, EXPERTS, INFO, VERIFY
+from .export import EXPORT
 from .report import REPORT
 from .score import SCORE
 from .sweep import SWEEP
@@ -24,6 +25,7 @@ COMMANDS: tuple[Command, ...] = (
     VERIFY,
     CONVERT,
     EVALUATE,
+    EXPORT,
     REPORT,
     COMPARE,
     BENCH,

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...data.normalize import NORMALIZATIONS
 from ...errors import ConfigError, DatasetError
+from ...evaluation.recipes import OURS, RECIPES
 from ...runtime import distributed
 from ...settings.config import Config
 from ...settings.fields import alternatives
 from ..command import REPEAT, Command
-from ..options import add_field, add_fields, add_place, given, progress
+from ..options import add_field, add_fields, add_place, add_reading, given, progress, reading
 from ..output import print_once
 
 if TYPE_CHECKING:
@@ -25,19 +25,19 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         "distilled",
         metavar="PATH",
         nargs="+",
-        help="folder or file of a distilled set (the .pt trio too); several make a row each",
+        help="folder or file of a distilled set (docs/distilled.md lists the formats); several make a row each",
     )
-    parser.add_argument("--lr", type=float, metavar="X", help="learning rate (default: the distilled one)")
-    parser.add_argument(
-        "--whitening",
-        metavar="NAME",
-        help=f"{alternatives(NORMALIZATIONS)}: how the set was normalised, where it does not say so itself, as "
-        "published ones do not",
-    )
+    add_reading(parser)
     parser.add_argument(
         "--zca", dest="whitening", action="store_const", const="zca", help="the same as --whitening zca"
     )
     parser.add_argument("--dataset", help="real data (default: what the first set was distilled from)")
+    parser.add_argument(
+        "--recipe",
+        action="append",
+        metavar="NAME",
+        help=f"how networks are trained: {alternatives(tuple(RECIPES))}; may be repeated (default: ours, {OURS})",
+    )
     parser.add_argument("--model", action="append", help="network, may be repeated (default: the distilled one's)")
     add_field(parser, "seed", default=Config.seed)
     parser.add_argument("--out", metavar="FILE", help="also write the rows as JSON")
@@ -59,9 +59,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     from ...data import load_dataset
     from ...data.distilled import load
-    from ...evaluation import export_ddranking
     from ...pipeline.configured import evaluate_as_configured, evaluation_cache
-    from ...runs.folder import CACHE
     from ...runtime.files import require_writable
     from ...settings.families import find_family
     from ...settings.yaml_files import translate
@@ -72,7 +70,7 @@ def _run(options: argparse.Namespace) -> None:
         options.published, source="command line", family=find_family(options.published), program="evaluate"
     )
     options.data_dir = words.pop("data_dir", options.data_dir)
-    sets = {path: load(path, lr=options.lr) for path in options.distilled}
+    sets = {path: load(path, **reading(options)) for path in options.distilled}
     if len(sets) < len(options.distilled):
         raise ConfigError(f"a set is named twice among {', '.join(options.distilled)}; name each once")
     if options.ddranking and len(sets) > 1:
@@ -95,23 +93,35 @@ def _run(options: argparse.Namespace) -> None:
         ) from error
     first = options.distilled[0]
     if options.ddranking:
-        print_once(export_ddranking(sets[first], options.ddranking))
-    place = Path(first)
+        print_once(sets[first].export(options.ddranking, "ddranking"))
     report = evaluate_as_configured(
         {**words, **given(options)},
         sets if len(sets) > 1 else sets[first],
         data,
         models=tuple(options.model or ("ConvNet",)),
-        cache=options.cache_dir or evaluation_cache((place if place.is_dir() else place.parent) / CACHE),
+        cache=options.cache_dir or evaluation_cache(_cache(first)),
         device=options.device,
         progress=progress(options),
         difficulty=options.difficulty,
         lr=options.lr,
+        recipe=options.recipe or OURS,
         whitening=options.whitening,
     )
     print_once(report.table())
     if options.out and distributed.group().main:
         report.write(options.out)
+
+
+def _cache(path: str) -> Path:
+    """The cache beside a set; not among the folders of its classes, where it would be one, and not the Hub's."""
+    from ...data.formats import hub, pngs
+    from ...runs.folder import CACHE
+    from ...runtime.user_cache import cache_folder
+
+    if path.startswith(hub.PREFIX):
+        return cache_folder()
+    place = Path(path)
+    return (place if place.is_dir() and not pngs.is_set(place) else place.parent) / CACHE
 
 
 def _dataset(sets: Mapping[str, DistilledDataset]) -> str:

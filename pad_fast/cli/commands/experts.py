@@ -36,7 +36,7 @@ def _train(options: argparse.Namespace) -> None:
             kept = out / "score-networks"
             scores = score_as_configured(config, data, normalization, given.device, given.progress, networks_dir=kept)
             keep_scores(scores, path, kept)
-        difficulty = Difficulty.load(path)
+        difficulty = Difficulty.load(path, data)
     store = train_as_configured(config, data, normalization, difficulty, out, given.device, given.progress)
     print_once(repr(store))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .entry import Entry
 from .of_data import DATA
+from .of_files import FILES
 from .of_matching import MATCHING
 from .of_models import MODELS
 from .of_runs import RUNS
@@ -14,6 +15,6 @@ from .of_sets import SETS
 from .of_settings import SETTINGS
 from .of_training import TRAINING
 
-ENTRIES: tuple[Entry, ...] = (*DATA, *SETS, *SETTINGS, *MODELS, *MATCHING, *TRAINING, *RUNS)
+ENTRIES: tuple[Entry, ...] = (*DATA, *SETS, *FILES, *SETTINGS, *MODELS, *MATCHING, *TRAINING, *RUNS)
 
 __all__ = ["ENTRIES", "Entry"]

@@ -113,6 +113,15 @@ def transformed(vmap: bool) -> Any:
     return loss(theta_start=stacked, theta_target=stacked + 0.1)
 
 
+def kept_while_training(*, copied: bool) -> Tensor:
+    """Two snapshots as a program on a CPU keeps them."""
+    weights, snapshots = torch.nn.Parameter(THETA.clone()), []
+    for _ in range(2):
+        snapshots.append(weights.detach().cpu().clone() if copied else weights.detach().cpu())
+        weights.data.add_(0.1)
+    return loss(theta_start=snapshots[0], theta_target=snapshots[1])
+
+
 def scores(**changes: Any) -> None:
     given = {
         "mean": torch.zeros(4, dtype=torch.float64),
@@ -187,10 +196,16 @@ MATCHING = (
     ),
     Entry("two rates", lambda _: loss(lr=torch.ones(2)), "pass one floating value", lambda _: loss(lr=torch.ones(()))),
     Entry(
-        "a negative rate",
-        lambda _: loss(lr=torch.tensor(-0.1)),
-        "must be positive",
-        lambda _: loss(lr=torch.tensor(0.1)),
+        "a snapshot that is the live weights",
+        lambda _: kept_while_training(copied=False),
+        "write them with `.clone\\(\\)` behind it, or pass those of two different epochs",
+        lambda _: in_turn(lambda: kept_while_training(copied=True), loss),
+    ),
+    Entry(
+        "a rate that is none",
+        lambda _: loss(lr=torch.tensor(torch.nan)),
+        "must be a finite number",
+        lambda _: in_turn(*(lambda rate=rate: loss(lr=torch.tensor(rate)) for rate in (0.1, 0.0, -0.1))),
     ),
     Entry(
         "no batches",

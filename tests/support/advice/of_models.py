@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from pad_fast import ConvNet, ParameterMask, network
+from pad_fast import ConvNet, ParameterMask, network, score
 from pad_fast.models.flat import FlatNetwork
+from pad_fast.models.sources import model_name
 
 from ..exactness import flat
+from ..small import QUIET, small_data
 from .entry import Entry, in_turn, pixels
 
 
@@ -52,7 +56,76 @@ def called(module: nn.Module) -> nn.Module:
     return module
 
 
+def two_layers(channels: int, classes: int, resolution: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * resolution**2, 4), nn.Linear(4, classes))
+
+
+def made(model: Any) -> nn.Module:
+    return network(model, channels=1, classes=3, resolution=8)
+
+
+def scored(method: str) -> object:
+    return score(small_data(), method=method, model=two_layers, networks=1, epochs=1, progress=QUIET)
+
+
 MODELS = (
+    Entry(
+        "an unknown network of torchvision",
+        lambda _: made("torchvision:resnet19"),
+        r"Did you mean 'resnet18'.*list_models\(\) has their names",
+        lambda _: made("torchvision:resnet18"),
+    ),
+    Entry(
+        "a network for larger images",
+        lambda _: made("torchvision:alexnet"),
+        "use a network for this size, or another resolution=",
+        lambda _: in_turn(
+            lambda: made("torchvision:resnet18"), lambda: network("torchvision:alexnet", channels=1, resolution=64)
+        ),
+    ),
+    Entry(
+        "a network that is made already",
+        lambda _: made(linear()),
+        "pass its class, or a function",
+        lambda _: in_turn(lambda: made(lambda channels, classes, resolution: linear()), lambda: made(two_layers)),
+    ),
+    Entry(
+        "no network at all",
+        lambda _: made(3),
+        "pass a network's name, its class, or a function",
+        lambda _: in_turn(lambda: made("MLP"), lambda: made(ConvNet), lambda: made(two_layers)),
+    ),
+    Entry(
+        "a function of another process",
+        lambda _: made("local:anything"),
+        "pass the same function as model= again, or define it at the top of a module",
+        lambda _: in_turn(lambda: made(model_name(lambda a, b, c: two_layers(a, b, c))), lambda: made(two_layers)),
+    ),
+    Entry(
+        "an import path without a network",
+        lambda _: made("python:torch.nn:Lineal"),
+        "write python:MODULE:NAME",
+        lambda _: made("python:tests.support.advice.of_models:two_layers"),
+    ),
+    Entry(
+        "a class with arguments of its own",
+        lambda _: made(nn.Linear),
+        "pass a function of these three that makes the network",
+        lambda _: made(two_layers),
+    ),
+    Entry(
+        "logits of other classes",
+        lambda _: made(lambda channels, classes, resolution: nn.Flatten()),
+        r"make one whose forward returns logits \[2, 3\]",
+        lambda _: made(two_layers),
+    ),
+    Entry(
+        "arguments for a network of others",
+        lambda _: network(two_layers, width=3),
+        "leave them out",
+        lambda _: network(two_layers),
+    ),
+    Entry("GraNd of a network without features", lambda _: scored("grand"), "use el2n", lambda _: scored("el2n")),
     Entry("an unknown network", lambda _: network("ConvNett"), "Did you mean 'ConvNet'", lambda _: network("ConvNet")),
     Entry(
         "an unknown argument",

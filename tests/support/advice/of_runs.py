@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from pad_fast import DistilledDataset, distill, evaluate, load, load_dataset
-from pad_fast.evaluation import export_ddranking
 from pad_fast.pipeline.sweep import sweep
 from pad_fast.runs.folder import read_run
 
@@ -65,12 +64,12 @@ def set_of(folder: Path, **config: Any) -> None:
 
 RUNS = (
     Entry(
-        "a class smaller than ipc",
-        lambda tmp: run(tmp, data=few(2), ipc=3, eval_baselines=True),
+        "classes smaller than ipc",
+        lambda tmp: run(tmp, data=few(2), ipc=13, eval_baselines=True),
         "lower ipc or use pix_init noise",
         lambda tmp: in_turn(
-            lambda: run(tmp, data=few(2), ipc=2, eval_baselines=True, eval_full_epochs=1),
-            lambda: run(tmp / "noise", data=few(2), ipc=3, pix_init="noise", eval_baselines=True, eval_full_epochs=1),
+            lambda: run(tmp, data=few(2), ipc=12, eval_baselines=True, eval_full_epochs=1),
+            lambda: run(tmp / "noise", data=few(2), ipc=13, pix_init="noise", eval_baselines=True, eval_full_epochs=1),
         ),
     ),
     Entry(
@@ -234,9 +233,9 @@ RUNS = (
     ),
     Entry(
         "uneven classes for DD-Ranking",
-        lambda tmp: export_ddranking(uneven(3), tmp),
+        lambda tmp: uneven(3).export(tmp, "ddranking"),
         "distil the same number for every class",
-        lambda tmp: export_ddranking(uneven(4), tmp),
+        lambda tmp: uneven(4).export(tmp, "ddranking"),
     ),
     Entry(
         "one run to compare",

@@ -196,6 +196,21 @@ SETS = (
         lambda tmp: in_turn(lambda: load(real_images(small_data()).save(tmp / "run")), lambda: load(trio(tmp / "run"))),
     ),
     Entry(
+        "an unknown recipe",
+        lambda _: quick(real_images(small_data()), recipe="datn"),
+        "use one of pad_fast, mtt, datm, ncfm",
+        lambda _: [quick(real_images(small_data()), recipe=name) for name in ("pad_fast", "mtt", "datm", "ncfm")],
+    ),
+    Entry(
+        "robust scores by a recipe of others",
+        lambda _: quick(real_images(small_data()), recipe="mtt", robust=True),
+        r"leave out recipe= \(--recipe\), or robust=",
+        lambda _: in_turn(
+            lambda: quick(real_images(small_data()), recipe="mtt"),
+            lambda: quick(real_images(small_data()), robust=True),
+        ),
+    ),
+    Entry(
         "whitening of a set that says it",
         lambda _: quick(white("zca"), whitening="mean-std"),
         "leave out whitening=",

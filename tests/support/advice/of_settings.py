@@ -53,6 +53,16 @@ def limited(seconds: str) -> float:
 
 SETTINGS = (
     Entry(
+        "no numbers of images per class",
+        lambda _: make_settings(overrides={"ipc": {"cat": 0}}),
+        "give a mapping of class names to whole numbers >= 1, or a YAML file of one",
+        lambda tmp: in_turn(
+            lambda: make_settings(overrides={"ipc": {"cat": 2}}),
+            lambda: (tmp / "numbers.yaml").write_text("cat: 2"),
+            lambda: make_settings(overrides={"ipc_per_class": tmp / "numbers.yaml"}),
+        ),
+    ),
+    Entry(
         "a setting of another type",
         lambda _: settings(iterations="many"),
         "must be int",

@@ -16,7 +16,7 @@ from pad_fast.scoring.formulas import el2n, grand
 from pad_fast.scoring.native import class_order
 from pad_fast.training.optimizers import make_optimizer
 
-from ..experts import EPOCHS, P, expert, make, written_buffer
+from ..experts import EPOCHS, P, expert, make, trained_on_a_cpu, written_buffer
 from ..small import MODEL, QUIET, small_data
 from .entry import Entry, changed, in_turn
 
@@ -75,6 +75,12 @@ def mended(folder: Path) -> ExpertStore:
 
 def networks(folder: Path, **changes: Any) -> Difficulty:
     return scored(networks_dir=folder / "networks", networks=2, **changes)
+
+
+def still(folder: Path) -> ExpertStore:
+    store = make(folder, 0)
+    store.append(expert(0)[[0] * (EPOCHS + 1)])
+    return store
 
 
 def halves(folder: Path) -> ExpertStore:
@@ -217,6 +223,18 @@ TRAINING = (
         lambda tmp: ((tmp / "replay_buffer_0.pt").unlink(), read_all(tmp)),
     ),
     Entry(
+        "replay buffers without a copy",
+        lambda tmp: (trained_on_a_cpu(tmp / "replay_buffer_0.pt", copied=False), ExpertStore.open(tmp)),
+        r"write the file again with `.clone\(\)` behind it",
+        lambda tmp: (trained_on_a_cpu(tmp / "replay_buffer_0.pt", copied=True), ExpertStore.open(tmp)),
+    ),
+    Entry(
+        "an expert that stands still",
+        lambda tmp: still(tmp).require_moved(0, 0, 1),
+        "train the experts again",
+        lambda tmp: trained(tmp / "again").require_moved(0, 0, 1),
+    ),
+    Entry(
         "rounding twice",
         lambda tmp: (halves(tmp / "a"), convert_experts(tmp / "a", tmp / "b", progress=QUIET)),
         "convert the float32 experts it was made from, or write replay buffers",
@@ -236,6 +254,12 @@ TRAINING = (
         lambda tmp: table(tmp, torch.zeros(3, 2).long()),
         "each image must occur once",
         lambda tmp: table(tmp, torch.arange(6).view(3, 2)),
+    ),
+    Entry(
+        "one order of all images",
+        lambda tmp: table(tmp, torch.arange(38)),
+        r"only the data say their classes; pass them with it: Difficulty.load\(path, data\)",
+        lambda tmp: Difficulty.load(tmp / "order.pt", DATA),
     ),
     Entry(
         "a table of classes that differ in size",
