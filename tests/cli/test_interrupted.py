@@ -19,6 +19,7 @@ WORDS = {
     "experts convert": ["a", "b"],
     "sweep": ["--out", "sweep"],
     "evaluate": ["set"],
+    "export": ["set", "--to", "npz", "--out", "there"],
     "report": ["run"],
     "compare": ["a", "b"],
     "bench": ["unroll"],
