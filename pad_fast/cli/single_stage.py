@@ -47,8 +47,12 @@ def stage_inputs(options: argparse.Namespace) -> StageInputs:
     for note in settings.notes:
         progress(options).say(note)
     config, device = settings.config, resolve_device(settings.device)
-    data, _ = configured_data(config, config.dataset, settings.data_dir, download=options.download)
+    data, _ = configured_data(
+        config, config.dataset, settings.data_dir, download=options.download, progress=progress(options)
+    )
     out = Path(options.out)
     caches = normalization_caches(out.parent if out.suffix else out)
-    normalization = fit_normalization(data, "zca" if config.zca else "mean-std", caches=caches)
+    normalization = fit_normalization(
+        data, "zca" if config.zca else "mean-std", caches=caches, progress=progress(options)
+    )
     return StageInputs(config, data, normalization, device, progress(options))

@@ -5,7 +5,6 @@ Imported by engines (for the augmentation) and everything above; stands on runti
 
 from __future__ import annotations
 
-from .arrays import stratified_split
 from .augment import DSA, DSADraw, SeededDSA
 from .datasets import ImageDataset, load_dataset
 from .normalize import (
@@ -18,6 +17,7 @@ from .normalize import (
     fit_zca,
     normalization_from_state,
 )
+from .splits import stratified_split
 
 __all__ = [
     "DSA",

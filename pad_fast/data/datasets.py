@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError
-from .arrays import RENUMBER, Splits, check_label_range, resize, splits_from, stratified_split, unit_pixels
+from ..runtime.progress import Progress
+from .arrays import resize, unit_pixels
+from .class_ids import class_ids
 from .pictures import settle_depth
-from .sources import IMAGE_FOLDER, load_named
+from .pixel_range import settle_range
+from .sources import read
+from .splits import Reading, Splits, stratified_split
 
 _CHUNK = 4096  # images per float64 copy while statistics are computed
 
@@ -139,8 +143,9 @@ def load_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     resolution: int | None = None,
     download: bool = False,
+    progress: Progress | None = None,
 ) -> ImageDataset:
-    """Get an :class:`ImageDataset` from a name, a folder, tensors or a torch Dataset.
+    """Get an :class:`ImageDataset` from a name, files, tensors or somebody else's data set; docs/data.md has a table.
 
     Args:
         dataset: one of
@@ -150,17 +155,24 @@ def load_dataset(
               "imageyellow" (128 px); case, "-" and "_" do not matter, and "imagenet" means imagenette;
             - "imagefolder:PATH" or the path of a folder: `{train, test or val}/<class>/<image file>`, or without
               test images `train/<class>/...` or `<class>/...`;
+            - "hf:NAME" or "hf:PATH" (the package `datasets`): of the hub, a folder of `save_to_disk`, or parquet files;
+              `,image=COLUMN`, `,label=COLUMN` and `,config=NAME` behind it choose where there are several;
+            - a Hugging Face Dataset or DatasetDict, or a pair of them (train, test);
             - `(train_images, train_labels, test_images, test_labels)` or `(images, labels)`, tensors or arrays, or a
-              dict or `.npz` with those keys (and optionally name, class_names, mean, std); images `[N, C, H, W]`,
-              `[N, H, W, C]` or `[N, H, W]`, labels `[N]` or `[N, 1]`;
-            - a map-style torch Dataset of (image, label), or a pair of them (train, test);
+              dict or the path of a `.npz` file with those keys, also MedMNIST's and Keras' (and optionally name,
+              class_names, mean, std); images `[N, C, H, W]`, `[N, H, W, C]` or `[N, H, W]`;
+            - a map-style torch Dataset of (image, label), such as torchvision's and MedMNIST's, or a pair of them;
             - an ImageDataset, returned as it is.
 
-            uint8 pixels are divided by 255; floating point values are kept. Float32 tensors are not copied: do not
-            change them afterwards. Without a test set a fixed fifth of every class becomes one.
+            uint8 pixels, and floating point ones from 0 to 255, are divided by 255; other floating point values are
+            kept. Float32 tensors are not copied: do not change them afterwards. Labels are class ids, with gaps or
+            without, names, or one-hot rows. Without a test set a fixed fifth of every class becomes one. What is not
+            plain about the data is logged once as a warning of "pad_fast".
         data_dir: folder of the named sets; default $PAD_FAST_DATA, else ./data.
         resolution: resize every image: shorter side to this many pixels (bilinear, antialiased), then centre crop.
-        download: let torchvision fetch its sets into `data_dir`; otherwise the network is never used.
+        download: let torchvision fetch its sets into `data_dir`, and `datasets` those of the hub; otherwise the network
+            is never used.
+        progress: told while pictures are read and decoded; nobody when None.
 
     Raises:
         DatasetError: missing or damaged files, or data that cannot be used; the message names the way out.
@@ -179,52 +191,58 @@ def load_dataset(
             train_images=resize(dataset.train_images, resolution),
             test_images=resize(dataset.test_images, resolution),
         )
-    if isinstance(dataset, os.PathLike):
-        dataset = f"{IMAGE_FOLDER}{os.fspath(dataset)}"
-    if isinstance(dataset, str):
-        splits = load_named(dataset, data_dir=data_dir, resolution=resolution, download=download)
-    else:
-        found = splits_from(dataset, resolution)
-        if found is None:
-            raise DatasetError(
-                f"cannot read a data set from a {type(dataset).__name__}; give a name, imagefolder:PATH, tensors "
-                "(images, labels), a dict, a torch Dataset or an ImageDataset."
-            )
-        splits = found
-    return _finish(splits, resolution)
+    reading = Reading(data_dir, resolution, download, progress or Progress(quiet=True))
+    return _finish(read(dataset, reading), resolution)
 
 
 def _finish(splits: Splits, resolution: int | None) -> ImageDataset:
-    images = []
-    for split, part in zip(
-        ("train", "test"), settle_depth([splits.train_images, splits.test_images], splits.name), strict=True
-    ):
+    """Pixels in [0, 1], class ids without gaps and a test set; whatever the source."""
+    images, given = [splits.train_images], [splits.train_labels]
+    if splits.test_images is not None:
+        images.append(splits.test_images)
+        given.append(splits.test_labels)
+    parts = ("the training set", "the test set") if len(given) > 1 else ("the data set",)
+    what = [f"label {{}} of {part}" for part in parts]
+    labels, names = class_ids(given, splits.class_names, what, splits.name)
+    if len(images) == 1:
+        images, labels = _set_aside(images[0], labels[0])
+    for split, part in zip(("train", "test"), images, strict=True):
         if len(part) == 0:
             raise DatasetError(f"the {split} set is empty: no images.")
-        images.append(unit_pixels(resize(part, resolution) if resolution is not None else part))
+    images = settle_range(settle_depth(images, splits.name), splits.name)
+    images = [unit_pixels(resize(part, resolution) if resolution is not None else part) for part in images]
     _check_images("train", images[0])  # before the statistics, which NaN would spoil silently
+    if splits.statistics is not None:
+        _check_scale(splits.statistics[0], images[0])
     mean, std = splits.statistics or _statistics(images[0])
-    names = splits.class_names
-    if names is None:
-        names = _numbered(torch.cat([splits.train_labels, splits.test_labels]))
     return ImageDataset(
         name=splits.name,
         train_images=images[0],
-        train_labels=splits.train_labels,
+        train_labels=labels[0],
         test_images=images[1],
-        test_labels=splits.test_labels,
+        test_labels=labels[1],
         class_names=names,
         mean=mean,
         std=std,
     )
 
 
-def _numbered(labels: Tensor) -> tuple[str, ...]:
-    """Names "0", "1", ... for the class ids that occur; none without labels, which is refused later."""
-    if not len(labels):
-        return ()
-    check_label_range(labels, "labels", len(labels))
-    return tuple(str(label) for label in range(int(labels.max()) + 1))
+def _check_scale(mean: tuple[float, ...], images: Tensor) -> None:
+    if mean and max(mean) > 1 >= float(images.max()):
+        raise DatasetError(
+            f"mean {mean} is that of pixels from 0 to 255, which are 0 to 1 here. Divide mean and std by 255, or leave "
+            "them out."
+        )
+
+
+def _set_aside(images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Images and labels without, and of, a fixed fifth of every class."""
+    if len(images) != len(labels):
+        raise DatasetError(f"{len(images)} images but {len(labels)} labels; each image needs one label.")
+    if len(labels) == 0:
+        raise DatasetError("the data set is empty: no images.")
+    parts = stratified_split(labels)
+    return [images[part] for part in parts], [labels[part] for part in parts]
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -253,8 +271,9 @@ def _check_images(split: str, images: Tensor) -> None:
     if images.shape[2] != images.shape[3]:
         raise DatasetError(
             f"{split} images are {images.shape[2]}x{images.shape[3]} with {images.shape[1]} channels; networks here "
-            "need square ones. Pass resolution= to resize and crop them; of [N, H, W, C] that were mistaken for "
-            "[N, C, H, W], pass images.transpose(0, 3, 1, 2) (arrays) or images.permute(0, 3, 1, 2) (tensors)."
+            "need square ones. Pass resolution= to resize and crop them, to load_dataset or distill (--resolution); of "
+            "[N, H, W, C] that were mistaken for [N, C, H, W], pass images.transpose(0, 3, 1, 2) (arrays) or "
+            "images.permute(0, 3, 1, 2) (tensors)."
         )
     low, high = torch.aminmax(images)  # NaN propagates, so both tests need no temporary
     if not bool(torch.isfinite(low) and torch.isfinite(high)):
@@ -282,7 +301,8 @@ def _check_every_class(split: str, labels: Tensor, names: tuple[str, ...]) -> No
         shown = ", ".join(f"{label} ({names[label]})" for label in empty[:5])
         raise DatasetError(
             f"the {split} set has no image of class {shown}{', ...' if len(empty) > 5 else ''}: class ids must be "
-            f"0, 1, 2, ... without gaps, and every class needs training and test images. {RENUMBER}"
+            "0, 1, 2, ... without gaps, and every class needs training and test images: add some, or leave the class "
+            "out of both sets."
         )
 
 

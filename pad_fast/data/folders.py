@@ -1,14 +1,11 @@
-"""Image files in class folders, on disk or inside a zip archive, decoded by a pool of threads."""
+"""Image files in class folders, on disk or inside a zip archive."""
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import re
 import zipfile
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -16,20 +13,18 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError
-from .arrays import TEST_FRACTION, Splits, split_off_test, stack_images
-from .pictures import Oddities, picture_to_tensor
+from .decoding import decode
+from .natural_order import natural_key
+from .splits import TEST_FRACTION, Reading, Splits
 
 logger = logging.getLogger("pad_fast")
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
-# What the extensions stand for, most common first: PIL tries them in this order and no others, so a file named
-# .png never reaches the plugins that run programs (EPS).
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Names of the folder with the images to test on, the first that is there.
+_TESTED_ON = ("test", "val", "valid", "validation")
 
 Listing = dict[str, list[str]]  # class name -> image files, both in natural order
-
-_FILES_PER_TASK = 64  # a task per file would spend more time on queues than on small images
 
 
 class Tree(Protocol):
@@ -143,18 +138,6 @@ class ZipTree:
         return f"{self.path}:{self.prefix}{path}"
 
 
-def natural_key(text: str) -> tuple[list[str | int], str]:
-    """Sort key that counts: img2 before img10, class folders 0 to 10 in numeric order.
-
-    Example:
-        >>> sorted(["10", "9", "1"], key=natural_key)
-        ['1', '9', '10']
-    """
-    # The pieces alternate text, number, text, ..., so equal positions always compare equal types.
-    pieces = [int(piece) if odd else piece for piece, odd in _alternate(re.split(r"([0-9]+)", text))]
-    return pieces, text
-
-
 def class_listing(tree: Tree, split: str, classes: Iterable[str] | None = None) -> Listing:
     """The image files of each class folder of `split`.
 
@@ -172,7 +155,7 @@ def class_listing(tree: Tree, split: str, classes: Iterable[str] | None = None) 
     return listing
 
 
-def load_listings(name: str, tree: Tree, train: Listing, test: Listing, resolution: int | None) -> Splits:
+def load_listings(name: str, tree: Tree, train: Listing, test: Listing, reading: Reading) -> Splits:
     """Decode both splits; labels follow the order of the training classes.
 
     Images become RGB unless every one of them is single-channel.
@@ -191,73 +174,56 @@ def load_listings(name: str, tree: Tree, train: Listing, test: Listing, resoluti
     labels = [
         torch.tensor([index for index, label in enumerate(classes) for _ in split[label]]) for split in (train, test)
     ]
-    images = _decoded(tree, paths, resolution)
+    images = decoded(tree, paths, reading)
     count = len(labels[0])
     return Splits(name, images[:count], labels[0], images[count:], labels[1], tuple(classes))
 
 
-def load_listing(name: str, tree: Tree, listing: Listing, resolution: int | None) -> Splits:
-    """Decode images that come without a test set; a fixed fifth of every class becomes one.
+def load_image_folder(folder: Path, reading: Reading) -> Splits:
+    """`{train, test or val}/<class>/<image file>` under `folder`; classes and files in natural order.
+
+    Without images to test on (`train/<class>/...` alone, or `<class>/...`) a fixed fifth of every class is set aside.
 
     Raises:
-        DatasetError: as :func:`load_listings`, or a class has a single image.
+        DatasetError: missing folders, classes without images, undecodable files, mixed sizes.
     """
+    if not folder.is_dir():
+        raise DatasetError(f"image folder {folder.absolute()} does not exist.")
+    tree = FolderTree(folder)
+    found = tree.folders("")
+    for_testing = [name for name in _TESTED_ON if name in found]
+    if "train" in found and for_testing:
+        train, test = class_listing(tree, "train"), class_listing(tree, for_testing[0])
+        return load_listings("imagefolder", tree, train, test, reading)
+    if "train" in found:
+        return _untested(tree, class_listing(tree, "train"), reading)
+    if not found or for_testing:
+        raise DatasetError(
+            f"image folder {folder.absolute()} needs train/<class>/<image file> and test/<class>/<image file> (or "
+            f"{', '.join(_TESTED_ON[1:])}), or <class>/<image file>; found {', '.join(found) or 'no folders'}."
+        )
+    return _untested(tree, class_listing(tree, ""), reading)
+
+
+def _untested(tree: Tree, listing: Listing, reading: Reading) -> Splits:
+    """Images that come without a test set."""
     paths = [path for files in listing.values() for path in files]
     labels = torch.tensor([index for index, files in enumerate(listing.values()) for _ in files])
     logger.warning(
         f"{tree.describe('')} has no test images: a fixed fifth of every class ({TEST_FRACTION:.0%}) is set aside"
     )
-    return split_off_test(name, _decoded(tree, paths, resolution), labels, tuple(listing))
+    return Splits("imagefolder", decoded(tree, paths, reading), labels, class_names=tuple(listing))
 
 
-def _decoded(tree: Tree, paths: Sequence[str], resolution: int | None) -> Tensor:
+def decoded(tree: Tree, paths: Sequence[str], reading: Reading) -> Tensor:
     """All these image files in one tensor `[N, C, H, W]`."""
-    oddities = Oddities()
-    items = decode(tree, paths, resolution, oddities)
-    oddities.say(len(items), tree.describe(""))
-    return stack_images(items, lambda index: tree.describe(paths[index]))
-
-
-def decode(tree: Tree, paths: Sequence[str], resolution: int | None, oddities: Oddities) -> list[Tensor]:
-    """Decode image files as :func:`picture_to_tensor` does, in the order of `paths`.
-
-    Raises:
-        DatasetError: a file cannot be decoded; the message names it.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    def one(path: str) -> Tensor:
-        data = tree.read(path)
-        if not data:
-            raise DatasetError(f"cannot decode image {tree.describe(path)}: it is empty. Repair or remove the file.")
-        try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                return picture_to_tensor(image, resolution, oddities)
-        except UnidentifiedImageError as error:
-            raise DatasetError(
-                f"cannot decode image {tree.describe(path)}: it is none of {', '.join(_FORMATS)}. Repair or remove the "
-                "file."
-            ) from error
-        except Exception as error:  # PIL's plugins raise almost anything for damaged files
-            raise DatasetError(
-                f"cannot decode image {tree.describe(path)}: {error}. Repair or remove the file."
-            ) from error
-
-    def several(chunk: Sequence[str]) -> list[Tensor]:
-        return [one(path) for path in chunk]
-
-    Image.init()  # load the format plugins once, not in every thread
-    chunks = [paths[start : start + _FILES_PER_TASK] for start in range(0, len(paths), _FILES_PER_TASK)]
-    # More threads than cores: some wait for the disk. Decoding itself releases the interpreter lock.
-    pool = ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1))
-    try:
-        return [image for images in pool.map(several, chunks) for image in images]
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _alternate(pieces: list[str]) -> Iterable[tuple[str, bool]]:
-    return ((piece, index % 2 == 1) for index, piece in enumerate(pieces))
+    return decode(
+        len(paths),
+        lambda index: tree.read(paths[index]),
+        lambda index: tree.describe(paths[index]),
+        tree.describe(""),
+        reading,
+    )
 
 
 def _is_image(name: str) -> bool:

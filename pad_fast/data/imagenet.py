@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DatasetError
-from .arrays import Splits
-from .folders import FolderTree, Listing, Tree, ZipTree, class_listing, load_listings, natural_key
+from .folders import FolderTree, Listing, Tree, ZipTree, class_listing, load_listings
+from .natural_order import natural_key
+from .splits import Reading, Splits
 
 TINY = "tiny-imagenet-200"
 SUBSET_RESOLUTION = 128
@@ -22,7 +24,7 @@ SUBSETS: dict[str, tuple[int, ...]] = {
 }
 
 
-def load_tiny(folder: Path, resolution: int | None) -> Splits:
+def load_tiny(folder: Path, reading: Reading) -> Splits:
     """Tiny-ImageNet from `folder/tiny-imagenet-200`, `folder` itself, or `folder/tiny-imagenet-200.zip`.
 
     The validation images may lie flat with `val_annotations.txt` (as distributed) or in class folders.
@@ -44,10 +46,10 @@ def load_tiny(folder: Path, resolution: int | None) -> Splits:
         )
     train = class_listing(tree, "train")
     test = _flat_validation(tree, list(train)) if tree.folders("val") == ["images"] else class_listing(tree, "val")
-    return load_listings("tinyimagenet", tree, train, test, resolution)
+    return _with_statistics(load_listings("tinyimagenet", tree, train, test, reading))
 
 
-def load_subset(name: str, folder: Path, resolution: int | None) -> Splits:
+def load_subset(name: str, folder: Path, reading: Reading) -> Splits:
     """One of :data:`SUBSETS` from `{train, val or test}/<class folder>/<image>`.
 
     Looked for under `folder`, `folder/<name>` and `folder/imagenet`. The training folder holds either all 1000
@@ -85,7 +87,14 @@ def load_subset(name: str, folder: Path, resolution: int | None) -> Splits:
             "one folder per class, named like those in train."
         )
     train, test = class_listing(tree, "train", classes), class_listing(tree, split, classes)
-    return load_listings(name, tree, train, test, resolution or SUBSET_RESOLUTION)
+    if reading.resolution is None:
+        reading = replace(reading, resolution=SUBSET_RESOLUTION)
+    return _with_statistics(load_listings(name, tree, train, test, reading))
+
+
+def _with_statistics(splits: Splits) -> Splits:
+    """With the mean and std of the published pipelines."""
+    return replace(splits, statistics=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
 def _flat_validation(tree: Tree, classes: list[str]) -> Listing:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, InputError, StoreError, nearest
 from ..runtime import files, tensor_files
+from ..runtime.progress import Progress
 
 if TYPE_CHECKING:
     from .datasets import ImageDataset
@@ -200,7 +201,13 @@ class Pixels(Normalization):
         return {"pixels": torch.ones(())}  # a file holds tensors, so this is one
 
 
-def fit_zca(train_images: Tensor, *, eps: float = 0.1, device: torch.device | str | None = None) -> ZCA:
+def fit_zca(
+    train_images: Tensor,
+    *,
+    eps: float = 0.1,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> ZCA:
     """Fit ZCA whitening to pixels.
 
     The covariance and its eigendecomposition (equal to its SVD, as it is symmetric and positive) are computed in
@@ -211,6 +218,7 @@ def fit_zca(train_images: Tensor, *, eps: float = 0.1, device: torch.device | st
         train_images: floating point `[N, C, H, W]`, N >= 2, pixels in [0, 1].
         eps: regulariser; 0.1 is what the published distillation runs use on pixels in [0, 1].
         device: where to compute; the images' device by default.
+        progress: told about the covariance and the decomposition; nobody when None.
 
     Raises:
         InputError: wrong shape or dtype, fewer than two images, NaN or infinite pixels.
@@ -244,10 +252,12 @@ def fit_zca(train_images: Tensor, *, eps: float = 0.1, device: torch.device | st
     if not bool(torch.isfinite(mean).all()):
         raise InputError("ZCA got training images with NaN or infinite pixels; remove those images.")
     covariance = torch.zeros(size, size, dtype=torch.float64, device=target)
-    for chunk in flat.split(_CHUNK):
+    progress, chunks = progress or Progress(quiet=True), flat.split(_CHUNK)
+    for chunk in progress.track(chunks, "zca: covariance", total=len(chunks), unit="chunk"):
         centred = chunk.to(target, torch.float64) - mean
         covariance.addmm_(centred.T, centred)
     covariance /= count - 1
+    progress.say(f"zca: decomposing the {size} x {size} covariance")
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     del covariance
     # Rounding makes the null space's eigenvalues slightly negative.
@@ -271,12 +281,14 @@ def fit_normalization(
     *,
     device: torch.device | str | None = None,
     caches: Sequence[Path] = (),
+    progress: Progress | None = None,
 ) -> Normalization:
     """The normalisation named `kind` ("zca" or "mean-std") for a data set.
 
     Args:
         device: where ZCA is computed; the images' device by default.
         caches: folders where a fitted ZCA of this data set may be; one that is computed is kept in the first.
+        progress: told while ZCA is computed; nobody when None.
 
     Raises:
         ConfigError: unknown kind, or images too large for ZCA.
@@ -287,7 +299,7 @@ def fit_normalization(
             found = _read_fitted(folder / name, dataset.fingerprint)
             if found is not None:
                 return found
-        fitted = fit_zca(dataset.train_images, device=device)
+        fitted = fit_zca(dataset.train_images, device=device, progress=progress)
         if caches:
             files.write_bytes(caches[0] / name, _packed(fitted, dataset.fingerprint))
         return fitted

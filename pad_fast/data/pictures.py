@@ -31,6 +31,7 @@ class Oddities:
 
     turned = "turned upright as their EXIF tag says"
     transparent = "transparent: put on white, as a browser shows them"
+    inks = "in inks (CMYK): their colours are taken without a profile"
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -73,6 +74,8 @@ def picture_to_tensor(image: Any, resolution: int | None = None, oddities: Oddit
         scaled = _resized(Image.fromarray(values.astype(np.float32)), resolution) if resolution is not None else None
         values = values if scaled is None else np.asarray(scaled).round().astype(np.int64)
         return torch.from_numpy(values.clip(0, 2**31 - 1).astype(np.int32))[None]
+    if image.mode == "CMYK" and oddities is not None:
+        oddities.note(Oddities.inks)
     gray = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
         layered = image.convert("RGBA")

@@ -1,193 +1,83 @@
-"""Data sets known by name: scikit-learn's digits, torchvision's, ImageNet's, and any image folder."""
+"""Everything that a data set can be read from, in the order in which a source is recognised."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from ..errors import DatasetError, nearest
-from .arrays import Splits, stratified_split
-from .folders import FolderTree, class_listing, load_listing, load_listings
-from .idx import find_idx, read_idx
-from .imagenet import SUBSETS, load_subset, load_tiny
-from .vision import torchvision_datasets
+from ..errors import DatasetError
+from . import hugging_face, mappings, medmnist, named, torch_datasets
+from .folders import load_image_folder
+from .splits import Reading, Splits
 
 IMAGE_FOLDER = "imagefolder:"
-# Names of the folder with the images to test on, the first that is there.
-_TESTED_ON = ("test", "val", "valid", "validation")
-
-_RGB = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# Per-channel mean and std of the published pipelines. CIFAR-100 uses CIFAR-10's on purpose: so do they.
-_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-_STATISTICS = {
-    "mnist": ((0.1307,), (0.3081,)),
-    "fashionmnist": ((0.2861,), (0.3530,)),
-    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
-}
-# Name -> torchvision class and what it reads inside data_dir.
-_TORCHVISION = {
-    "mnist": ("MNIST", "MNIST/raw"),
-    "fashionmnist": ("FashionMNIST", "FashionMNIST/raw"),
-    "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat"),
-    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
-    "cifar100": ("CIFAR100", "cifar-100-python"),
-}
-# What torchvision reads only once it has unpacked it, and its class names.
-_IDX = {
-    "mnist": tuple(
-        f"{digit} - {word}"
-        for digit, word in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
-    ),
-    "fashionmnist": (
-        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-    ),
-}
-# "ImageNet" without a subset means Imagenette in the published scripts.
-_ALIASES = {"tiny": "tinyimagenet", "tinyimagenet200": "tinyimagenet", "imagenet": "imagenette"}
-
-NAMES = ("digits", *_TORCHVISION, "tinyimagenet", *SUBSETS)
 
 
-def canonical_name(name: str) -> str:
-    """The name in :data:`NAMES` meant by `name`; case, "-", "_" and blanks do not matter.
+@dataclass(frozen=True)
+class Source:
+    """A kind of source: whether something is one, and how it is read."""
 
-    Raises:
-        DatasetError: unknown name.
-
-    Example:
-        >>> canonical_name("CIFAR-10"), canonical_name("Tiny")
-        ('cifar10', 'tinyimagenet')
-    """
-    key = "".join(character for character in name.lower() if character not in "-_ ")
-    key = _ALIASES.get(key, key)
-    if key not in NAMES:
-        folder = f" To read the folder of that name: {IMAGE_FOLDER}{name}." if Path(name).is_dir() else ""
-        raise DatasetError(
-            f"data set {name!r} is unknown; known are {', '.join(NAMES)} and {IMAGE_FOLDER}PATH."
-            f"{nearest(key, (*NAMES, *_ALIASES))}{folder}"
-        )
-    return key
+    kind: str
+    takes: Callable[[Any], bool]
+    read: Callable[[Any, Reading], Splits]
 
 
-def load_named(name: str, *, data_dir: str | os.PathLike[str] | None, resolution: int | None, download: bool) -> Splits:
-    """Read the data set `name`; `data_dir` defaults to $PAD_FAST_DATA, then to ./data.
+def spelled(path: os.PathLike[str]) -> str:
+    """A file or folder in words that :func:`read` understands, by what lies there."""
+    text = os.fspath(path)
+    if text.lower().endswith(mappings.NPZ):
+        return text
+    theirs = text.lower().endswith(hugging_face.PARQUET) or hugging_face.is_saved(Path(text).expanduser())
+    return f"{hugging_face.PREFIX if theirs else IMAGE_FOLDER}{text}"
 
-    Raises:
-        DatasetError: unknown name, or files missing or damaged.
-    """
-    if name.lower().startswith(IMAGE_FOLDER):
-        return load_image_folder(Path(name[len(IMAGE_FOLDER) :]).expanduser(), resolution)
-    if os.sep in name and Path(name).expanduser().is_dir():
-        return load_image_folder(Path(name).expanduser(), resolution)
-    key = canonical_name(name)
-    folder = Path(data_dir if data_dir is not None else os.environ.get("PAD_FAST_DATA", "data")).expanduser()
-    if key == "digits":
-        return load_digits()
-    if key in _TORCHVISION:
-        return load_torchvision(key, folder, download=download)
-    splits = load_tiny(folder, resolution) if key == "tinyimagenet" else load_subset(key, folder, resolution)
-    return Splits(
-        splits.name,
-        splits.train_images,
-        splits.train_labels,
-        splits.test_images,
-        splits.test_labels,
-        splits.class_names,
-        _RGB,
+
+def _is_named_for(prefix: str) -> Callable[[Any], bool]:
+    return lambda source: isinstance(source, str) and source.lower().startswith(prefix)
+
+
+def _is_npz(source: Any) -> bool:
+    return isinstance(source, str) and source.lower().endswith(mappings.NPZ)
+
+
+def _is_path(source: Any) -> bool:
+    return isinstance(source, os.PathLike) or (
+        isinstance(source, str)
+        and (source.lower().endswith(hugging_face.PARQUET) or (os.sep in source and Path(source).expanduser().is_dir()))
     )
 
 
-def load_digits() -> Splits:
-    """The 1797 handwritten digits that scikit-learn ships: 8x8 gray, 1437 for training and 360 for test."""
-    try:
-        from sklearn.datasets import load_digits as read
-    except ImportError as error:
-        raise DatasetError("the digits come with scikit-learn: pip install scikit-learn.") from error
-    bunch = read()
-    images = torch.from_numpy(bunch.images).float().div_(16)[:, None]  # [1797, 1, 8, 8]
-    labels = torch.from_numpy(bunch.target).long()
-    train, test = stratified_split(labels)
-    names = tuple(str(name) for name in bunch.target_names)
-    return Splits("digits", images[train], labels[train], images[test], labels[test], names)
+def _image_folder(source: str, reading: Reading) -> Splits:
+    return load_image_folder(Path(source[len(IMAGE_FOLDER) :]).expanduser(), reading)
 
 
-def load_torchvision(name: str, folder: Path, *, download: bool) -> Splits:
-    """MNIST, FashionMNIST, SVHN, CIFAR-10 or CIFAR-100 in torchvision's layout under `folder`.
+SOURCES = (
+    Source(hugging_face.PREFIX, _is_named_for(hugging_face.PREFIX), hugging_face.from_name),
+    Source(IMAGE_FOLDER, _is_named_for(IMAGE_FOLDER), _image_folder),
+    Source(mappings.NPZ, _is_npz, lambda at, reading: mappings.from_npz(Path(at).expanduser(), reading)),
+    Source("path", _is_path, lambda at, reading: read(spelled(Path(at)), reading)),
+    Source("name", lambda source: isinstance(source, str), named.load_named),
+    Source("DatasetDict", hugging_face.is_object, hugging_face.from_object),
+    Source("MedMNIST", medmnist.is_medmnist, medmnist.from_medmnist),
+    Source("torch", torch_datasets.is_torch, torch_datasets.from_torch),
+    Source("dict", lambda source: isinstance(source, Mapping), mappings.from_mapping),
+    Source("tuple", lambda source: isinstance(source, tuple | list), mappings.from_tuple),
+)
 
-    Nothing is fetched unless `download`.
+
+def read(source: object, reading: Reading) -> Splits:
+    """Images and labels of whatever `source` is.
 
     Raises:
-        DatasetError: the files are missing or damaged, or the download failed.
+        DatasetError: it is nothing that is known here, or cannot be read.
     """
-    class_name, files = _TORCHVISION[name]
-    if name in _IDX and (paths := find_idx(folder, class_name)):
-        train_images, train_labels, test_images, test_labels = (read_idx(path) for path in paths)
-        images, labels = (train_images[:, None], test_images[:, None]), (train_labels.long(), test_labels.long())
-        return Splits(name, images[0], labels[0], images[1], labels[1], _IDX[name], _STATISTICS[name])
-    read = getattr(torchvision_datasets(), class_name)
-    parts = []
-    for train in (True, False):
-        which: dict[str, Any] = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
-        try:
-            parts.append(read(root=str(folder), download=download, **which))
-        except Exception as error:  # RuntimeError, OSError, pickle or network errors, by file and version
-            raise DatasetError(
-                f"{class_name} cannot be read from {folder.absolute()} (looked for {files}): {error} Put the official "
-                "files there, name another folder with data_dir=, or fetch them with download=True "
-                "(--download)."
-            ) from error
-    names = getattr(parts[0], "classes", None) or [str(digit) for digit in range(10)]
-    return Splits(
-        name,
-        _stored_images(parts[0].data),
-        _stored_labels(parts[0]),
-        _stored_images(parts[1].data),
-        _stored_labels(parts[1]),
-        tuple(names),
-        _STATISTICS[name],
+    for each in SOURCES:
+        if each.takes(source):
+            return each.read(source, reading)
+    loader = " Of a DataLoader give its .dataset." if hasattr(source, "dataset") else ""
+    raise DatasetError(
+        f"cannot read a data set from a {type(source).__name__}; give a name, imagefolder:PATH, hf:NAME, a .npz file, "
+        f"tensors (images, labels), a dict, a torch or Hugging Face Dataset, or an ImageDataset.{loader}"
     )
-
-
-def load_image_folder(folder: Path, resolution: int | None) -> Splits:
-    """`{train, test or val}/<class>/<image file>` under `folder`; classes and files in natural order.
-
-    Without images to test on (`train/<class>/...` alone, or `<class>/...`) a fixed fifth of every class is set aside.
-
-    Raises:
-        DatasetError: missing folders, classes without images, undecodable files, mixed sizes.
-    """
-    if not folder.is_dir():
-        raise DatasetError(f"image folder {folder.absolute()} does not exist.")
-    tree = FolderTree(folder)
-    found = tree.folders("")
-    for_testing = [name for name in _TESTED_ON if name in found]
-    if "train" in found and for_testing:
-        train, test = class_listing(tree, "train"), class_listing(tree, for_testing[0])
-        return load_listings("imagefolder", tree, train, test, resolution)
-    if "train" in found:
-        return load_listing("imagefolder", tree, class_listing(tree, "train"), resolution)
-    if not found or for_testing:
-        raise DatasetError(
-            f"image folder {folder.absolute()} needs train/<class>/<image file> and test/<class>/<image file> (or "
-            f"{', '.join(_TESTED_ON[1:])}), or <class>/<image file>; found {', '.join(found) or 'no folders'}."
-        )
-    return load_listing("imagefolder", tree, class_listing(tree, ""), resolution)
-
-
-def _stored_images(data: Any) -> Tensor:
-    """Arrays of torchvision as uint8 `[N, C, H, W]`: MNIST [N, H, W], CIFAR [N, H, W, C], SVHN [N, C, H, W]."""
-    images = data if isinstance(data, Tensor) else torch.from_numpy(np.ascontiguousarray(data))
-    if images.dim() == 3:
-        return images[:, None]
-    return images.permute(0, 3, 1, 2) if images.shape[3] == 3 else images
-
-
-def _stored_labels(part: Any) -> Tensor:
-    return torch.as_tensor(part.labels if hasattr(part, "labels") else part.targets).long()

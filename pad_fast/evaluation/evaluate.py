@@ -116,14 +116,16 @@ def evaluate(
         robust=robust,
         seed=seed,
     )
+    progress = progress or Progress()
     sets = _by_name(distilled, lr)
     first = next(iter(sets.values()))
-    data = load_dataset(dataset, data_dir=data_dir)
+    # At the size that the set was distilled at, where that was not the data's own.
+    resolution = None if isinstance(dataset, ImageDataset) else first.config.get("resolution")
+    data = load_dataset(dataset, data_dir=data_dir, resolution=resolution, progress=progress)
     for each in sets.values():
         _require_fit(each, data)
     specs = _specs(settings, first, data)
-    normalizations = normalizations_of(sets, data, whitening, cache_dir)
-    progress = progress or Progress()
+    normalizations = normalizations_of(sets, data, whitening, cache_dir, progress)
     if pixels := [name for name, each in sets.items() if each.are_pixels]:
         kind = next(normalizations[name].kind for name in pixels)
         progress.say(f"evaluate: {', '.join(pixels)} holds pixels; they are normalised ({kind}) as the test images are")

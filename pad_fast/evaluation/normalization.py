@@ -12,6 +12,7 @@ import torch
 from ..data import ImageDataset, Normalization, fit_normalization
 from ..data.distilled import DistilledDataset
 from ..errors import ConfigError
+from ..runtime.progress import Progress
 
 
 def normalizations_of(
@@ -19,6 +20,7 @@ def normalizations_of(
     data: ImageDataset,
     whitening: str | Normalization | None,
     cache_dir: str | os.PathLike[str] | None,
+    progress: Progress | None = None,
 ) -> dict[str, Normalization]:
     """The normalisation of each set, one object where they are equal; arguments as in :func:`pad_fast.evaluate`.
 
@@ -50,7 +52,9 @@ def normalizations_of(
             )
         caches = [] if cache_dir is None else [Path(cache_dir)]
         kind = "mean-std" if whitening is None else whitening
-        other = kind if isinstance(kind, Normalization) else fit_normalization(data, kind, caches=caches)
+        other = (
+            kind if isinstance(kind, Normalization) else fit_normalization(data, kind, caches=caches, progress=progress)
+        )
         known |= dict.fromkeys((name for name in sets if name not in said), other)
     found: dict[str, Normalization] = {}
     for name in sets:

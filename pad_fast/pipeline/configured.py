@@ -40,10 +40,15 @@ _EVALUATE = {
 
 
 def configured_data(
-    config: Config, dataset: Any, data_dir: str | os.PathLike[str] | None, *, download: bool = False
+    config: Config,
+    dataset: Any,
+    data_dir: str | os.PathLike[str] | None,
+    *,
+    download: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[ImageDataset, ImageDataset | None]:
     """The data of a run without the part it holds out, and the data with that part in place of the test set."""
-    data = load_dataset(dataset, data_dir=data_dir, resolution=config.resolution, download=download)
+    data = load_dataset(dataset, data_dir=data_dir, resolution=config.resolution, download=download, progress=progress)
     if not config.validation_fraction:
         return data, None
     return data.hold_out(config.validation_fraction, seed=config.seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.distilled import DistilledDataset
+from ..data.sources import spelled
 from ..runs.trackers import require_trackers
 from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
@@ -43,8 +44,8 @@ def distill(
     A setting that is given beats `config`, which beats `preset`, which beats the default; `UNSET` is not given.
 
     Args:
-        dataset: a name ("digits", the default, needs no download), "imagefolder:PATH", tensors, or torch data sets;
-            see :func:`pad_fast.load_dataset`.
+        dataset: a name ("digits", the default, needs no download), "imagefolder:PATH", "hf:NAME", a .npz file, tensors,
+            or torch or Hugging Face data sets; see :func:`pad_fast.load_dataset`.
         ipc: synthetic images per class; 1 by default. A mapping of class names gives these their own numbers.
         method: "pad" (the default), "datm", "ftd", "mtt" or "tesla": settings of trajectory matching; "dc" or "dsa"
             (gradient matching) or "dm" (distribution matching).
@@ -81,6 +82,8 @@ def distill(
     progress = progress or Progress()
     trackers = (log,) if isinstance(log, str) else tuple(log)
     require_trackers(trackers)
+    if isinstance(dataset, os.PathLike):
+        dataset = spelled(dataset)
     named = dataset is UNSET or isinstance(dataset, str)
     settings = make_settings(
         preset_name=preset,

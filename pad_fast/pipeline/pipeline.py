@@ -93,14 +93,18 @@ class Pipeline:
         with ExitStack() as held:
             held.callback(self._close_trackers)
             with self.stages.stage("data"):
-                data, validation = configured_data(self.config, dataset, data_dir, download=download)
+                data, validation = configured_data(
+                    self.config, dataset, data_dir, download=download, progress=self.progress
+                )
                 config = self.config = as_recorded(self.config, data, self.out)
                 self.require_usable(data)
                 distributed.group().require_shared(files.require_writable(self.out))
                 held.enter_context(self._writing())
                 claim(config, data, self.out, resume=self.resume, overwrite=self.overwrite)
                 kind = "zca" if config.zca else "mean-std"
-                normalization = fit_normalization(data, kind, caches=normalization_caches(self.out))
+                normalization = fit_normalization(
+                    data, kind, caches=normalization_caches(self.out), progress=self.progress
+                )
             return self._run(data, validation, normalization)
 
     def _run(

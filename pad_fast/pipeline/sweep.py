@@ -158,6 +158,7 @@ def sweep(
         data_dir=settings.data_dir,
         resolution=settings.config.resolution,
         download=download,
+        progress=progress,
     )
     config = settings.config
     for folder in runs_in(out)[:1]:

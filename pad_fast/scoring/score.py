@@ -76,9 +76,9 @@ def score(
     """
     _require_usable(method, lr, dsa, networks=networks, epochs=epochs, batch=batch)
     model, progress = model_name(model), progress or Progress()
-    data = load_dataset(dataset, data_dir=data_dir)
+    data = load_dataset(dataset, data_dir=data_dir, progress=progress)
     where = resolve_device(device)
-    normalization = normalization or fit_normalization(data, "zca" if zca else "mean-std")
+    normalization = normalization or fit_normalization(data, "zca" if zca else "mean-std", progress=progress)
     spec = NetworkSpec(model, data.channels, data.classes, data.resolution)
     recipe = ScoreRecipe(
         spec, epochs=epochs, batch=batch, lr=lr, momentum=momentum, dsa=dsa, seed=seed, device=where, backend=backend

@@ -34,7 +34,7 @@ class Config:
     """
 
     # Data and network
-    dataset: str = setting("digits", "data set by name, or imagefolder:PATH", stage="data")
+    dataset: str = setting("digits", "data set by name, imagefolder:PATH, hf:NAME or FILE.npz", stage="data")
     resolution: int | None = setting(
         None, "resize and crop images to this many pixels (None: as they are)", stage="data", must=POSITIVE
     )

@@ -75,7 +75,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asked: list[str] = []
 
-    def stop(config: Config, dataset: Any, data_dir: Any, *, download: bool) -> None:
+    def stop(config: Config, dataset: Any, data_dir: Any, *, download: bool, progress: Any) -> None:
         raise Resolved(**config.describe(), data_dir=data_dir, device=asked[-1])
 
     monkeypatch.setattr("pad_fast.runtime.device.resolve_device", asked.append)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from pad_fast.data import load_dataset
-from pad_fast.data.folders import natural_key
+from pad_fast.data.natural_order import natural_key
 from pad_fast.errors import DatasetError
 
 from ..support.small import noise
@@ -398,7 +398,7 @@ def test_missing_files_say_where_they_were_looked_for(
 
 
 def test_download_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pad_fast.data import sources
+    from pad_fast.data import named
 
     asked = []
 
@@ -407,7 +407,7 @@ def test_download_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             asked.append((root, train, download))
             raise OSError("no route to host")
 
-    monkeypatch.setattr(sources, "torchvision_datasets", lambda: type("Module", (), {"CIFAR10": Reader}))
+    monkeypatch.setattr(named, "torchvision_datasets", lambda: type("Module", (), {"CIFAR10": Reader}))
     with pytest.raises(DatasetError, match="no route to host"):
         load_dataset("cifar10", data_dir=tmp_path, download=True)
     assert asked == [(str(tmp_path), True, True)]

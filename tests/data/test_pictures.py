@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,18 @@ from pad_fast.data.pictures import DEEP, picture_to_tensor
 from pad_fast.errors import DatasetError
 
 from ..support.small import noise
+
+
+class Items(torch.utils.data.Dataset[Any]):
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
 
@@ -151,6 +164,48 @@ def test_pictures_of_any_mode_have_one_or_three_channels() -> None:
     assert picture_to_tensor(Image.new("I;16", (5, 5))).dtype == DEEP
 
 
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I;16", "I;16B", "I")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_is_the_same_picture_in_files_lists_and_data_sets(tmp_path: Path, mode: str) -> None:
+    """As the viewer's own conversion shows it; in whatever the pictures come."""
+    colours = Image.fromarray(noise(8, 8, 3, seed=3) // 2)
+    if mode in ("P", "PA"):
+        colours = colours.quantize(64)
+    if mode.startswith("I"):
+        picture = Image.fromarray((RAMP * 65535).astype(np.uint16 if "16" in mode else np.int32))
+        if mode == "I;16B":
+            picture = Image.frombytes("I;16B", (8, 8), (RAMP * 65535).astype(">u2").tobytes())
+        shown = torch.from_numpy((RAMP * 65535).astype(np.int64) / 65535).float()[None]
+    else:
+        picture = colours.convert("RGBA").convert(mode) if mode == "RGBa" else colours.convert(mode)
+        wanted = np.array(picture.convert("L" if mode in ("1", "L", "LA") else "RGBA").convert(
+            "L" if mode in ("1", "L", "LA") else "RGB"))  # fmt: skip
+        shown = (
+            torch.from_numpy(wanted)[None] if wanted.ndim == 2 else torch.from_numpy(wanted).permute(2, 0, 1)
+        ) / 255
+    labels = [0, 1] * 6
+    listed = pad_fast.load_dataset(([picture] * 12, labels))
+    items = pad_fast.load_dataset(Items([(picture, label) for label in labels]))
+    for data in (listed, items):
+        torch.testing.assert_close(data.train_images[0], shown, rtol=0, atol=1e-6)
+        assert len(data.train_images[0].unique()) > (1 if mode == "1" else 20)
+    if mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"):
+        ext = "tif" if mode in ("CMYK", "I") else "png"
+        assert torch.equal(load(folder(tmp_path, picture, ext=ext)).train_images[0], listed.train_images[0])
+
+
+def test_inks_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inks = Image.fromarray(noise(8, 8, 3, seed=3)).convert("CMYK")
+    folder(tmp_path, Image.fromarray(noise(8, 8, 3, seed=1)))
+    inks.save(tmp_path / "train" / "a" / "0.png", format="JPEG", quality=100)
+    seen = load(tmp_path).train_images[0]
+    reopened = np.asarray(Image.open(tmp_path / "train" / "a" / "0.png").convert("RGB"))
+    assert torch.equal((seen * 255).round().byte(), torch.from_numpy(reopened.copy()).permute(2, 0, 1))
+    assert caplog.text.count(f"1 of the 12 images of {tmp_path} are in inks (CMYK)") == 1
+
+
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints", ".thumbnails", ".git/objects"])
 def test_hidden_folders_hold_no_images(tmp_path: Path, hidden: str) -> None:
     root = folder(tmp_path)
@@ -255,8 +310,8 @@ def test_columns_of_labels_and_the_validation_part_of_medmnist(
     assert "the 4 validation images of the data set are not used" in caplog.text
 
 
-@pytest.mark.parametrize("ids", [[1, 2, 3], [0, 2, 5], [-100, 0, 1], [10, 20, 30]])
-def test_class_ids_that_are_not_0_to_n_are_refused_and_the_advice_works(ids: list[int]) -> None:
+@pytest.mark.parametrize("ids", [[-1, 0, 1], [-100, 0, 1], [-3, -2, -1]])
+def test_negative_class_ids_are_refused_and_the_advice_works(ids: list[int]) -> None:
     images, labels = torch.rand(30, 1, 8, 8), torch.tensor(ids * 10)
     with pytest.raises(DatasetError, match=r"torch.unique\(labels, return_inverse=True\)\[1\]") as refused:
         pad_fast.load_dataset((images, labels))

@@ -431,7 +431,7 @@ def bad_tensors() -> list[tuple[str, tuple[Any, ...], str]]:
         ("single class", (images, labels * 0, test_images, test_labels * 0), "class"),
         ("float labels", (images, labels.float() + 0.5, test_images, test_labels), "integer"),
         ("negative label", (images, labels - 1, test_images, test_labels), "-1"),
-        ("class without images", (images, labels * 2, test_images, test_labels * 2), "class"),
+        ("class without images", (images, labels * 2, test_images, test_labels), "no image of class 1"),
         ("label count", (images, labels[:5], test_images, test_labels), "5"),
         ("other test size", (images, labels, torch.rand(12, 1, 9, 9), test_labels), "9"),
     ]

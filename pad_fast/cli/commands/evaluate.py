@@ -77,7 +77,13 @@ def _run(options: argparse.Namespace) -> None:
         raise ConfigError("--ddranking writes one set; name one PATH with it")
     dataset, resolution = options.dataset or _dataset(sets), next(iter(sets.values())).config.get("resolution")
     try:
-        data = load_dataset(dataset, data_dir=options.data_dir, resolution=resolution, download=options.download)
+        data = load_dataset(
+            dataset,
+            data_dir=options.data_dir,
+            resolution=resolution,
+            download=options.download,
+            progress=progress(options),
+        )
     except DatasetError as error:
         if options.dataset:
             raise

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ...errors import StoreError
 from ...runtime import files
-from ..arrays import stack_images, to_bytes
-from ..folders import EXTENSIONS, FolderTree, class_listing, decode
-from ..pictures import Oddities
+from ..arrays import to_bytes
+from ..folders import EXTENSIONS, FolderTree, class_listing, decoded
+from ..splits import Reading
 from .contents import Contents
 
 TABLE = "labels.csv"
@@ -113,7 +113,7 @@ def read(folder: Path) -> Contents:
                 raise ValueError(error) from error
     listing = class_listing(tree, "")
     labels = torch.tensor([label for label, found in enumerate(listing.values()) for _ in found])
-    images = _images(tree, [path for found in listing.values() for path in found])
+    images = decoded(tree, [path for found in listing.values() for path in found], Reading())
     return Contents(folder, images, labels, class_names=tuple(listing))
 
 
@@ -133,7 +133,7 @@ def _of_table(tree: FolderTree, path: Path) -> Contents:
         )
     classes = torch.tensor([int(row["class"]) for row in rows]) if "class" in columns else None
     rates = sorted({row.get("lr") or "" for row in rows})
-    images = _images(tree, [row["file"] for row in rows])
+    images = decoded(tree, [row["file"] for row in rows], Reading())
     lr: Any = (rates[0] if len(rates) == 1 else rates) if any(rates) else None
     if soft:
         names = [f"{soft[0]}_{number}" for number in numbers[soft[0]]]
@@ -147,13 +147,6 @@ def _names(rows: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
     """Of all classes, where every one of them has a name."""
     found = {int(row["class"]): row["class_name"] for row in rows if row.get("class") and row.get("class_name")}
     return tuple(found[label] for label in sorted(found)) if sorted(found) == list(range(len(found))) else ()
-
-
-def _images(tree: FolderTree, paths: Sequence[str]) -> Tensor:
-    oddities = Oddities()
-    found = decode(tree, paths, None, oddities)
-    oddities.say(len(found), tree.describe(""))
-    return stack_images(found, lambda index: tree.describe(paths[index]))
 
 
 def _is_class(folder: Path) -> bool:

@@ -18,6 +18,9 @@ from pad_fast.data.idx import read_idx
 from .entry import Entry, in_turn, pixels
 
 X, Y = pixels(12, 1, 8, 8), torch.arange(12) % 3
+SOFT = (torch.eye(3)[Y] + 0.1) / 1.3
+MULTI = torch.eye(3)[Y].long()
+MULTI[:3, 0] = 1
 
 
 class Items(torch.utils.data.Dataset[Any]):
@@ -31,6 +34,33 @@ class Items(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.items[index]
+
+
+class Flickering(Items):
+    """One whose images change from one reading to the next."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.items[index]
+        return image + 0.1 * torch.rand(1), label
+
+
+class Med(Items):
+    """What MedMNIST's objects have."""
+
+    def __init__(self, images: np.ndarray, labels: torch.Tensor, task: str = "multi-class") -> None:
+        super().__init__(list(zip(images, labels, strict=True)))
+        self.imgs, self.labels, self.info = images, labels.numpy(), {"task": task}
+
+
+def labelled(*names: str) -> Items:
+    made = items(*X)
+    made.classes = names  # type: ignore[attr-defined]
+    return made
+
+
+def archive(folder: Path, **arrays: np.ndarray) -> Path:
+    np.savez(folder / "set.npz", **arrays)  # type: ignore[arg-type]
+    return folder / "set.npz"
 
 
 class Stream(torch.utils.data.IterableDataset[Any]):
@@ -122,24 +152,25 @@ DATA = (
         ),
     ),
     Entry(
+        "a mean of another scale",
+        lambda _: load_dataset({"images": X, "labels": Y, "mean": [127.5], "std": [51]}),
+        "Divide mean and std by 255, or leave them out",
+        lambda _: in_turn(
+            lambda: load_dataset({"images": X, "labels": Y, "mean": [127.5 / 255], "std": [51 / 255]}),
+            lambda: load_dataset({"images": X, "labels": Y}),
+        ),
+    ),
+    Entry(
         "an image without label",
         lambda _: load_dataset((X, Y[:11])),
         "each image needs one label",
         lambda _: load_dataset((X[:11], Y[:11])),
     ),
     Entry(
-        "classes with gaps",
-        lambda _: load_dataset((X, Y * 100)),
+        "classes below 0",
+        lambda _: load_dataset((X, Y - 1)),
         r"torch.unique\(labels, return_inverse=True\)\[1\]",
-        lambda _: load_dataset((X, torch.unique(Y * 100, return_inverse=True)[1])),
-    ),
-    Entry(
-        "classes from 1",
-        lambda _: load_dataset((X, Y + 1, X, Y + 1)),
-        r"torch.unique\(labels",
-        lambda _: load_dataset(
-            (X, torch.unique(Y + 1, return_inverse=True)[1], X, torch.unique(Y + 1, return_inverse=True)[1])
-        ),
+        lambda _: load_dataset((X, torch.unique(Y - 1, return_inverse=True)[1])),
     ),
     Entry(
         "ignored labels",
@@ -148,28 +179,117 @@ DATA = (
         lambda _: load_dataset((X[Y != 2], Y[Y != 2])),
     ),
     Entry(
-        "floating labels",
-        lambda _: load_dataset((X, Y.float())),
+        "labels of two kinds, true or false",
+        lambda _: load_dataset((X, Y > 1)),
         r"labels.long\(\)",
-        lambda _: load_dataset((X, Y.float().long())),
+        lambda _: load_dataset((X, (Y > 1).long())),
     ),
     Entry(
-        "one-hot labels",
-        lambda _: load_dataset((X, torch.eye(3).long()[Y])),
+        "numbers to be predicted",
+        lambda _: load_dataset((X, Y / 2)),
+        r"torch.bucketize\(labels, edges\)",
+        lambda _: load_dataset((X, torch.bucketize(Y / 2, torch.tensor([0.25, 0.75])))),
+    ),
+    Entry(
+        "soft labels of real images",
+        lambda _: load_dataset((X, SOFT)),
         r"labels.argmax\(1\)",
-        lambda _: load_dataset((X, torch.eye(3).long()[Y].argmax(1))),
+        lambda _: load_dataset((X, SOFT.argmax(1))),
     ),
     Entry(
-        "a label that is no number",
-        lambda _: load_dataset((X, ["a"] * 12)),
-        "integer class ids",
-        lambda _: load_dataset((X, Y.tolist())),
+        "several classes for an image",
+        lambda _: load_dataset((X, MULTI)),
+        r"those of labels.sum\(1\) == 1",
+        lambda _: load_dataset((X[MULTI.sum(1) == 1], MULTI[MULTI.sum(1) == 1])),
     ),
     Entry(
-        "an item's label",
-        lambda _: load_dataset(Items([(x, 0.5) for x in X])),
-        "must be an integer class id",
+        "another number of classes for each image",
+        lambda _: load_dataset((X, [[0], [0, 1]] * 6)),
+        "give each image one integer class id",
+        lambda _: load_dataset((X, [[0], [1]] * 6)),
+    ),
+    Entry(
+        "a label that is nothing",
+        lambda _: load_dataset((X, [None] * 12)),
+        "must be an integer class id; .* A class's name or a one-hot row will do",
+        lambda _: in_turn(
+            lambda: load_dataset((X, Y.tolist())),
+            lambda: load_dataset((X, [f"class {label}" for label in Y.tolist()])),
+            lambda: load_dataset((X, torch.eye(3)[Y].tolist())),
+        ),
+    ),
+    Entry(
+        "names beside numbers",
+        lambda _: load_dataset((X, ["a", "b", "c"] * 4, X, Y)),
+        "give names in both, or integer class ids in both",
+        lambda _: in_turn(
+            lambda: load_dataset((X, ["a", "b", "c"] * 4, X, ["c", "b", "a"] * 4)), lambda: load_dataset((X, Y, X, Y))
+        ),
+    ),
+    Entry(
+        "names that class_names has not",
+        lambda _: load_dataset({"images": X, "labels": ["a", "b", "c"] * 4, "class_names": ["a", "b"]}),
+        "add them there, or leave class_names out",
+        lambda _: in_turn(
+            lambda: load_dataset({"images": X, "labels": ["a", "b", "c"] * 4, "class_names": ["c", "a", "b"]}),
+            lambda: load_dataset({"images": X, "labels": ["a", "b", "c"] * 4}),
+        ),
+    ),
+    Entry(
+        "labels that are a number",
+        lambda _: load_dataset((X, 3)),
+        "a tensor, an array or a list with one class per image",
+        lambda _: in_turn(lambda: load_dataset((X, Y)), lambda: load_dataset((X, Y.numpy()))),
+    ),
+    Entry(
+        "splits on two scales",
+        lambda _: load_dataset((X * 255, Y, X, Y)),
+        r"Give all of them as uint8, or as floating point in \[0, 1\]",
+        lambda _: in_turn(
+            lambda: load_dataset(((X * 255).byte(), Y, (X * 255).byte(), Y)), lambda: load_dataset((X, Y, X, Y))
+        ),
+    ),
+    Entry(
+        "a random transform",
+        lambda _: load_dataset(Flickering(list(zip(X, Y.tolist(), strict=True)))),
+        "Leave random transforms out",
         lambda _: load_dataset(Items(list(zip(X, Y.tolist(), strict=True)))),
+    ),
+    Entry(
+        "a pair with other classes",
+        lambda _: load_dataset((labelled("a", "b"), labelled("a", "c"))),
+        "Both need the same ones in the same order",
+        lambda _: load_dataset((labelled("a", "b"), labelled("a", "b"))),
+    ),
+    Entry(
+        "volumes of MedMNIST",
+        lambda _: load_dataset(Med(np.zeros((12, 8, 8, 8), np.uint8), Y)),
+        "Use a two-dimensional set of MedMNIST, or pass slices of the volumes as arrays",
+        lambda _: in_turn(
+            lambda: load_dataset(Med((X[:, 0] * 255).byte().numpy(), Y)),
+            lambda: load_dataset((np.zeros((12, 8, 8, 8), np.uint8)[:, 4], Y)),
+        ),
+    ),
+    Entry(
+        "findings of MedMNIST",
+        lambda _: load_dataset(Med((X[:, 0] * 255).byte().numpy(), MULTI, task="multi-label, binary-class")),
+        r"Use a set with one class an image, or pass as arrays .* labels.sum\(1\) == 1",
+        lambda _: in_turn(
+            lambda: load_dataset(Med((X[:, 0] * 255).byte().numpy(), Y)),
+            lambda: load_dataset((X[MULTI.sum(1) == 1], MULTI[MULTI.sum(1) == 1])),
+        ),
+    ),
+    Entry(
+        "an archive with objects",
+        lambda tmp: load_dataset(archive(tmp, images=X.numpy(), labels=np.array(["a", "b"] * 6, dtype=object))),
+        r"save numbers, and names as np.array\(names, dtype=str\)",
+        lambda tmp: load_dataset(archive(tmp, images=X.numpy(), labels=np.array(["a", "b"] * 6, dtype=str))),
+    ),
+    Entry(
+        "a loader",
+        lambda _: load_dataset(torch.utils.data.DataLoader(items(*X))),
+        "Of a DataLoader give its .dataset",
+        lambda _: load_dataset(torch.utils.data.DataLoader(items(*X)).dataset),
     ),
     Entry(
         "an item without label",
@@ -229,6 +349,14 @@ DATA = (
         lambda _: load_dataset({"images": X, "labels": Y}),
     ),
     Entry(
+        "the same under two names",
+        lambda _: load_dataset({"train_images": X, "x_train": X, "y_train": Y}),
+        "Keep one of them",
+        lambda _: in_turn(
+            lambda: load_dataset({"x_train": X, "y_train": Y}), lambda: load_dataset({"train_images": X, "y_train": Y})
+        ),
+    ),
+    Entry(
         "a missing key",
         lambda _: load_dataset({"images": X}),
         "or images and labels",
@@ -258,13 +386,14 @@ DATA = (
     Entry(
         "a number as data",
         lambda _: load_dataset(3),
-        "give a name, imagefolder:PATH, tensors",
+        "give a name, imagefolder:PATH, hf:NAME, a .npz file, tensors",
         lambda tmp: in_turn(
             lambda: load_dataset("digits"),
             lambda: load_dataset((X, Y)),
             lambda: load_dataset(items(*X)),
             lambda: folder(tree(tmp, *CLASSES)),
             lambda: load_dataset({"images": X, "labels": Y}),
+            lambda: load_dataset(archive(tmp, images=X.numpy(), labels=Y.numpy())),
         ),
     ),
     Entry(
@@ -301,8 +430,10 @@ DATA = (
     Entry(
         "a class without test images",
         lambda _: load_dataset((X, Y, X, Y % 2)),
-        "every class needs training and test images",
-        lambda _: load_dataset((X, Y, X, Y)),
+        "every class needs training and test images: add some, or leave the class out of both",
+        lambda _: in_turn(
+            lambda: load_dataset((X, Y, X, Y)), lambda: load_dataset((X[Y < 2], Y[Y < 2], X[Y < 2], Y[Y < 2]))
+        ),
     ),
     Entry(
         "an unknown name",
