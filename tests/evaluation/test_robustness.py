@@ -9,7 +9,7 @@ import torch
 
 from pad_fast import DistilledDataset
 from pad_fast.errors import DatasetError
-from pad_fast.evaluation import RobustScore
+from pad_fast.evaluation import RobustScore, export_ddranking
 from pad_fast.evaluation.robustness import augmentation_robust_score, label_robust_score
 
 from ..support.evaluation import real_images
@@ -42,7 +42,7 @@ def test_ddranking_reads_images_class_by_class(tmp_path, soft):
         None,
         {},
     )
-    shuffled.export(tmp_path / "dd", "ddranking")
+    assert export_ddranking(shuffled, tmp_path / "dd") == tmp_path / "dd"
     images, labels, lr = (
         torch.load(tmp_path / "dd" / f"{name}.pt", weights_only=True) for name in ("images", "labels", "lr")
     )
