@@ -27,7 +27,7 @@ PLACES = (
 def buffers(folder: Path) -> Path:
     """A trajectory of two snapshots of two parameters."""
     folder.mkdir(parents=True)
-    torch.save([[[torch.zeros(2, 2), torch.ones(2)]] * 2], folder / "replay_buffer_0.pt")
+    torch.save([[[torch.full((2, 2), 0.5 * k), torch.ones(2)] for k in range(2)]], folder / "replay_buffer_0.pt")
     return folder
 
 
