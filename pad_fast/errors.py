@@ -46,6 +46,17 @@ class RankLost(RankError):
     """Another process of the run has ended or does not answer."""
 
 
+def require_one_of(name: str, value: str, known: Iterable[str]) -> None:
+    """Reject an argument that is none of the words it may be.
+
+    Raises:
+        ConfigError: with the nearest known word.
+    """
+    words = tuple(known)
+    if value not in words:
+        raise ConfigError(f"{name}={value!r} is unknown; use one of {', '.join(words)}.{nearest(value, words)}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the closest known name, or an empty string when nothing is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

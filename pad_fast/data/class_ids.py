@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError
+from .labels import one_hot_rows
 from .natural_order import natural_key
 
 logger = logging.getLogger("pad_fast")
@@ -191,7 +192,7 @@ def _ids(values: Tensor, what: str, notes: list[str]) -> Tensor:
 
 def _of_rows(values: Tensor, what: str, notes: list[str]) -> Tensor:
     """The class of one-hot rows `[N, classes]`."""
-    hot = ((values == 0) | (values == 1)).all(1) & (values.sum(1) == 1)
+    hot = one_hot_rows(values)
     if bool(hot.all()):
         notes.append(f"one-hot rows of {values.shape[1]} numbers")
         return values.to(torch.uint8).argmax(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, StoreError, nearest
+from ..errors import StoreError, require_one_of
 
 LABELS_ARE = ("logits", "probabilities")
 """What soft labels may be."""
@@ -37,11 +37,8 @@ def targets_of(labels: Tensor, path: Path, labels_are: str | None = None) -> Ten
     Warns:
         UserWarning: one-hot rows or probabilities were recognised.
     """
-    if labels_are is not None and labels_are not in LABELS_ARE:
-        raise ConfigError(
-            f"labels_are={labels_are!r} is unknown; use one of {', '.join(LABELS_ARE)}."
-            f"{nearest(labels_are, LABELS_ARE)}"
-        )
+    if labels_are is not None:
+        require_one_of("labels_are", labels_are, LABELS_ARE)
     if labels.is_floating_point() and labels.dim() == 2 and labels.shape[1] > 1:
         return _soft(labels.float(), path, labels_are)
     if not labels.is_floating_point() and labels.dtype != torch.bool:
@@ -74,10 +71,13 @@ def _soft(labels: Tensor, path: Path, labels_are: str | None) -> Tensor:
     return labels.clamp_min(torch.finfo(labels.dtype).tiny).log()
 
 
+def one_hot_rows(labels: Tensor) -> Tensor:
+    """Which rows of `[N, classes]` have a single one among zeros: bool `[N]`."""
+    return ((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1)
+
+
 def _one_hot(labels: Tensor) -> bool:
-    if labels.dim() != 2 or labels.shape[1] < 2:
-        return False
-    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(-1) == 1).all())
+    return labels.dim() == 2 and labels.shape[1] > 1 and bool(one_hot_rows(labels).all())
 
 
 def _hard(labels: Tensor, path: Path) -> Tensor:

@@ -167,8 +167,8 @@ class Trial:
 
     def _test(self, jobs: Sequence[Job], trainer: Trainer) -> list[Tensor]:
         (images, labels), _ = self.test(jobs[0].trained_on.normalization)  # a group has one
-        predictions = trainer.predictions(images).reshape(len(jobs), -1)
         logits = trainer.logits(images).reshape(len(jobs), len(labels), -1) if self.data.classes == 2 else None
+        predictions = trainer.predictions(images).reshape(len(jobs), -1) if logits is None else logits.argmax(-1)
         rows = []
         for index, job in enumerate(jobs):
             found = {

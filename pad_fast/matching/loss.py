@@ -13,7 +13,7 @@ from ..data.augment import SeededDSA
 from ..data.labels import LABELS_ARE, are_probabilities
 from ..engines import Augment, Task, require_gradient, select
 from ..engines.unroll import unroll
-from ..errors import InputError, nearest
+from ..errors import InputError, require_one_of
 from ..models.convnet import ConvNet
 from ..models.flat import FlatNetwork, rearrange
 from ..runtime.device import cache_bytes
@@ -258,11 +258,7 @@ def _require_classes(network: FlatNetwork, labels: Tensor) -> None:
 def _kind_of(labels: Tensor, labels_are: str | None) -> str:
     """One-hot rows and the like are hardly meant as logits: a softmax flattens them, to 0.23 of ten classes."""
     if labels_are is not None:
-        if labels_are not in LABELS_ARE:
-            raise InputError(
-                f"labels_are={labels_are!r} is unknown; use one of {', '.join(LABELS_ARE)}."
-                f"{nearest(labels_are, LABELS_ARE)}"
-            )
+        require_one_of("labels_are", labels_are, LABELS_ARE)
         return labels_are
     if labels.is_floating_point() and labels.device.type == "cpu" and are_probabilities(labels):
         warnings.warn(

@@ -51,7 +51,7 @@ class SGD:
 
 
 class AdamW:
-    """Adam with decoupled weight decay (arXiv 1711.05101), as torch computes it; no rate for a decay of 0."""
+    """Adam with decoupled weight decay (arXiv 1711.05101), as torch computes it."""
 
     def __init__(self, lr: float, *, weight_decay: float = 0.01, betas: tuple[float, float] = (0.9, 0.999)) -> None:
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas

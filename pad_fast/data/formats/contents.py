@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError, StoreError, nearest
+from ...errors import StoreError, require_one_of
 from ..arrays import channels_last, unit_pixels
 
 IMAGES_ARE = ("pixels", "normalized")
@@ -98,11 +98,8 @@ def as_images(images: Tensor, path: Path, images_are: str | None) -> tuple[Tenso
         ConfigError: an unknown kind.
         StoreError: another shape or dtype, or a range that may be either.
     """
-    if images_are is not None and images_are not in IMAGES_ARE:
-        raise ConfigError(
-            f"images_are={images_are!r} is unknown; use one of {', '.join(IMAGES_ARE)}."
-            f"{nearest(images_are, IMAGES_ARE)}"
-        )
+    if images_are is not None:
+        require_one_of("images_are", images_are, IMAGES_ARE)
     if images.dim() == 3:
         images = images[:, None]
     if images.dim() != 4 or not len(images):
