@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from pad_fast.data import ImageDataset, load_dataset, stratified_split
 from pad_fast.data.named import NAMES, canonical_name
 from pad_fast.errors import DatasetError
 
+from ..support.items import Items
 from ..support.small import noise
 
 
@@ -207,17 +208,6 @@ def test_a_class_of_one_image_cannot_be_split() -> None:
 
 
 # ---------------------------------------------------------------- torch Datasets
-
-
-class Items(Dataset[Any]):
-    def __init__(self, items: list[Any], classes: Any = None) -> None:
-        self.items, self.classes = items, classes
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
 
 
 def test_pair_of_torch_datasets() -> None:

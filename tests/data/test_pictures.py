@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,19 +15,8 @@ import pad_fast
 from pad_fast.data.pictures import DEEP, picture_to_tensor
 from pad_fast.errors import DatasetError
 
+from ..support.items import Items
 from ..support.small import noise
-
-
-class Items(torch.utils.data.Dataset[Any]):
-    def __init__(self, items: list[Any]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
-
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
 

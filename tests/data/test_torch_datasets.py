@@ -16,18 +16,8 @@ from pad_fast import load_dataset
 from pad_fast.data.vision import torchvision_datasets
 from pad_fast.errors import DatasetError
 
+from ..support.items import Items
 from ..support.small import noise
-
-
-class Items(Dataset[Any]):
-    def __init__(self, items: list[Any], classes: Any = None) -> None:
-        self.items, self.classes = items, classes
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
 
 
 @pytest.fixture

@@ -15,25 +15,13 @@ from PIL import Image
 from pad_fast import ImageDataset, load_dataset
 from pad_fast.data.idx import read_idx
 
+from ..items import Items
 from .entry import Entry, in_turn, pixels
 
 X, Y = pixels(12, 1, 8, 8), torch.arange(12) % 3
 SOFT = (torch.eye(3)[Y] + 0.1) / 1.3
 MULTI = torch.eye(3)[Y].long()
 MULTI[:3, 0] = 1
-
-
-class Items(torch.utils.data.Dataset[Any]):
-    """A map-style data set of what it is given."""
-
-    def __init__(self, items: list[Any]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
 
 
 class Flickering(Items):
