@@ -7,8 +7,8 @@
 
 Steps and iterations are timed once, and decide how many experts and iterations fit; FOLDER/reproduce.json keeps that.
 The same command goes on where a killed one was. FOLDER/state.safetensors is enough to go on elsewhere, with new
-experts: `--begin-from`, a further sitting. `--run` takes a folder of `pad-fast distill` instead of working itself, and
-writes that file for it, finished or not.
+experts: `--begin-from`, a further sitting; `--experts-of` adds those of an earlier one whose folder is still there.
+`--run` takes a folder of `pad-fast distill` instead of working itself, and writes that file for it, finished or not.
 
 The curve is of networks tested on a part of the training set that nothing else sees. Five fresh networks by each of two
 recipes, ours and the reference's, are tested once when they are trained; no maximum over tests is taken.
@@ -38,7 +38,7 @@ from benchmarks.reproduce_costs import Costs, Plan
 from benchmarks.reproduce_sitting import CURVE_POINTS, Sitting, held_out
 from benchmarks.reproduce_state import ACCOUNT, STATE, Account, Saved
 from benchmarks.reproduce_table import accuracy_table, curve, curve_table, evaluated, sets_of, words_of
-from pad_fast import Difficulty, DistilledDataset, ImageDataset, load_dataset
+from pad_fast import Difficulty, DistilledDataset, ExpertStore, ImageDataset, load_dataset
 from pad_fast.distillation.state import read_checkpoint
 from pad_fast.errors import PadFastError
 from pad_fast.pipeline.cached import scores_path
@@ -61,7 +61,7 @@ SUITE = Suite(
 # the training images is held out to test on along the way.
 DEFAULTS: dict[str, Any] = {"keep": "plan", "validation_fraction": 0.05}
 FOLDER_PREFIX = "imagefolder:"
-_PLACES = {"--data": "DIR", "--out": "FOLDER", "--run": "FOLDER", "--begin-from": STATE}
+_PLACES = {"--data": "DIR", "--out": "FOLDER", "--run": "FOLDER", "--begin-from": STATE, "--experts-of": "DIR"}
 _RECORD = "reproduce.json"
 
 
@@ -134,7 +134,8 @@ def sit(options: argparse.Namespace, setting: str, device: torch.device) -> Outc
     )
     print(markdown(*reproduce_costs.table(costs, plan, config, done=done, evaluation=evaluation)), flush=True)
     account = _account(out, plan, saved, config.seed)
-    sitting = Sitting(out, setting, config, complete, costs, plan, account, saved, device)
+    kept = [ExpertStore.open(folder) for folder in options.experts_of]
+    sitting = Sitting(out, setting, config, complete, costs, plan, account, saved, device, kept)
     sitting.work()
     found = read_run(sitting.run)
     return Outcome(
@@ -341,6 +342,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--iterations", type=int, metavar="N", help="of this sitting, instead of what fits")
     parser.add_argument("--min-experts", type=int, default=5, metavar="N", help="whatever they cost (default: 5)")
     parser.add_argument("--begin-from", type=Path, metavar="FILE", help="state file of the sittings before this one")
+    pool = "experts of an earlier sitting, used as well; may be repeated"
+    parser.add_argument("--experts-of", action="append", type=Path, default=[], metavar="DIR", help=pool)
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="a run of pad-fast distill, to tabulate")
     parser.add_argument("--networks", type=int, default=5, metavar="N", help="fresh networks of a row (default: 5)")
     parser.add_argument("--full-networks", type=int, default=2, metavar="N", help="on the full data (default: 2)")
@@ -429,7 +432,7 @@ def quick(result: Path | None) -> None:
         if killed.returncode != -9 or not (first / STATE).exists():
             raise SystemExit(f"the run that was to be killed ended with status {killed.returncode}")
         main(begun)
-        begin = ["--begin-from", str(first / STATE), "--out", str(second)]
+        begin = ["--begin-from", str(first / STATE), "--out", str(second), "--experts-of", str(first / "experts")]
         again = ["--hours", "0.01", "--min-experts", "1", "--set", "iterations=45", "num_experts=3"]
         written = [] if result is None else ["--json", str(result)]
         main([*data, *few, *begin, *again, *written])

@@ -4,12 +4,12 @@
     FOLDER/run/                                            a run of pad_fast.distill, with these experts
 
 Experts have a seed of their own in every sitting; the scores, the part that is held out and the draws of iterations
-keep the setting's.
+keep the setting's. Experts of earlier sittings whose folders are still there are used beside the new ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import pad_fast
 from benchmarks import reproduce_state
 from benchmarks.reproduce_costs import Costs, Plan
 from benchmarks.reproduce_state import Account, Saved
-from pad_fast import Difficulty, ImageDataset, Progress
+from pad_fast import Difficulty, ExpertStore, ImageDataset, Progress
 from pad_fast.data import Normalization, fit_normalization
 from pad_fast.data.distilled import load
 from pad_fast.pipeline.cached import distillation_key
@@ -40,6 +40,7 @@ from pad_fast.settings.config import Config
 
 RUN = "run"
 _CHECKPOINT_SECONDS = 600.0  # at most between two checkpoints, as far as measured
+_OWN = ("seed", "threads", "checksum")  # what experts of two sittings may differ in
 CURVE_POINTS = 20
 """At most so many iterates of a sitting are validated."""
 
@@ -87,6 +88,7 @@ class Sitting:
         config: the setting's, with all of its experts and iterations.
         complete: the data set; see :attr:`rest` and :attr:`held_out`.
         saved: of earlier sittings; None in the first one.
+        earlier: stores of earlier sittings' experts.
     """
 
     folder: Path
@@ -98,6 +100,7 @@ class Sitting:
     account: Account
     saved: Saved | None
     device: torch.device
+    earlier: Sequence[ExpertStore] = ()
 
     @cached_property
     def parts(self) -> tuple[ImageDataset, ImageDataset | None]:
@@ -115,7 +118,7 @@ class Sitting:
             config,
             dataset=self.complete.name,
             iterations=done + self.plan.iterations,
-            num_experts=self.plan.experts,
+            num_experts=self.plan.experts + sum(map(len, self.earlier)),
             buffer_path=str(self.folder / "experts"),
             checkpoint_every=every,
             validation_every=every * pieces,
@@ -135,11 +138,15 @@ class Sitting:
         with self.account.stage("scores"):
             normalization = fit_normalization(rest, kind, caches=normalization_caches(self.run))
             self._difficulty(normalization, progress)
+        for other in self.earlier:  # what can be seen before hours are spent; the rest, once there are new ones
+            other.require({"fingerprint": rest.fingerprint, "model": self.config.model})
         with self.account.stage("experts"):
-            own = replace(self.run_config, seed=self.account.sittings[-1]["seed"])
-            train_as_configured(
+            seed = self.account.sittings[-1]["seed"]
+            own = replace(self.run_config, seed=seed, num_experts=self.plan.experts)
+            store = train_as_configured(
                 own, rest, normalization, self.difficulty, self.folder / "experts", self.device, progress
             )
+            self._join(store)
         if self.saved is not None:
             reproduce_state.put(self.saved, self.run, self.run_config, rest)
         self.account.begin("distill")
@@ -148,6 +155,19 @@ class Sitting:
         )
         self.account.validation |= {each: list(values) for each, values in read_run(self.run).validation}
         self._write()
+
+    def _join(self, store: ExpertStore) -> None:
+        """Copy earlier experts behind the new ones; those that are there stay."""
+        number = self.plan.experts
+        for other in self.earlier:
+            other.require({name: value for name, value in store.metadata.items() if name not in _OWN})
+            for expert in range(len(other)):
+                claim = store.claim(number, wait=True)
+                if claim is not None:
+                    with claim:
+                        snapshots = torch.stack([other.snapshot(expert, epoch) for epoch in store.kept])
+                        store.finish(claim, snapshots, other.facts(expert))
+                number += 1
 
     def _difficulty(self, normalization: Normalization, progress: Progress) -> None:
         """The order that images are shown in: an earlier sitting's, the one in the folder, or a new one."""

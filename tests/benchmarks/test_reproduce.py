@@ -185,6 +185,20 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_a_state_file_carries_everyt
     experts = [pad_fast.ExpertStore.open(tmp_path / name / "experts") for name in ("whole", "second")]
     assert not torch.equal(experts[0].snapshot(0, 0), experts[1].snapshot(0, 0)), "the same expert again"
     assert not (tmp_path / "second" / "scores.safetensors").exists(), "scored again"
+
+    pool = [word for name in ("whole", "second") for word in ("--experts-of", str(tmp_path / name / "experts"))]
+    work(tmp_path / "pooled", *begin[:-1], "12", *pool)
+    pooled = pad_fast.ExpertStore.open(tmp_path / "pooled" / "experts")
+    own = len(pooled) - sum(map(len, experts))
+    assert own == len(experts[1]) > 0 and torch.equal(pooled.snapshot(0, 1), experts[1].snapshot(0, 1))
+    copied = [store.snapshot(number, 1) for store in experts for number in range(len(store))]
+    assert all(torch.equal(pooled.snapshot(own + place, 1), each) for place, each in enumerate(copied))
+    drawn = {row["expert"] for row in reproduce_state.read(tmp_path / "pooled" / STATE, device).rows[6:]}
+    assert max(drawn) >= own, "earlier experts were not used"
+    with pytest.raises(SystemExit, match="were made with model = 'ConvNetD1W4', but"):
+        work(tmp_path / "foreign", *begin, *pool, "--set", "model=ConvNetD1W8")
+    with pytest.raises(SystemExit, match=r"whole.experts were made with optimizer = .*'gsam'.* but .*'sgd'"):
+        work(tmp_path / "others", *begin, *pool, "--set", "expert_optimizer=sgd")
     with pytest.raises(SystemExit, match=r"begun with --iterations 3, now 4; repeat that command"):
         work(tmp_path / "second", *begin[:-1], "4")
     with pytest.raises(SystemExit, match="made from other images, or with another part of them"):
