@@ -50,7 +50,7 @@ class Comparison:
     @functools.cached_property
     def full(self) -> TrainingSet:
         """All real images, on which an epoch has more steps."""
-        return self.real.full(replace(self.recipe, epochs=self.settings.full_epochs))
+        return self.real.full(replace(self.recipe, epochs=self.settings.full_epochs, teacher=False))
 
     def rows(self, difficulty: Callable[[], Difficulty]) -> list[TrainingSet]:
         """The rows of the table, in its order.

@@ -73,8 +73,8 @@ def evaluate(
             distilled with, where that is known.
         repeats: fresh networks per row.
         recipe: how networks are trained, by name: ours ("pad_fast"), or that of the programs of "mtt" (FTD, TESLA),
-            "datm" (PAD) or "ncfm" (:data:`pad_fast.evaluation.recipes.RECIPES`). Several make a row each of every row,
-            but for the full set.
+            "datm" (PAD) or "ncfm", or DD-Ranking's: "ddranking" or "ddranking-teacher"
+            (:data:`pad_fast.evaluation.recipes.RECIPES`). Several make a row each of every row, but for the full set.
         epochs: epochs on the distilled set and on baselines of its size (1000 of ours); `full_epochs` on the full set,
             whose epochs have more steps.
         batch, momentum, weight_decay, dsa_mode: in place of the recipe's (ours: 128, 0.9, 5e-4, "fast").
@@ -150,6 +150,7 @@ def evaluate(
         small = tuple(each for each in settings.baselines if each != "full")
         other = replace(settings, recipe_name=name, baselines=small)
         rows += _named(Comparison(sets, normalizations, real, other).rows(easiest), name)
+    rows = _taught(rows, comparison)
     jobs = _jobs(comparison, rows, specs, trial)
     return comparison.report(jobs, trial.outcomes(jobs))
 
@@ -157,6 +158,16 @@ def evaluate(
 def _named(rows: Sequence[TrainingSet], recipe: str) -> list[TrainingSet]:
     """Rows that say how their networks are trained, where that is not our way."""
     return [row if recipe == OURS else replace(row, name=f"{row.name}, {recipe}'s recipe") for row in rows]
+
+
+def _taught(rows: Sequence[TrainingSet], comparison: Comparison) -> list[TrainingSet]:
+    """Rows with the full set that their teachers are trained on, in each row's normalisation."""
+    real, full = comparison.real, {comparison.full.normalization: comparison.full}
+    for row in rows:
+        if row.recipe.teacher and row.normalization not in full:
+            other = RealBaselines(real.data, row.normalization, real.device, [], real.seed)
+            full[row.normalization] = other.full(comparison.full.recipe)
+    return [replace(row, teacher=full[row.normalization]) if row.recipe.teacher else row for row in rows]
 
 
 def _specs(settings: EvaluationSettings, distilled: DistilledDataset, data: ImageDataset) -> list[NetworkSpec]:
@@ -178,7 +189,7 @@ def _jobs(comparison: Comparison, rows: Sequence[TrainingSet], specs: Sequence[N
     for spec in specs:
         jobs += jobs_of(rows, spec, settings.repeats, settings.seed)
         if settings.robust:
-            teacher = trial.teacher(spec, comparison.full, comparison.real.images) if comparison.soft else None
+            teacher = trial.soft_labels(spec, comparison.full) if comparison.soft else None
             jobs += jobs_of([*comparison.robust_rows(teacher)], spec, settings.repeats, settings.seed)
     return jobs
 

@@ -21,9 +21,19 @@ RECIPES: dict[str, Mapping[str, Any]] = {
         **{"epochs": 2000, "batch": 128, "momentum": 0.9, "weight_decay": 0.01, "dsa_mode": "reference"},
         **{"lr": 1e-3, "optimizer": "adamw", "schedule": "fifths", "cutmix": 0.5},
     },
+    "ddranking": {
+        **{"epochs": 1000, "batch": 256, "momentum": 0.9, "weight_decay": 5e-4, "dsa_mode": "reference"},
+        **{"schedule": "step"},
+    },
+    # The program searches the rate by accuracy on the test set; this is the one most methods it ranks were made for.
+    "ddranking-teacher": {
+        **{"epochs": 300, "batch": 256, "momentum": 0.9, "weight_decay": 0.01, "dsa": "none", "dsa_mode": "reference"},
+        **{"lr": 1e-3, "optimizer": "adamw", "schedule": "cosine", "cutmix": 1.0, "teacher": True},
+    },
 }
 """What each says about the arguments of :func:`pad_fast.evaluate`, and about
-:class:`pad_fast.evaluation.network.EvaluationRecipe`. MTT's is FTD's and TESLA's too, DATM's is PAD's."""
+:class:`pad_fast.evaluation.network.EvaluationRecipe`. MTT's is FTD's and TESLA's too, DATM's is PAD's; DD-Ranking has
+one for sets with labels of their own, and one for those that a teacher labels."""
 
 
 def recipe_named(name: str) -> Mapping[str, Any]:

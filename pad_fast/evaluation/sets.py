@@ -33,6 +33,7 @@ class TrainingSet:
         digest: tells it from every other set.
         normalization: of its images, and of those that its networks are tested on.
         take: images `[N, C, H, W]` and targets for the network with this index.
+        teacher: the full set in this normalisation, where a network trained on it labels the images.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TrainingSet:
     digest: str
     normalization: Normalization
     take: Callable[[int], tuple[Tensor, Tensor]]
+    teacher: TrainingSet | None = None
 
 
 def baseline_names(baselines: bool | Sequence[str]) -> tuple[str, ...]:

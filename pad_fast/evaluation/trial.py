@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import ImageDataset, Normalization
 from ..engines import Engine, Task, select
@@ -57,6 +57,7 @@ class Trial:
         self.results, self.progress = results, progress
         self._tests: dict[Normalization, tuple[tuple[Tensor, Tensor], str]] = {}
         self._engines: dict[NetworkSpec, tuple[Engine, Task]] = {}
+        self._teachers: dict[tuple[NetworkSpec, TrainingSet], nn.Module] = {}
 
     def test(self, normalization: Normalization) -> tuple[tuple[Tensor, Tensor], str]:
         """Test images `[N, C, H, W]` in this normalisation with their classes `[N]`, and their digest."""
@@ -69,6 +70,8 @@ class Trial:
     def describe(self, job: Job) -> dict[str, Any]:
         """Everything the result of a job depends on, besides versions."""
         network = vars(job.network) | {"spec": vars(job.network.spec)}
+        taught = job.trained_on.teacher
+        teacher = {} if taught is None else {"teacher": self.describe(self._first(job.network.spec, taught))}
         return {
             "trained_on": job.trained_on.digest,
             "tested_on": self.test(job.trained_on.normalization)[1],
@@ -76,7 +79,12 @@ class Trial:
             "recipe": job.trained_on.recipe.described(),
             "device": self.device.type,
             "backend": self.backend,
+            **teacher,
         }
+
+    def _first(self, spec: NetworkSpec, full: TrainingSet) -> Job:
+        """Network 0 of the full set: the one that teaches."""
+        return Job(full, Network(spec, self.seed, full.purpose, 0))
 
     def outcomes(self, jobs: Sequence[Job]) -> dict[Job, Outcome]:
         """What every job's test came to, from the results where it is there; ranks divide the jobs between them."""
@@ -86,6 +94,7 @@ class Trial:
         mine = group.turns(range(len(dealt)))
         values = torch.zeros(len(dealt), 2 + self.data.classes, dtype=torch.float64)
         missing = []
+        self._find_teachers([dealt[place] for place in mine])
         for place in mine:
             known = self.results.get(self.describe(dealt[place]))
             if known is None:
@@ -106,22 +115,50 @@ class Trial:
         group.sum_(values)
         return {job: unpacked(row) for job, row in zip(dealt, values, strict=True)}
 
-    def teacher(self, spec: NetworkSpec, full: TrainingSet, images: Tensor) -> Tensor:
-        """Logits `[N, classes]` of all training images under network 0 of the full set: where soft labels come from."""
-        job = Job(full, Network(spec, self.seed, full.purpose, 0))
-        described = self.describe(job)
-        known = self.results.get({**described, "result": "training logits"})
-        if known is None:
-            self.progress.say(f"evaluate: training a {spec.model} on the full set, whose outputs label random images")
+    def _find_teachers(self, jobs: Sequence[Job]) -> None:
+        """Those of the jobs that are still to be done; first, because they are networks of the table themselves."""
+        for job in jobs:
+            taught = job.trained_on.teacher
+            key = job.network.spec, taught
+            if taught is not None and key not in self._teachers and self.results.get(self.describe(job)) is None:
+                self._teachers[job.network.spec, taught] = self.teacher(job.network.spec, taught)
 
-            def run(_: None) -> Work[Tensor]:
-                trainer = yield from self._train([(job, full.take(0))])
-                self._test([job], trainer)
-                return trainer.logits(images).cpu()
-
-            known = {"logits": next(side_by_side(run, [None], workers=1))}
-            self.results.put({**described, "result": "training logits"}, **known)
+    def soft_labels(self, spec: NetworkSpec, full: TrainingSet) -> Tensor:
+        """Logits `[N, classes]` of all training images under network 0 of the full set."""
+        described = {**self.describe(self._first(spec, full)), "result": "training logits"}
+        if self.results.get(described) is None:
+            self._teach(spec, full)
+        known = self.results.get(described)
+        assert known is not None
         return known["logits"].to(self.device)
+
+    def teacher(self, spec: NetworkSpec, full: TrainingSet) -> nn.Module:
+        """Network 0 of the full set in eval mode."""
+        described = {**self.describe(self._first(spec, full)), "result": "network"}
+        if self.results.get(described) is None:
+            self._teach(spec, full)
+        known = self.results.get(described)
+        assert known is not None
+        module = spec.build(self.seed, "teacher").module
+        module.load_state_dict(known)
+        return module.to(self.device).eval()
+
+    def _teach(self, spec: NetworkSpec, full: TrainingSet) -> None:
+        """Train and test network 0 of the full set, and keep it with the logits of what it was trained on."""
+        job, taken = self._first(spec, full), full.take(0)
+        self.progress.say(f"evaluate: training a {spec.model} on the full set, whose outputs label images")
+
+        def run(_: None) -> Work[Trainer]:
+            trainer = yield from self._train([(job, taken)])
+            self._test([job], trainer)
+            return trainer
+
+        trainer = next(side_by_side(run, [None], workers=1))
+        module = trainer.network.load(trainer.theta)
+        state = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+        described = self.describe(job)
+        self.results.put({**described, "result": "network"}, **state)
+        self.results.put({**described, "result": "training logits"}, logits=trainer.logits(taken[0]).cpu())
 
     def _known(self, stored: dict[str, Tensor]) -> Tensor:
         """A result as a row of all values; earlier versions kept the accuracy alone."""
@@ -163,7 +200,9 @@ class Trial:
     def _train(self, group: Sequence[tuple[Job, ImagesAndTargets]]) -> Work[Trainer]:
         networks, sets = [job.network for job, _ in group], [taken for _, taken in group]
         recipe = group[0][0].trained_on.recipe
-        return train_networks(networks, sets, recipe, device=self.device, backend=self.backend)
+        taught = group[0][0].trained_on.teacher
+        teacher = None if taught is None else self._teachers[networks[0].spec, taught]
+        return train_networks(networks, sets, recipe, device=self.device, backend=self.backend, teacher=teacher)
 
     def _test(self, jobs: Sequence[Job], trainer: Trainer) -> list[Tensor]:
         (images, labels), _ = self.test(jobs[0].trained_on.normalization)  # a group has one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from pad_fast import evaluate
+from pad_fast.data import fit_normalization
 from pad_fast.data.cutmix import apply_cutmix, draw_cutmix
 from pad_fast.errors import ConfigError
+from pad_fast.evaluation import network as network_module
 from pad_fast.evaluation.network import EvaluationRecipe, Network, train_networks
 from pad_fast.evaluation.recipes import RECIPES
 from pad_fast.models.spec import NetworkSpec
@@ -54,6 +57,28 @@ def test_the_rate_of_ncfm_is_halved_after_every_fifth(epochs: int) -> None:
         assert found.lr == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
         optimizer.step()
         schedule.step()
+
+
+@pytest.mark.parametrize("epochs", [1, 5, 12, 1000])
+def test_ddrankings_rates_are_those_of_its_schedules(epochs: int) -> None:
+    leaf, other = torch.zeros((), requires_grad=True), torch.zeros((), requires_grad=True)
+    step, cosine = torch.optim.SGD([leaf], lr=0.4), torch.optim.SGD([other], lr=0.4)
+    schedules = [
+        torch.optim.lr_scheduler.StepLR(step, step_size=(epochs + 1) // 2, gamma=0.1),
+        torch.optim.lr_scheduler.CosineAnnealingLR(cosine, T_max=2 * epochs),
+    ]
+    if epochs == 1:
+        schedules = schedules[1:]  # one epoch alone keeps the full rate, as StepLR's first epoch does
+    for epoch in range(epochs):
+        for name, optimizer in (("step", step), ("cosine", cosine)):
+            found = EvaluationRecipe(0.4, epochs=epochs, schedule=name).optimizer_of(epoch, None)
+            assert found.lr == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+            optimizer.step()
+        for schedule in schedules:
+            schedule.step()
+    recipe = EvaluationRecipe(0.4, epochs=6, schedule="step")
+    first = recipe.optimizer_of(0, None)
+    assert recipe.optimizer_of(3, first) is first and first.lr == pytest.approx(0.04), "momentum goes on"
 
 
 def test_our_rate_drops_halfway_and_momentum_begins_afresh() -> None:
@@ -142,6 +167,39 @@ def test_training_by_ncfms_recipe_is_torchs(soft: bool) -> None:
     )
 
 
+def test_training_by_a_teacher_is_torchs() -> None:
+    """KL to the teacher's probabilities of every mixed batch, AdamW, the cosine's first half."""
+    distilled = real_images(small_data())
+    named = {name: value for name, value in RECIPES["ddranking-teacher"].items() if name not in ("epochs", "batch")}
+    recipe = EvaluationRecipe(**{**named, "epochs": 6, "batch": 4, "lr": 0.02})
+    network = Network(NetworkSpec(MODEL, 1, 3, 8), 5, "y", 0)
+    teacher = NetworkSpec("MLP", 1, 3, 8).build(0, "teacher").module.eval()
+    sets = [(distilled.images, distilled.targets)]
+    trained = finish(train_networks([network], sets, recipe, device=CPU, backend="autograd", teacher=teacher))
+    module = network.spec.build(5, "evaluation", MODEL, "y", 0).module
+    draws = generator(5, "evaluation", MODEL, "y", 0, "draws")
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.02, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
+    for _ in range(6):
+        for rows in shuffled_batches(torch.arange(6), 4, draws):
+            draw = draw_cutmix(len(rows), 8, 8, probability=1.0, generator=draws)
+            x, _ = apply_cutmix(distilled.images[rows], torch.zeros(len(rows), 3), draw)
+            optimizer.zero_grad()
+            told = teacher(x).detach().log_softmax(-1)
+            torch.nn.functional.kl_div(
+                module(x).log_softmax(-1), told, log_target=True, reduction="batchmean"
+            ).backward()
+            optimizer.step()
+        schedule.step()
+    expected = module.eval()(distilled.images).detach()
+    assert relative_error(trained.logits(distilled.images), expected) < 1e-3
+    untaught = finish(train_networks([network], sets, replace(recipe, teacher=False), device=CPU, backend="autograd"))
+    assert relative_error(untaught.logits(distilled.images), expected) > 0.05
+    networks = [replace(network, index=index) for index in range(3)]
+    stacked = finish(train_networks(networks, sets * 3, recipe, device=CPU, backend="autograd", teacher=teacher))
+    assert relative_error(stacked.logits(distilled.images)[0], expected) < 1e-3
+
+
 def rows_of(**given: Any) -> dict[str, tuple[float, ...]]:
     settings = {name: value for name, value in SETTINGS.items() if name not in given}
     report = evaluate(real_images(small_data()), small_data(), progress=QUIET, **{**settings, **given})
@@ -159,6 +217,37 @@ def test_a_set_under_several_recipes() -> None:
         assert alone.items() <= found.items()
     assert found["DATM"] == rows_of(baselines=False)["DATM"]
     assert len({found["DATM"], found["DATM, ncfm's recipe"]}) == 2
+
+
+def test_the_teacher_is_network_0_of_the_full_set_in_each_sets_normalisation(trained_on, tmp_path, monkeypatch) -> None:
+    data = small_data()
+    white = real_images(data)
+    plain = replace(white, images=white.images * 0.7 + 0.1, whitening=fit_normalization(data, "zca"))
+    assert (white.whitening.kind, plain.whitening.kind) == ("mean-std", "zca")
+    taught: list[Any] = []
+    original = network_module._taught
+    monkeypatch.setattr(
+        network_module, "_taught", lambda teacher, *rest: (taught.append(teacher), original(teacher, *rest))[1]
+    )
+    settings = {**SETTINGS, "repeats": 1, "epochs": 2, "baselines": ["full"], "progress": QUIET}
+    settings |= {"recipe": ["pad_fast", "ddranking-teacher"], "cache_dir": tmp_path}
+    report = evaluate({"A": white, "B": plain}, data, **settings)
+    names = ["A", "B", "full data", *(f"{name}, ddranking-teacher's recipe" for name in "AB")]
+    assert [row.name for row in report.rows] == names
+    # The row of the table and one in the other normalisation; neither has a teacher itself.
+    full = trained_on["full data"]
+    assert [recipe.teacher for *_, recipe in full] == [False, False] and not torch.equal(full[0][0], full[1][0])
+    assert len({id(each) for each in taught}) == 2
+    for teacher, (images, labels, recipe) in zip({id(each): each for each in taught}.values(), full, strict=True):
+        first = Network(NetworkSpec(MODEL, 1, 3, 8), 0, "full data", 0)
+        expected = finish(train_networks([first], [(images, labels)], recipe, device=CPU, backend="auto"))
+        with torch.no_grad():
+            assert relative_error(teacher(images), expected.logits(images)) < 1e-4
+    taught.clear()
+    again = evaluate({"A": white, "B": plain}, data, **settings)
+    assert [row.accuracies for row in again.rows] == [row.accuracies for row in report.rows] and not taught
+    alone = evaluate(white, data, **{**settings, "recipe": "ddranking-teacher", "baselines": False, "cache_dir": None})
+    assert [row.name for row in alone.rows] == ["DATM, ddranking-teacher's recipe"] and taught
 
 
 def test_several_networks_together_see_what_they_see_alone() -> None:
@@ -180,7 +269,10 @@ def test_what_results_are_found_by_is_what_it_was() -> None:
 
 
 def test_names_and_robust_scores() -> None:
-    with pytest.raises(ConfigError, match="unknown recipe 'datn'; use one of pad_fast, mtt, datm, ncfm.*'datm'"):
+    with pytest.raises(
+        ConfigError,
+        match="unknown recipe 'datn'; use one of pad_fast, mtt, datm, ncfm, ddranking, ddranking-teacher.*'datm'",
+    ):
         rows_of(recipe="datn", baselines=False)
     with pytest.raises(ConfigError, match="robust scores are defined with our recipe; leave out recipe="):
         rows_of(recipe=["pad_fast", "mtt"], robust=True)
