@@ -308,7 +308,12 @@ def load(
 
 
 def with_whitening(distilled: DistilledDataset, whitening: Normalization) -> DistilledDataset:
-    """A set of which is known how it was normalised; pixels are normalised so."""
+    """A set of which is known how it was normalised; pixels are normalised so.
+
+    Raises:
+        InputError: it is of images of another shape.
+    """
+    whitening.invert(distilled.images[:1])
     return distilled.normalized(whitening) if distilled.are_pixels else replace(distilled, whitening=whitening)
 
 
