@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def not_twice(who: str, said: str) -> str:
 
 def _marked_once(node: Node) -> str | None:
     """Name of the `torch.autograd.Function` that a node is of, where its backward pass is marked; else None."""
-    function = getattr(type(node), "_forward_cls", None)
+    function: Any = getattr(type(node), "_forward_cls", None)
     backward = getattr(function, "backward", None)
     while backward is not None:
         if getattr(backward, "__code__", None) is _MARK:

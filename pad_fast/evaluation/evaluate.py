@@ -243,5 +243,6 @@ def _require_fit(distilled: DistilledDataset, data: ImageDataset) -> None:
         )
     if int(distilled.labels.max()) >= data.classes or int(distilled.labels.min()) < 0:
         raise DatasetError(
-            f"distilled labels reach {int(distilled.labels.max())}, but {data.name} has {data.classes} classes"
+            f"distilled labels reach {int(distilled.labels.max())}, but {data.name} has {data.classes} classes, 0 to "
+            f"{data.classes - 1}"
         )

@@ -11,6 +11,7 @@ import torch
 
 from ..data import ImageDataset, Normalization, fit_normalization
 from ..data.distilled import DistilledDataset
+from ..data.normalize import NORMALIZATIONS
 from ..errors import ConfigError
 from ..runtime.progress import Progress
 
@@ -28,12 +29,18 @@ def normalizations_of(
     keeps it.
 
     Raises:
-        ConfigError: all say how they were normalised, and `whitening` is given.
+        ConfigError: all say how they were normalised, and `whitening` is given; or that is a file's path.
         InputError: `whitening` is of images of another shape.
 
     Warns:
         UserWarning: a set does not say how, and neither does `whitening`.
     """
+    if not isinstance(whitening, str | Normalization | None) or (
+        isinstance(whitening, str) and whitening not in NORMALIZATIONS and Path(whitening).exists()
+    ):
+        raise ConfigError(
+            f"whitening is {str(whitening)!r}; of a file pass pad_fast.load_normalization(FILE) (--normalize FILE)"
+        )
     said = {name: each.whitening for name, each in sets.items() if each.whitening is not None and not each.are_pixels}
     if whitening is not None and len(said) == len(sets):
         name, own = next(iter(said.items()))
@@ -62,7 +69,7 @@ def normalizations_of(
             known[name] = other
         if whitening is not None and said and progress is not None:
             kept = ", ".join(f"{name} ({own.kind})" for name, own in said.items())
-            progress.say(f"evaluate: {kept} keeps the normalisation it carries; {other.kind} is for the others")
+            progress.say(f"evaluate: normalised as they say themselves: {kept}; {other.kind} is for the others")
     found: dict[str, Normalization] = {}
     for name in sets:
         found[name] = next((one for one in found.values() if _equal(one, known[name])), known[name])

@@ -74,6 +74,10 @@ def test_what_cannot_be_is_refused_in_one_line(digits, tmp_path, monkeypatch, ca
     assert main(["export", "png", "--to", "trio", "--out", "b", "--whitening", "zca", "--dataset", "digits"]) == 0
     expected = digits.whitening.apply(load("png").images)
     torch.testing.assert_close(load("b").images, expected)
+    # Of two silent sets that were normalised differently, one gets its own before they are compared.
+    assert main(["export", "trio", "--to", "npz", "--out", "own.npz", "--zca", "--dataset", "digits"]) == 0
+    assert torch.equal(load("own.npz").whitening.transform, digits.whitening.transform)
+    assert torch.equal(load("own.npz").images, digits.images)
     # By other names, and from a file, which needs no data.
     assert main(["export", "png", "--to", "trio", "--out", "c", "--zca", "--dataset", "digits"]) == 0
     assert main(["export", "png", "--to", "trio", "--out", "d", "--normalize", "run"]) == 0

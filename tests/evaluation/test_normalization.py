@@ -58,10 +58,18 @@ def test_a_normalisation_from_a_file(tmp_path):
     ]
 
 
+def test_a_path_is_no_normalisation(tmp_path):
+    made = silent(real_images(small_data()))
+    (tmp_path / "zca.pt").touch()
+    for given in (tmp_path / "zca.pt", str(tmp_path / "zca.pt"), 0.1):
+        with pytest.raises(ConfigError, match=r"of a file pass pad_fast.load_normalization\(FILE\) \(--normalize"):
+            accuracies(made, whitening=given)
+
+
 def test_that_a_set_keeps_its_own_is_said(capsys):
     sets = {"a": whitened(small_data(), "zca"), "b": silent(whitened(small_data(), "mean-std"))}
     evaluate(sets, small_data(), baselines=False, progress=Progress(), whitening="mean-std", **SETTINGS)
-    assert "evaluate: a (zca) keeps the normalisation it carries; mean-std is for the others" in capsys.readouterr().err
+    assert "evaluate: normalised as they say themselves: a (zca); mean-std is for the others" in capsys.readouterr().err
 
 
 def test_one_of_other_images_is_refused_before_any_training(tmp_path, monkeypatch):

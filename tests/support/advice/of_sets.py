@@ -225,6 +225,29 @@ SETS = (
         lambda _: quick(white("zca")),
     ),
     Entry(
+        "a whitening by name where a set is read",
+        lambda tmp: load(trio(tmp), whitening="zca"),
+        r"fit_normalization\(data, 'zca'\), or 'mean-std', or pad_fast.load_normalization\(FILE\)",
+        lambda tmp: in_turn(
+            *(
+                lambda kind=kind: load(tmp, whitening=fit_normalization(small_data(), kind))
+                for kind in ("zca", "mean-std")
+            ),
+            lambda: load(tmp, whitening=load_normalization(kornias(tmp / "zca.pt"), shape=(1, 8, 8))),
+        ),
+    ),
+    Entry(
+        "a whitening's file by its path",
+        lambda tmp: quick(trio(tmp), whitening=str(kornias(tmp / "zca.pt"))),
+        r"pass pad_fast.load_normalization\(FILE\) \(--normalize FILE\)",
+        lambda tmp: in_turn(
+            lambda: quick(tmp, whitening=load_normalization(tmp / "zca.pt", shape=(1, 8, 8))),
+            lambda: evaluated(
+                digits(tmp / "other"), "--lr", 0.01, "--normalize", tmp / "zca.pt", "--dataset", "digits"
+            ),
+        ),
+    ),
+    Entry(
         "a normalisation's place",
         lambda tmp: MeanStd(torch.ones(1), torch.ones(1)).save(tmp / "how.pt"),
         "name a file that ends in .safetensors",
