@@ -22,6 +22,7 @@ from .published import settings_of
 
 if TYPE_CHECKING:
     from ..data import Normalization
+    from ..data.distilled import DistilledDataset
 
 _STAGE_TITLES = {
     "data": "data and network",
@@ -97,13 +98,13 @@ def reading(options: argparse.Namespace) -> dict[str, Any]:
     return {"lr": options.lr, "labels_are": options.labels, "images_are": options.images}
 
 
-def whitening(options: argparse.Namespace, shape: Sequence[int]) -> str | Normalization | None:
-    """The normalisation that was named, or what its file says of images of this shape `[C, H, W]`."""
+def whitening(options: argparse.Namespace, distilled: DistilledDataset) -> str | Normalization | None:
+    """The normalisation that was named, or what its file says of images like those of the set."""
     if options.normalize is None:
         return options.whitening
     from ..data.normalization_files import load_normalization
 
-    return load_normalization(options.normalize, shape=shape)
+    return load_normalization(options.normalize, shape=distilled.images.shape[1:])
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:

@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> None:
         raise ConfigError(f"a set is named twice among {', '.join(options.distilled)}; name each once")
     if options.ddranking and len(sets) > 1:
         raise ConfigError("--ddranking writes one set; name one PATH with it")
-    how = whitening(options, next(iter(sets.values())).images.shape[1:])
+    how = whitening(options, next(iter(sets.values())))
     dataset, resolution = options.dataset or _dataset(sets), next(iter(sets.values())).config.get("resolution")
     try:
         data = load_dataset(

@@ -37,7 +37,7 @@ def _run(options: argparse.Namespace) -> None:
     if not distributed.group().main:
         return
     distilled = load(options.distilled, **reading(options))
-    if how := whitening(options, distilled.images.shape[1:]):
+    if how := whitening(options, distilled):
         distilled = with_whitening(distilled, _normalization(how, distilled, options))
     print(distilled.export(options.out, options.to))
 
