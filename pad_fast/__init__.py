@@ -10,6 +10,7 @@ Example:
 from ._version import __version__
 from .data import DSA, ImageDataset, load_dataset
 from .data.distilled import DistilledDataset, load
+from .data.normalization_files import load_normalization
 from .errors import PadFastError
 from .evaluation import EvaluationReport, evaluate
 from .experts import Curriculum, ExpertStore, train_experts
@@ -39,6 +40,7 @@ __all__ = [
     "evaluate",
     "load",
     "load_dataset",
+    "load_normalization",
     "network",
     "reference_batches",
     "score",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.formats import IMAGES_ARE
 from ..data.labels import LABELS_ARE
@@ -19,6 +19,10 @@ from ..settings.config import Config
 from ..settings.families import FAMILIES
 from ..settings.fields import Kind, alternatives, kinds
 from .published import settings_of
+
+if TYPE_CHECKING:
+    from ..data import Normalization
+    from ..data.distilled import DistilledDataset
 
 _STAGE_TITLES = {
     "data": "data and network",
@@ -65,13 +69,23 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """What a distilled set does not say itself; :func:`reading` gives all but the whitening, which needs the data."""
+    """What a distilled set does not say itself; :func:`reading` gives all but what :func:`whitening` does."""
     parser.add_argument("--lr", type=float, metavar="X", help="learning rate (default: the distilled one)")
-    parser.add_argument(
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
         "--whitening",
         metavar="NAME",
         help=f"{alternatives(NORMALIZATIONS)}: how the set was normalised, where it does not say so itself, as "
         "published ones do not; pixels are normalised so",
+    )
+    for name in NORMALIZATIONS:
+        text = f"the same as --whitening {name}"
+        how.add_argument(f"--{name}", dest="whitening", action="store_const", const=name, help=text)
+    how.add_argument(
+        "--normalize",
+        metavar="FILE",
+        help="as this file says, which holds a normalisation: saved by pad_fast, a distilled set with its own, or mean "
+        "and std or a ZCA in .npz or .pt (docs/distilled.md)",
     )
     parser.add_argument(
         "--labels", metavar="KIND", help=f"soft labels are {alternatives(LABELS_ARE)} (default: recognised)"
@@ -82,6 +96,15 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 def reading(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of :func:`pad_fast.load`."""
     return {"lr": options.lr, "labels_are": options.labels, "images_are": options.images}
+
+
+def whitening(options: argparse.Namespace, distilled: DistilledDataset) -> str | Normalization | None:
+    """The normalisation that was named, or what its file says of images like those of the set."""
+    if options.normalize is None:
+        return options.whitening
+    from ..data.normalization_files import load_normalization
+
+    return load_normalization(options.normalize, shape=distilled.images.shape[1:])
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:

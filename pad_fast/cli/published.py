@@ -75,7 +75,7 @@ def translated(words: Sequence[str], flags: Sequence[str], program: Program) -> 
     if program == "evaluate" and "data_dir" in taken:
         left += [str(_images(taken))]
         left += [] if "--dataset" in given else ["--dataset", "cifar10"]
-        left += [] if given & {"--zca", "--whitening"} else ["--whitening", "mean-std"]
+        left += [] if given & {"--whitening", "--zca", "--mean-std", "--normalize"} else ["--whitening", "mean-std"]
     return left, taken
 
 

@@ -136,6 +136,9 @@ def _column(value: Any, what: str, notes: list[str]) -> Tensor | list[str]:
         ) from error
     if items and all(isinstance(item, str | bytes) for item in items):
         return [item.decode(errors="replace") if isinstance(item, bytes) else str(item) for item in items]
+    if any(isinstance(item, str) for item in items):
+        index = next(index for index, item in enumerate(items) if not isinstance(item, str | bytes))
+        raise DatasetError(f"{what.format(index)} is {items[index]!r}, and others are names; give every image one.")
     if items and all(type(item) is int for item in items):
         return torch.tensor(items)
     rows = [_row(item, what.format(index)) for index, item in enumerate(items)]

@@ -308,7 +308,18 @@ def load(
 
 
 def with_whitening(distilled: DistilledDataset, whitening: Normalization) -> DistilledDataset:
-    """A set of which is known how it was normalised; pixels are normalised so."""
+    """A set of which is known how it was normalised; pixels are normalised so.
+
+    Raises:
+        ConfigError: a name or a path in place of a normalisation.
+        InputError: it is of images of another shape.
+    """
+    if not isinstance(whitening, Normalization):
+        raise ConfigError(
+            f"whitening is {whitening!r}; pass a normalisation: pad_fast.data.fit_normalization(data, 'zca'), or "
+            "'mean-std', or pad_fast.load_normalization(FILE)"
+        )
+    whitening.invert(distilled.images[:1])
     return distilled.normalized(whitening) if distilled.are_pixels else replace(distilled, whitening=whitening)
 
 

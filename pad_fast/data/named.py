@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,24 @@ def canonical_name(name: str) -> str:
     key = "".join(character for character in name.lower() if character not in "-_ ")
     key = _ALIASES.get(key, key)
     if key not in NAMES:
-        folder = f" To read the folder of that name: imagefolder:{name}." if Path(name).is_dir() else ""
         raise DatasetError(
             f"data set {name!r} is unknown; known are {', '.join(NAMES)}, imagefolder:PATH, hf:NAME and FILE.npz."
-            f"{nearest(key, (*NAMES, *_ALIASES))}{folder}"
+            f"{nearest(key, (*NAMES, *_ALIASES))}{_there(name)}"
         )
     return key
+
+
+def _there(name: str) -> str:
+    """What lies, or does not lie, under a name that may have been meant for a path."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return f" To read the folder of that name: imagefolder:{name}."
+    if path.is_file():
+        return (
+            " The file of that name is of a kind that is not read: save its arrays as images and labels in a .npz "
+            "file, or pass them as (images, labels)."
+        )
+    return " There is no file or folder of that name." if os.sep in name else ""
 
 
 def load_named(name: str, reading: Reading) -> Splits:

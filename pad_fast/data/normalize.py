@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,10 @@ NORMALIZATIONS = ("zca", "mean-std")
 # Beyond this the covariance alone is 2.1 GB in float64 and its decomposition holds about five such matrices.
 ZCA_LIMIT = 16_384
 
-_FORMAT = "pad_fast zca 1"
+SAVED = "pad_fast normalization 1"
+"""Format of :meth:`Normalization.save`."""
+
+_FITTED = "pad_fast zca 1"  # a run's own, found by the fingerprint of its data
 _CHUNK = 4096  # images per covariance update: bounds the float64 copy without slowing the product
 
 logger = logging.getLogger("pad_fast")
@@ -57,6 +61,16 @@ class Normalization(ABC):
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Contiguous CPU tensors that :func:`normalization_from_state` turns back into this object."""
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it to a `.safetensors` file, which :func:`pad_fast.load_normalization` reads.
+
+        Raises:
+            StoreError: another suffix, or the folder cannot be written to.
+        """
+        if Path(path).suffix != ".safetensors":
+            raise StoreError(f"a normalization is not written to {path}; name a file that ends in .safetensors")
+        return files.write_bytes(path, _packed(self.state(), {"format": SAVED}))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -301,7 +315,8 @@ def fit_normalization(
                 return found
         fitted = fit_zca(dataset.train_images, device=device, progress=progress)
         if caches:
-            files.write_bytes(caches[0] / name, _packed(fitted, dataset.fingerprint))
+            said = {"format": _FITTED, "fingerprint": dataset.fingerprint}
+            files.write_bytes(caches[0] / name, _packed(fitted.state(), said))
         return fitted
     if kind == "mean-std":
         return fit_mean_std(dataset)
@@ -310,31 +325,45 @@ def fit_normalization(
     )
 
 
-def _packed(fitted: ZCA, fingerprint: str) -> bytes:
-    state = fitted.state()
-    return tensor_files.pack_tensors(
-        state, tensor_files.seal({"format": _FORMAT, "fingerprint": fingerprint, "values": _checksums(state)})
-    )
+def _packed(state: Mapping[str, Tensor], said: Mapping[str, str]) -> bytes:
+    return tensor_files.pack_tensors(state, tensor_files.seal({**said, "values": _checksums(state)}))
 
 
 def _read_fitted(path: Path, fingerprint: str) -> Normalization | None:
     """A fitted ZCA, or None where there is none, or not that of this data set any more."""
     if not path.exists():
         return None
-    way_out = "it is computed again"
     try:
-        with tensor_files.read_tensors(path, "fitted ZCA", _FORMAT, way_out=way_out, unmarked=True) as (
-            tensors,
-            sealed,
-        ):
-            said = tensor_files.unseal(sealed)
-            said.pop("format", None)
-            if said != {"fingerprint": fingerprint, "values": _checksums(tensors)}:
-                raise ValueError("its values are not those that were written")
-            return normalization_from_state(tensors)
+        return _unpacked(path, _FITTED, {"fingerprint": fingerprint}, way_out="it is computed again", unmarked=True)
     except StoreError as error:
         logger.info(str(error))
         return None
+
+
+def read_saved(path: Path, format: str | None, *, way_out: str) -> Normalization:
+    """What :meth:`Normalization.save` wrote, or the fitted ZCA that a run keeps, whatever its data.
+
+    Args:
+        format: that the file says it has.
+
+    Raises:
+        StoreError: damaged, foreign, or of another format.
+    """
+    return _unpacked(path, _FITTED if format == _FITTED else SAVED, {}, way_out=way_out)
+
+
+def _unpacked(
+    path: Path, format: str, expected: Mapping[str, str], *, way_out: str, unmarked: bool = False
+) -> Normalization:
+    """Whose description says what is expected, and whose values are those that were written."""
+    with tensor_files.read_tensors(path, "normalization", format, way_out=way_out, unmarked=unmarked) as (
+        tensors,
+        sealed,
+    ):
+        said = tensor_files.unseal(sealed)
+        if said.get("values") != _checksums(tensors) or any(said.get(key) != expected[key] for key in expected):
+            raise ValueError("its values are not those that were written")
+        return normalization_from_state(tensors)
 
 
 def _checksums(state: Mapping[str, Tensor]) -> dict[str, int]:

@@ -160,7 +160,7 @@ class _AutogradStudent(Student):
                 loss = cross_entropy(self.network(leaf, x), y, self.labels_are)
                 (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
                 if not self.looked:
-                    refuse_single_derivatives(gradient, [leaf, x, y], type(self.network.module).__name__)
+                    refuse_single_derivatives(gradient, loss, [leaf, x, y], type(self.network.module).__name__)
                     self.looked = True
                 phi = torch.dot(gradient, v)
                 asked = ((leaf, wants.theta), (x, wants.images), (y, wants.labels))

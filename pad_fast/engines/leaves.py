@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
 
 from ..errors import InputError
+
+_MARK = once_differentiable(lambda ctx: None).__code__  # of whatever it decorates
 
 
 def leaves_of(output: Tensor) -> list[Tensor]:
@@ -33,14 +37,14 @@ def refuse_unknown_leaves(output: Tensor, known: Sequence[Tensor], who: str) -> 
             )
 
 
-def refuse_single_derivatives(gradient: Tensor, known: Sequence[Tensor], who: str) -> None:
-    """Refuse a gradient through an operation that is differentiable once (torch's `once_differentiable`).
+def refuse_single_derivatives(gradient: Tensor, loss: Tensor, known: Sequence[Tensor], who: str) -> None:
+    """Refuse a gradient, of a loss, through an operation that is differentiable once (torch's `once_differentiable`).
 
     Torch hangs its error on a leaf of its own, which is not on the way to any tensor that was asked for: a second
     derivative would silently leave out what passes through the operation.
 
     Raises:
-        InputError: there is one.
+        InputError: there is one; named where its mark is not hidden by another decorator.
     """
     if gradient.grad_fn is None:
         return
@@ -50,7 +54,9 @@ def refuse_single_derivatives(gradient: Tensor, known: Sequence[Tensor], who: st
         for behind, _ in node.next_functions:
             leaf = None if behind is None else _leaf(behind)
             if leaf is not None and not any(leaf is each for each in known):
-                raise InputError(not_twice(who, "it is marked once_differentiable"))
+                assert loss.grad_fn is not None  # or it had no gradient
+                names = sorted({name for each in _nodes(loss.grad_fn) if (name := _marked_once(each))})
+                raise InputError(not_twice(who, f"{', '.join(names) or 'it'} is marked once_differentiable"))
 
 
 def rounding_of(output: Tensor) -> float:
@@ -68,6 +74,17 @@ def not_twice(who: str, said: str) -> str:
         f"an operation of {who} cannot be differentiated twice, which the gradient through a training step takes "
         f"({said}); replace it by operations that can"
     )
+
+
+def _marked_once(node: Node) -> str | None:
+    """Name of the `torch.autograd.Function` that a node is of, where its backward pass is marked; else None."""
+    function: Any = getattr(type(node), "_forward_cls", None)
+    backward = getattr(function, "backward", None)
+    while backward is not None:
+        if getattr(backward, "__code__", None) is _MARK:
+            return str(function.__name__)
+        backward = getattr(backward, "__wrapped__", None)
+    return None
 
 
 def _nodes(root: Node) -> Iterator[Node]:

@@ -41,6 +41,6 @@ def unroll(
                 (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
             if step == 0:
                 known = (theta, theta_start, images, labels, lr)
-                refuse_single_derivatives(gradient, known, type(network.module).__name__)
+                refuse_single_derivatives(gradient, loss, known, type(network.module).__name__)
             theta = theta - lr * gradient
     return theta

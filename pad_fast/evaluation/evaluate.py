@@ -83,8 +83,9 @@ def evaluate(
         baselines: rows with the same recipe: "random" real images (as many per class, another draw for each network),
             the "easiest" by EL2N, "kmeans" (the centres, per class), and the "full" set; True for all.
         whitening: how sets that do not say it were normalised, as published programs' do not: "zca", "mean-std", or a
-            :class:`pad_fast.data.Normalization`. Sets of pixels are normalised so before networks are trained on them
-            (None: mean and std).
+            :class:`pad_fast.data.Normalization` (:func:`pad_fast.load_normalization` reads one from a file). Sets of
+            pixels are normalised so before networks are trained on them (None: mean and std); sets that carry theirs
+            keep it.
         robust: add DD-Ranking's label- and augmentation-robust scores, and the rows they need (docs/evaluation.md).
         difficulty: EL2N scores for "easiest" (an object or a file); computed when None.
         cache_dir: folder that keeps every network's result as soon as it is there; repeats are taken from it, and a
@@ -253,5 +254,6 @@ def _require_fit(distilled: DistilledDataset, data: ImageDataset) -> None:
         )
     if int(distilled.labels.max()) >= data.classes or int(distilled.labels.min()) < 0:
         raise DatasetError(
-            f"distilled labels reach {int(distilled.labels.max())}, but {data.name} has {data.classes} classes"
+            f"distilled labels reach {int(distilled.labels.max())}, but {data.name} has {data.classes} classes, 0 to "
+            f"{data.classes - 1}"
         )

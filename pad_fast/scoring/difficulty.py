@@ -98,7 +98,8 @@ class Difficulty:
 
     @classmethod
     def _from_ours(cls, path: Path) -> Difficulty:
-        way_out = "delete it and compute the scores again"
+        theirs = f"order tables of other programs are read from {' and '.join(SUFFIXES)} files"
+        way_out = "delete it and compute the scores again" if path.suffix == ".safetensors" else theirs
         with tensor_files.read_tensors(path, "difficulty scores", _FORMAT, way_out=way_out) as (tensors, described):
             order = list(tensors["order"].split(tensors["class_sizes"].tolist()))
             scores, method, fingerprint = tensors["scores"], described["method"], described["fingerprint"]

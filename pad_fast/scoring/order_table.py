@@ -36,6 +36,8 @@ def read_order_table(path: Path, data: ImageDataset | None) -> list[Tensor]:
         if rows is None:
             return _by_class(_integers(table), path, data)
         return [_integers(row) for row in rows]
+    except StoreError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise StoreError(f"{path} is not an index table: it holds {_described(table)} ({error}); {EXPECTED}") from error
 

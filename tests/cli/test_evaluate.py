@@ -14,6 +14,7 @@ from pad_fast.cli.main import main
 from pad_fast.data import fit_normalization
 
 from ..support.evaluation import real_images
+from ..support.small import MODEL
 
 FEW = ["--eval-networks", "2", "--eval-epochs", "3", "--no-eval-baselines", "--quiet"]
 
@@ -71,3 +72,34 @@ def test_what_does_not_go_together_is_refused_before_any_work(digits, tmp_path, 
     assert list(rows_of("one", "silent", out=tmp_path / "rows.json")) == ["one", "silent"]
     assert list(rows_of("one", "other", "--dataset", "digits", out=tmp_path / "rows.json")) == ["one", "other"]
     assert main(["evaluate", "one", *FEW, "--ddranking", "there"]) == 0
+
+
+def test_how_silent_sets_were_normalised(digits, tmp_path, monkeypatch, capsys):
+    """By name and from a file: the same numbers as those of the set that says it."""
+    monkeypatch.chdir(tmp_path)
+    data, own = ["--dataset", "digits", "--model", MODEL, "--quiet"], {}
+    for name, each in zip(("white", "plain"), digits, strict=True):
+        replace(each, config={}).save(name)
+        each.export(f"silent {name}", "trio")
+        (own[name],) = rows_of(name, *data, out=tmp_path / "rows.json").values()
+    assert own["white"] != own["plain"]
+    digits[0].whitening.save("zca.safetensors")
+    for name, words in (
+        ("white", ["--zca"]),
+        ("white", ["--normalize", "zca.safetensors"]),
+        ("plain", ["--mean-std"]),
+        ("plain", ["--normalize", "plain"]),
+    ):
+        (found,) = rows_of(f"silent {name}", *data, *words, out=tmp_path / "rows.json").values()
+        assert found == own[name], words
+    for words, said in (
+        (["white", "--mean-std"], "says itself how it was normalised (zca); leave out whitening= (--whitening, --zca,"),
+        (["silent white", "--normalize", "none.pt"], "no normalization at none.pt: there is no such file"),
+        (["silent white", "--normalize", "silent plain"], "silent plain is a distilled set that carries no whitening"),
+    ):
+        assert main(["evaluate", *words, *data, *FEW]) == 2
+        assert said in capsys.readouterr().err
+    for words in (["--mean-std"], ["--normalize", "plain"], ["--whitening", "zca"]):
+        with pytest.raises(SystemExit):
+            main(["evaluate", "silent white", "--zca", *words, *data, *FEW])
+        assert f"argument {words[0]}: not allowed with argument --zca" in capsys.readouterr().err

@@ -50,10 +50,13 @@ def test_parquet(digits, tmp_path, capsys):
 def test_what_cannot_be_is_refused_in_one_line(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     digits.save("run"), digits.export("trio", "trio"), digits.export("png", "png")
+    torch.save({"mean": [0.5] * 3, "std": [0.2] * 3}, "other.pt")
     for words, said in (
         (["none", "--to", "png"], "no distilled set at none: there is neither distilled.safetensors nor"),
         (["run", "--to", "pngs"], "export format 'pngs' is unknown; use one of png, npz"),
         (["run", "--to", "npz", "--whitening", "zca"], "run says itself how it was normalised (zca); leave out"),
+        (["run", "--to", "npz", "--normalize", "run"], "run says itself how it was normalised (zca); leave out"),
+        (["trio", "--to", "npz", "--normalize", "other.pt"], "this normalisation was fitted on 3 channels"),
         (["trio", "--to", "png"], "carries no whitening"),
         (["trio", "--to", "png", "--whitening", "zca"], "is fitted to the real data; name them with --dataset"),
         (["png", "--to", "trio"], "trio holds images that networks are trained on, and these are pixels"),
@@ -71,6 +74,14 @@ def test_what_cannot_be_is_refused_in_one_line(digits, tmp_path, monkeypatch, ca
     assert main(["export", "png", "--to", "trio", "--out", "b", "--whitening", "zca", "--dataset", "digits"]) == 0
     expected = digits.whitening.apply(load("png").images)
     torch.testing.assert_close(load("b").images, expected)
+    # Of two silent sets that were normalised differently, one gets its own before they are compared.
+    assert main(["export", "trio", "--to", "npz", "--out", "own.npz", "--zca", "--dataset", "digits"]) == 0
+    assert torch.equal(load("own.npz").whitening.transform, digits.whitening.transform)
+    assert torch.equal(load("own.npz").images, digits.images)
+    # By other names, and from a file, which needs no data.
+    assert main(["export", "png", "--to", "trio", "--out", "c", "--zca", "--dataset", "digits"]) == 0
+    assert main(["export", "png", "--to", "trio", "--out", "d", "--normalize", "run"]) == 0
+    assert torch.equal(load("c").images, load("b").images) and torch.equal(load("d").images, load("b").images)
 
 
 def test_nothing_is_kept_among_the_folders_of_classes(digits, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -387,3 +388,15 @@ def test_names(given: str, name: str) -> None:
 def test_unknown_names(given: str, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         load_dataset(given)
+
+
+def test_names_that_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", np.zeros((4, 8, 8), np.uint8))
+    for given, said in (
+        ("images.npy", "file of that name is of a kind that is not read: save its arrays .* in a .npz file, or pass"),
+        (str(tmp_path / "images.npy"), "file of that name is of a kind that is not read"),
+        ("./none", "There is no file or folder of that name"),
+    ):
+        with pytest.raises(DatasetError, match=said):
+            load_dataset(given)

@@ -279,6 +279,21 @@ def test_a_folder_of_pictures_for_each_class(tmp_path):
         load(tmp_path, lr=0.1)
 
 
+@pytest.mark.parametrize("with_table", [True, False])
+def test_pictures_of_more_than_8_bits(tmp_path, with_table, caplog):
+    values = torch.randint(2**16, (4, 5, 5), generator=DRAWS)
+    values[0, 0, 0] = 2**16 - 1
+    for index, image in enumerate(values):
+        (tmp_path / str(index // 2)).mkdir(exist_ok=True)
+        Image.fromarray(image.numpy().astype(numpy.uint16)).save(tmp_path / str(index // 2) / f"{index}.png")
+    if with_table:
+        table(tmp_path, {"class": [1, 1, 0, 0]})
+        values = values.flip(0)
+    read = load(tmp_path, lr=0.1)
+    assert read.are_pixels and "are read as 16-bit: 65535 is white" in caplog.text
+    torch.testing.assert_close(read.images, (values[:, None].double() / 65535).float(), rtol=0, atol=0)
+
+
 def test_a_table_of_others_says_labels_in_its_own_order(tmp_path):
     pictures(tmp_path, ("a", "b", "c"))
     flipped = BYTES.flip(0) / 255

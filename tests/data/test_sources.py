@@ -59,6 +59,15 @@ def npz(tmp: Path) -> str:
     return str(tmp / "pathmnist.npz")
 
 
+def pictures() -> tuple[Any, ...]:
+    """Lists of PIL images, the labels by name."""
+    return tuple(
+        part
+        for split in COUNTS
+        for part in ([Image.fromarray(each) for each in images(split)], [NAMES[label] for label in ids(split)])
+    )
+
+
 def tensor_datasets() -> tuple[Dataset[Any], Dataset[Any]]:
     train, test = (
         TensorDataset(torch.from_numpy(images(split)).permute(0, 3, 1, 2) / 255, torch.from_numpy(ids(split)))
@@ -128,6 +137,7 @@ GIVEN: dict[str, Callable[[Path, pytest.MonkeyPatch], Any]] = {
     "torch": lambda tmp, patch: tensor_datasets(),
     "dict": lambda tmp, patch: four(),
     "tuple": lambda tmp, patch: tuple(four().values()),
+    "tuple of PIL": lambda tmp, patch: pictures(),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import replace
 
@@ -9,10 +10,10 @@ import numpy
 import pytest
 import torch
 
-from pad_fast import Progress, evaluate, load
-from pad_fast.data import Pixels, fit_normalization
+from pad_fast import Progress, evaluate, load, load_normalization
+from pad_fast.data import MeanStd, Pixels, fit_normalization, fit_zca
 from pad_fast.data.distilled import DISTILLED
-from pad_fast.errors import ConfigError
+from pad_fast.errors import ConfigError, InputError
 
 from ..support.evaluation import SETTINGS, real_images
 from ..support.small import QUIET, small_data
@@ -42,6 +43,41 @@ def test_what_a_set_does_not_say_is_given(kind):
         by_name = accuracies(silent(said), whitening=kind)
         by_value = accuracies(silent(said), whitening=said.whitening)
     assert by_name == by_value == accuracies(said)
+
+
+def test_a_normalisation_from_a_file(tmp_path):
+    """What kornia's ZCAWhitening keeps, for a silent set and for one that says its own, which keeps it."""
+    data = small_data(noise=1.0)
+    said, other = whitened(data, "zca"), whitened(data, "mean-std")
+    zca = said.whitening
+    torch.save({"mean_vector": zca.mean.reshape(1, -1), "transform_matrix": zca.transform}, tmp_path / "zca.pt")
+    read = load_normalization(tmp_path / "zca.pt", shape=data.train_images.shape[1:])
+    assert accuracies({"b": silent(said), "a": other}, whitening=read) == [
+        *accuracies({"b": said}),
+        *accuracies({"a": other}),
+    ]
+
+
+def test_a_path_is_no_normalisation(tmp_path):
+    made = silent(real_images(small_data()))
+    (tmp_path / "zca.pt").touch()
+    for given in (tmp_path / "zca.pt", str(tmp_path / "zca.pt"), 0.1):
+        with pytest.raises(ConfigError, match=r"of a file pass pad_fast.load_normalization\(FILE\) \(--normalize"):
+            accuracies(made, whitening=given)
+
+
+def test_that_a_set_keeps_its_own_is_said(capsys):
+    sets = {"a": whitened(small_data(), "zca"), "b": silent(whitened(small_data(), "mean-std"))}
+    evaluate(sets, small_data(), baselines=False, progress=Progress(), whitening="mean-std", **SETTINGS)
+    assert "evaluate: normalised as they say themselves: a (zca); mean-std is for the others" in capsys.readouterr().err
+
+
+def test_one_of_other_images_is_refused_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "_jobs", lambda *_: pytest.fail("training begins"))
+    made = silent(real_images(small_data()))
+    for other in (MeanStd(torch.full((3,), 0.5), torch.full((3,), 0.5)), fit_zca(torch.rand(9, 1, 6, 6))):
+        with pytest.raises(InputError, match="was fitted on"):
+            accuracies(made, whitening=other)
 
 
 def test_a_fitted_zca_is_kept_beside_the_results(tmp_path, monkeypatch):

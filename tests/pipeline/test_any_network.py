@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import pad_fast
-from pad_fast.engines import record_backends
+from pad_fast.engines import Task, record_backends, registry
 from pad_fast.errors import InputError
+from pad_fast.models.spec import NetworkSpec
 
 from ..support.paths import ROOT
 from ..support.settings import SMALL
@@ -92,6 +93,14 @@ def test_from_scores_to_the_evaluated_set(which: str, tmp_path: Path) -> None:
     assert [row.model for row in again.rows] == ["MLP", name]
 
 
+def test_that_the_functional_engine_serves_it_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    monkeypatch.setattr(registry, "_said", set())
+    network = NetworkSpec(pad_fast.Config(model=Mixed).model, 1, 3, 8).build(0, "said")
+    with caplog.at_level("INFO", logger="pad_fast"):
+        registry.select("auto", Task(network, torch.device("cpu"), torch.float32, "exact", "auto"))
+    assert "backend: autograd (" in caplog.text and "Mixed is not a pad_fast.ConvNet" in caplog.text
+
+
 def test_a_lambda_is_named_again_to_go_on(tmp_path: Path) -> None:
     """Another process does not know it, and says so before any work."""
     model = NETWORKS["lambda"]
@@ -131,5 +140,5 @@ def test_a_network_that_cannot_be_differentiated_twice_says_which_operation(tmp_
         def backward(ctx: Any, grad: Tensor) -> Tensor:
             return 2 * grad * ctx.saved_tensors[0]
 
-    with pytest.raises(InputError, match="Once"):
+    with pytest.raises(InputError, match="of Once cannot be .*Doubled is marked once_differentiable"):
         distilled(Once, small_data(), tmp_path / "run")

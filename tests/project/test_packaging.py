@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -249,6 +250,34 @@ def test_constraints_pin_what_the_project_asks_for() -> None:
     asked = [*project["dependencies"], *project["optional-dependencies"]["test"]]
     names = {re.match(r"[A-Za-z0-9_-]+", line).group().lower() for line in asked}  # type: ignore[union-attr]
     assert names - pinned == set()
+
+
+def imported_packages() -> set[str]:
+    """Other people's packages that the library imports anywhere, also by `import_module` and only when asked."""
+    found: set[str] = set()
+    for path in (ROOT / "pad_fast").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(str(node.module))
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+                found |= {part.value for part in node.args if isinstance(part, ast.Constant)}
+    tops = {name.partition(".")[0] for name in found}
+    return tops - sys.stdlib_module_names - {"pad_fast", "benchmarks"}
+
+
+def test_what_is_imported_is_a_dependency_or_in_an_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name != "test"}
+    asked = [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
+    names = {re.match(r"[A-Za-z0-9_-]+", line).group().lower().replace("-", "_") for line in asked}  # type: ignore[union-attr]
+    called = {"PIL": "pillow", "sklearn": "scikit_learn", "yaml": "pyyaml"}
+    found = {called.get(name, name) for name in imported_packages()}
+    assert {"datasets", "huggingface_hub", "matplotlib", "pyarrow", "timm", "torch", "wandb"} <= found
+    assert found - names == set()
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    assert [name for name in ("hf", "medmnist", "plot", "timm") if f'".[{name}]"' not in text] == []
 
 
 def test_every_source_has_flags_and_later_rows_win(

@@ -451,7 +451,7 @@ def test_one_order_of_all_images_is_divided_by_the_datas_labels(tmp_path, kind):
     read = Difficulty.load(path, data)
     expected = [[i for i in flat.tolist() if data.train_labels[i] == label] for label in range(data.classes)]
     assert [rows.tolist() for rows in read.order] == expected and read.method == "order"
-    with pytest.raises(StoreError, match=r"one order of 38 images.*Difficulty\.load\(path, data\)"):
+    with pytest.raises(StoreError, match=r"^\S* holds one order of 38 images.*Difficulty\.load\(path, data\)$"):
         Difficulty.load(path)
     with pytest.raises(StoreError, match="one order of 38 images, but .* has 37 training images"):
         Difficulty.load(path, replace(data, train_images=data.train_images[1:], train_labels=data.train_labels[1:]))
@@ -469,6 +469,12 @@ def test_loading_for_data_checks_that_the_order_is_theirs(tmp_path):
         assert Difficulty.load(path, data).order[1].tolist() == order[1].tolist()
         with pytest.raises(StoreError, match="another data set|of other classes under class"):
             Difficulty.load(path, other)
+
+
+def test_a_table_in_a_file_of_another_kind(tmp_path):
+    numpy.savez(tmp_path / "order.npz", order=numpy.arange(38))
+    with pytest.raises(StoreError, match="order tables of other programs are read from .pt and .npy files$"):
+        Difficulty.load(tmp_path / "order.npz", small_data())
 
 
 def test_damaged_and_foreign_files(tmp_path):

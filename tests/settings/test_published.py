@@ -275,7 +275,9 @@ def test_the_three_files_of_a_set(tmp_path, capsys):
     line = " ".join(["evaluate", *(f"--{key}_dir={file}" for key, file in files.items())])
     options = parse([*line.split(), "--zca"])
     assert (options.distilled, options.whitening, options.dataset) == ([f"{tmp_path}/images_best.pt"], "zca", "cifar10")
-    assert parse(line.split()).whitening == "mean-std"
+    assert parse(line.split()).whitening == parse([*line.split(), "--mean-std"]).whitening == "mean-std"
+    named = parse([*line.split(), "--normalize=zca.pt"])
+    assert (named.whitening, named.normalize) == (None, "zca.pt")
     with pytest.raises(SystemExit):
         parse(line.replace("labels_best", "labels_7").split())
     assert "put images_X.pt, labels_X.pt and lr_X.pt into one folder" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from ...runtime import distributed
 from ...settings.config import Config
 from ...settings.fields import alternatives
 from ..command import REPEAT, Command
-from ..options import add_field, add_fields, add_place, add_reading, given, progress, reading
+from ..options import add_field, add_fields, add_place, add_reading, given, progress, reading, whitening
 from ..output import print_once
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         help="folder or file of a distilled set (docs/distilled.md lists the formats); several make a row each",
     )
     add_reading(parser)
-    parser.add_argument(
-        "--zca", dest="whitening", action="store_const", const="zca", help="the same as --whitening zca"
-    )
     parser.add_argument("--dataset", help="real data (default: what the first set was distilled from)")
     parser.add_argument(
         "--recipe",
@@ -75,6 +72,7 @@ def _run(options: argparse.Namespace) -> None:
         raise ConfigError(f"a set is named twice among {', '.join(options.distilled)}; name each once")
     if options.ddranking and len(sets) > 1:
         raise ConfigError("--ddranking writes one set; name one PATH with it")
+    how = whitening(options, next(iter(sets.values())))
     dataset, resolution = options.dataset or _dataset(sets), next(iter(sets.values())).config.get("resolution")
     try:
         data = load_dataset(
@@ -105,7 +103,7 @@ def _run(options: argparse.Namespace) -> None:
         difficulty=options.difficulty,
         lr=options.lr,
         recipe=options.recipe or OURS,
-        whitening=options.whitening,
+        whitening=how,
     )
     print_once(report.table())
     if options.out and distributed.group().main:

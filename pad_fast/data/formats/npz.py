@@ -20,15 +20,18 @@ from .contents import Contents, contents_of
 NAME = "distilled.npz"
 """Of the file in a folder."""
 
-_OURS = "pad_fast"  # the array with our description, as JSON
+OURS = "pad_fast"
+"""The array with our description, as JSON."""
+
+_WHAT = "distilled set"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> Path:
     """Tensors as arrays by name, and our description; equal values give equal bytes."""
-    arrays: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-    arrays[_OURS] = np.array(json.dumps(described))
+    stored: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    stored[OURS] = np.array(json.dumps(described))
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **stored)
     return files.write_bytes(path, buffer.getvalue())
 
 
@@ -38,12 +41,12 @@ def read_ours(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     Raises:
         StoreError: damaged, or no archive of arrays.
     """
-    arrays = _arrays(path)
-    if _OURS not in arrays:
+    found = arrays(path, _WHAT)
+    if OURS not in found:
         return None
-    with files.reading(path, "distilled set"):
-        described = json.loads(str(arrays.pop(_OURS)))
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}, described
+    with files.reading(path, _WHAT):
+        described = json.loads(str(found.pop(OURS)))
+        return {name: torch.from_numpy(array) for name, array in found.items()}, described
 
 
 def read(path: Path) -> Contents:
@@ -52,11 +55,16 @@ def read(path: Path) -> Contents:
     Raises:
         StoreError: damaged, or without them.
     """
-    return contents_of(path, _arrays(path))
+    return contents_of(path, arrays(path, _WHAT))
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with files.reading(path, "distilled set"):
+def arrays(path: Path, what: str) -> dict[str, np.ndarray]:
+    """Every array of an archive by name; `what` names the file's role in the error.
+
+    Raises:
+        StoreError: damaged, or no archive of arrays.
+    """
+    with files.reading(path, what):
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}

@@ -20,6 +20,7 @@ from ...errors import StoreError
 from ...runtime import files
 from ..arrays import to_bytes
 from ..folders import EXTENSIONS, FolderTree, class_listing, decoded
+from ..pictures import settle_depth
 from ..splits import Reading
 from .contents import Contents
 
@@ -113,7 +114,7 @@ def read(folder: Path) -> Contents:
                 raise ValueError(error) from error
     listing = class_listing(tree, "")
     labels = torch.tensor([label for label, found in enumerate(listing.values()) for _ in found])
-    images = decoded(tree, [path for found in listing.values() for path in found], Reading())
+    images = _pictures(tree, [path for found in listing.values() for path in found])
     return Contents(folder, images, labels, class_names=tuple(listing))
 
 
@@ -133,7 +134,7 @@ def _of_table(tree: FolderTree, path: Path) -> Contents:
         )
     classes = torch.tensor([int(row["class"]) for row in rows]) if "class" in columns else None
     rates = sorted({row.get("lr") or "" for row in rows})
-    images = decoded(tree, [row["file"] for row in rows], Reading())
+    images = _pictures(tree, [row["file"] for row in rows])
     lr: Any = (rates[0] if len(rates) == 1 else rates) if any(rates) else None
     if soft:
         names = [f"{soft[0]}_{number}" for number in numbers[soft[0]]]
@@ -141,6 +142,10 @@ def _of_table(tree: FolderTree, path: Path) -> Contents:
         return Contents(path, images, labels, lr, classes, _names(rows), _KINDS[soft[0]])
     assert classes is not None
     return Contents(path, images, classes, lr, class_names=_names(rows))
+
+
+def _pictures(tree: FolderTree, paths: Sequence[str]) -> Tensor:
+    return settle_depth([decoded(tree, paths, Reading())], tree.describe(""))[0]
 
 
 def _names(rows: Sequence[Mapping[str, str]]) -> tuple[str, ...]:

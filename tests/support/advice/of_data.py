@@ -207,6 +207,12 @@ DATA = (
         ),
     ),
     Entry(
+        "names for some images",
+        lambda _: load_dataset((X, [*["a", "b", "c"] * 3, "a", "b", None])),
+        "label 11 of the data set is None, and others are names; give every image one",
+        lambda _: load_dataset((X, ["a", "b", "c"] * 4)),
+    ),
+    Entry(
         "names beside numbers",
         lambda _: load_dataset((X, ["a", "b", "c"] * 4, X, Y)),
         "give names in both, or integer class ids in both",

@@ -182,6 +182,12 @@ FILES = (
         lambda tmp: exported(tmp / "a", "--out", tmp / "b"),
     ),
     Entry(
+        "a normalisation's file to export of a set that says it",
+        lambda tmp: exported(saved(tmp / "a", dataset="digits"), "--normalize", tmp / "a", "--out", tmp / "b"),
+        "leave out --whitening, --zca, --mean-std and --normalize",
+        lambda tmp: exported(tmp / "a", "--out", tmp / "b"),
+    ),
+    Entry(
         "whitening to export without data",
         lambda tmp: exported(saved(tmp / "a"), "--whitening", "zca", "--out", tmp / "b"),
         "name them with --dataset",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from pad_fast import DSA, DistilledDataset, evaluate, load, load_dataset
+from pad_fast import DSA, DistilledDataset, evaluate, load, load_dataset, load_normalization
 from pad_fast.data import MeanStd, fit_normalization, fit_zca
 from pad_fast.data.distilled import DISTILLED
 from pad_fast.reporting.contact_sheet import image_grid, png_bytes
@@ -51,6 +52,13 @@ def renamed(folder: Path, *parts: str) -> None:
     """The best set as one of averaged images."""
     for part in parts:
         (folder / f"{part}_best.pt").rename(folder / f"ema_{part}_best.pt")
+
+
+def kornias(path: Path, **changes: torch.Tensor) -> Path:
+    """A ZCA as kornia's object has it."""
+    fitted = fit_zca(X)
+    torch.save({"mean_vector": fitted.mean.reshape(1, -1), "transform_matrix": fitted.transform, **changes}, path)
+    return path
 
 
 def badly_rated(folder: Path) -> Path:
@@ -213,8 +221,76 @@ SETS = (
     Entry(
         "whitening of a set that says it",
         lambda _: quick(white("zca"), whitening="mean-std"),
-        "leave out whitening=",
+        r"leave out whitening= \(--whitening, --zca, --mean-std, --normalize\)",
         lambda _: quick(white("zca")),
+    ),
+    Entry(
+        "a whitening by name where a set is read",
+        lambda tmp: load(trio(tmp), whitening="zca"),
+        r"fit_normalization\(data, 'zca'\), or 'mean-std', or pad_fast.load_normalization\(FILE\)",
+        lambda tmp: in_turn(
+            *(
+                lambda kind=kind: load(tmp, whitening=fit_normalization(small_data(), kind))
+                for kind in ("zca", "mean-std")
+            ),
+            lambda: load(tmp, whitening=load_normalization(kornias(tmp / "zca.pt"), shape=(1, 8, 8))),
+        ),
+    ),
+    Entry(
+        "a whitening's file by its path",
+        lambda tmp: quick(trio(tmp), whitening=str(kornias(tmp / "zca.pt"))),
+        r"pass pad_fast.load_normalization\(FILE\) \(--normalize FILE\)",
+        lambda tmp: in_turn(
+            lambda: quick(tmp, whitening=load_normalization(tmp / "zca.pt", shape=(1, 8, 8))),
+            lambda: evaluated(
+                digits(tmp / "other"), "--lr", 0.01, "--normalize", tmp / "zca.pt", "--dataset", "digits"
+            ),
+        ),
+    ),
+    Entry(
+        "a normalisation's place",
+        lambda tmp: MeanStd(torch.ones(1), torch.ones(1)).save(tmp / "how.pt"),
+        "name a file that ends in .safetensors",
+        lambda tmp: MeanStd(torch.ones(1), torch.ones(1)).save(tmp / "how.safetensors"),
+    ),
+    Entry(
+        "a normalisation of a set that says none",
+        lambda tmp: load_normalization(trio(tmp / "a")),
+        "name a set or file that says how it was normalised",
+        lambda tmp: in_turn(
+            lambda: load_normalization(white("zca").save(tmp / "b")),
+            lambda: load_normalization(fit_normalization(small_data(), "zca").save(tmp / "c.safetensors")),
+        ),
+    ),
+    Entry(
+        "a normalisation that is a program's object",
+        lambda tmp: (torch.save(SimpleNamespace(mean_vector=X), tmp / "zca.pt"), load_normalization(tmp / "zca.pt")),
+        r"save torch.save\(\{'mean_vector': zca.mean_vector, 'transform_matrix': zca.transform_matrix\}, FILE\)",
+        lambda tmp: (kornias(tmp / "zca.pt"), load_normalization(tmp / "zca.pt", shape=(1, 8, 8))),
+    ),
+    Entry(
+        "a whitening of flat images",
+        lambda tmp: load_normalization(kornias(tmp / "zca.pt")),
+        r"pass shape=\(C, H, W\) of the images",
+        lambda tmp: load_normalization(tmp / "zca.pt", shape=(1, 8, 8)),
+    ),
+    Entry(
+        "a whitening with an inverse of another",
+        lambda tmp: load_normalization(kornias(tmp / "zca.pt", transform_inv=torch.eye(64)), shape=(1, 8, 8)),
+        "leave it out, it is computed then",
+        lambda tmp: load_normalization(kornias(tmp / "zca.pt"), shape=(1, 8, 8)),
+    ),
+    Entry(
+        "means of bytes",
+        lambda tmp: (torch.save({"mean": [125.0], "std": [63.0]}, tmp / "a.pt"), load_normalization(tmp / "a.pt")),
+        "divide mean and std by 255 .*, or fit a ZCA to pixels from 0 to 1",
+        lambda tmp: in_turn(
+            lambda: (
+                torch.save({"mean": [125 / 255], "std": [63 / 255]}, tmp / "a.pt"),
+                load_normalization(tmp / "a.pt"),
+            ),
+            lambda: load_normalization(kornias(tmp / "zca.pt"), shape=(1, 8, 8)),
+        ),
     ),
     Entry(
         "a sheet that is no picture",
