@@ -155,7 +155,7 @@ class Comparison:
         if len(self.different) != 1:
             return Markup()
         (key,) = self.different
-        lines = []
+        lines: list[Line] = []
         for model in self._models():
             points = [
                 (float(run.settings[key]), row)

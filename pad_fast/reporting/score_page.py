@@ -75,8 +75,8 @@ class ScoreFiles:
         )
         return cls(scores, table, rows, metadata, picture, shown, networks, path if named else scores)
 
-    def write(self, difficulty: Difficulty, data: ImageDataset) -> None:
-        """Write everything but the networks; equal scores give equal bytes."""
+    def write(self, difficulty: Difficulty, data: ImageDataset, *, called: str | None = None) -> None:
+        """Write everything but the networks; equal scores give equal bytes. `called` is in the title of its page."""
         difficulty.save(self.scores)
         if self.table is not None:
             difficulty.save(self.table)
@@ -84,7 +84,7 @@ class ScoreFiles:
         files.write_json(self.metadata, described)
         files.write_text(self.rows, as_csv(difficulty, data))
         files.write_bytes(self.picture, contact_sheet(difficulty, data))
-        files.write_text(self.page, render(difficulty, data, described))
+        files.write_text(self.page, render(difficulty, data, described, called or data.name))
 
 
 def metadata(difficulty: Difficulty, data: ImageDataset) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def contact_sheet(difficulty: Difficulty, data: ImageDataset) -> bytes:
     return png_bytes(drawn)
 
 
-def render(difficulty: Difficulty, data: ImageDataset, described: dict[str, Any]) -> str:
+def render(difficulty: Difficulty, data: ImageDataset, described: dict[str, Any], called: str) -> str:
     """One HTML page that needs no other file: the ends of every class, histograms over all images and per class."""
     span = float(difficulty.scores.min()), float(difficulty.scores.max())
     label = f"{difficulty.method}, easy to hard"
@@ -180,7 +180,7 @@ def render(difficulty: Difficulty, data: ImageDataset, described: dict[str, Any]
         details("Versions", described["versions"]),
         details("Classes", {row["name"]: _quartiles(row) for row in described["classes"]}),
     ]
-    return page(f"Difficulty of {data.name}", summary, sections)
+    return page(f"Difficulty of {called}", summary, sections)
 
 
 def _quartiles(described: Mapping[str, Any]) -> str:

@@ -118,7 +118,7 @@ def scores_page(name: str) -> str:
     order = class_order(scores, data.train_labels, data.classes)
     found = Difficulty(scores, order, name, data.fingerprint, settings={name: name})
     described = {**score_page.metadata(found, data), "versions": {name: name}}
-    return score_page.render(found, data, described)
+    return score_page.render(found, data, described, name)
 
 
 def sweep_page(name: str) -> str:

@@ -73,8 +73,9 @@ def test_everything_is_written_and_reads_back(tmp_path):
 def test_the_page_shows_every_class_on_one_scale(tmp_path):
     data = small_data()
     difficulty = difficulty_of(data)
-    html = score_page.render(difficulty, data, score_page.metadata(difficulty, data))
+    html = score_page.render(difficulty, data, score_page.metadata(difficulty, data), "some birds")
     page = Page(html)
+    assert "Difficulty of some birds" in page.text
     assert len(page.all("h3")) == 3 and len(page.all("svg")) == 4
     assert "ConvNet&lt;1&gt;" in html and "script" not in html
     # The same axis under all: every chart has the same ticks.

@@ -239,11 +239,11 @@ def band_chart(band: Band, *, x_label: str, y_label: str, description: str, y_sp
     across = _Axis(x_label, (x_low, x_high), ticks(x_low, x_high, whole=True))
     readings = []
     chosen = sorted({round(number * (len(band.x) - 1) / (_READINGS - 1)) for number in range(_READINGS)})
-    ends = [*(band.x[place] for place in chosen), x_high]
-    for place, start, stop in zip(chosen, ends, ends[1:], strict=False):
-        said = f"{band.low[place]:.3g} to {band.high[place]:.3g}"
+    ends = [*(band.x[step] for step in chosen), x_high]
+    for step, start, stop in zip(chosen, ends, ends[1:], strict=False):
+        said = f"{band.low[step]:.3g} to {band.high[step]:.3g}"
         left, right = ((x - x_low) / (x_high - x_low) for x in (start, stop))
-        readings.append(Reading(left, right, f"{x_label} {band.x[place]:g}", [said]))
+        readings.append(Reading(left, right, f"{x_label} {band.x[step]:g}", [said]))
     return _figure(body, across, _Axis(y_label, y_span, up), description, [], "", readings)
 
 
