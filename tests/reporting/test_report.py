@@ -252,6 +252,11 @@ def test_both_themes_phones_and_paper_have_rules() -> None:
     assert "prefers-color-scheme: dark" in source
     assert "@media print" in source
     assert "@media (max-width" in source
+    # On paper headings stay with what they are of, nothing that is whole is cut, and what needs a pointer is left out.
+    paper = source[source.index("@media print") : source.index("</style>")]
+    assert re.search(r"h1, h2, h3, \.y-label \{ break-after: avoid; \}", paper)
+    assert re.search(r"tr, figure,[^{]* \{ break-inside: avoid; \}", paper)
+    assert re.search(r"\.cell \.card, \.hover,[^{]*\{ display: none !important; \}", paper)
     assert any(meta.get("name") == "viewport" for meta in Page(source).all("meta"))
 
 
