@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def canonical_name(name: str) -> str:
     key = "".join(character for character in name.lower() if character not in "-_ ")
     key = _ALIASES.get(key, key)
     if key not in NAMES:
-        folder = f" To read the folder of that name: imagefolder:{name}." if os.path.isdir(name) else ""
+        folder = f" To read the folder of that name: imagefolder:{name}." if Path(name).is_dir() else ""
         raise DatasetError(
             f"data set {name!r} is unknown; known are {', '.join(NAMES)}, imagefolder:PATH, hf:NAME and FILE.npz."
             f"{nearest(key, (*NAMES, *_ALIASES))}{folder}"

@@ -9,9 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..data.named import canonical_name
-from ..errors import ConfigError, DatasetError
+from ..data.named import NAMES
+from ..errors import ConfigError
 from ..settings.command import command_of
+from ..settings.yaml_files import plain_name
 from .html.page import code, hint, section
 
 _LINE = 80  # characters after which a command goes on in the next line
@@ -48,24 +49,16 @@ def use_section(shape: SetShape | None, settings: Mapping[str, Any]) -> Markup:
     made = _command(settings)
     if made is not None:
         body += code(f"Make it again: seed {settings.get('seed')}", made)
-        if _named(str(settings["dataset"])) not in (None, "digits"):
+        if plain_name(settings["dataset"]) in NAMES[1:]:
             words += " With --data-dir DIR for the folder that the data are in."
         words += " The versions are below."
     return section("Use this set", body + hint(words), name="use")
 
 
-def _named(dataset: str) -> str | None:
-    """The one of the data sets known by name that is meant."""
-    try:
-        return canonical_name(dataset)
-    except DatasetError:
-        return None
-
-
 def _command(settings: Mapping[str, Any]) -> str | None:
     """None where the command line cannot name the data, or settings are another version's."""
     dataset = str(settings.get("dataset", ""))
-    if _named(dataset) is None and not (":" in dataset or "/" in dataset or dataset.endswith(".npz")):
+    if plain_name(dataset) not in NAMES and not (":" in dataset or "/" in dataset or dataset.endswith(".npz")):
         return None
     try:
         words = [*command_of(settings), "--out", "AGAIN"]
