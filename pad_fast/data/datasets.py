@@ -33,6 +33,8 @@ class ImageDataset:
         train_labels, test_labels: int64 `[N]`; every class occurs in both sets.
         class_names: one per class; their number is the number of classes.
         mean, std: per channel, for mean-std normalisation.
+        train_files: what the files of the training images are called, below the data set's folder; empty where they are
+            none.
 
     Raises:
         DatasetError: anything above does not hold; the message says what and how to mend it.
@@ -53,6 +55,7 @@ class ImageDataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    train_files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split, images, labels in self._splits():
@@ -127,7 +130,8 @@ class ImageDataset:
         images, labels = self.train_images[kept], self.train_labels[kept]
         measured = (self.mean, self.std) == _statistics(self.train_images)
         mean, std = _statistics(images) if measured else (self.mean, self.std)
-        rest = replace(self, train_images=images, train_labels=labels, mean=mean, std=std)
+        files = _chosen(self.train_files, kept)
+        rest = replace(self, train_images=images, train_labels=labels, mean=mean, std=std, train_files=files)
         return rest, replace(rest, test_images=self.train_images[held_out], test_labels=self.train_labels[held_out])
 
     def _splits(self) -> tuple[tuple[str, Tensor, Tensor], tuple[str, Tensor, Tensor]]:
@@ -204,8 +208,10 @@ def _finish(splits: Splits, resolution: int | None) -> ImageDataset:
     parts = ("the training set", "the test set") if len(given) > 1 else ("the data set",)
     what = [f"label {{}} of {part}" for part in parts]
     labels, names = class_ids(given, splits.class_names, what, splits.name)
+    files = splits.train_files
     if len(images) == 1:
-        images, labels = _set_aside(images[0], labels[0])
+        images, labels, kept = _set_aside(images[0], labels[0])
+        files = _chosen(files, kept)
     for split, part in zip(("train", "test"), images, strict=True):
         if len(part) == 0:
             raise DatasetError(f"the {split} set is empty: no images.")
@@ -224,7 +230,12 @@ def _finish(splits: Splits, resolution: int | None) -> ImageDataset:
         class_names=names,
         mean=mean,
         std=std,
+        train_files=files,
     )
+
+
+def _chosen(files: tuple[str, ...], rows: Tensor) -> tuple[str, ...]:
+    return tuple(files[row] for row in rows.tolist()) if files else ()
 
 
 def _check_scale(mean: tuple[float, ...], images: Tensor) -> None:
@@ -235,14 +246,14 @@ def _check_scale(mean: tuple[float, ...], images: Tensor) -> None:
         )
 
 
-def _set_aside(images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Images and labels without, and of, a fixed fifth of every class."""
+def _set_aside(images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Images and labels without, and of, a fixed fifth of every class; and which are not in it."""
     if len(images) != len(labels):
         raise DatasetError(f"{len(images)} images but {len(labels)} labels; each image needs one label.")
     if len(labels) == 0:
         raise DatasetError("the data set is empty: no images.")
     parts = stratified_split(labels)
-    return [images[part] for part in parts], [labels[part] for part in parts]
+    return [images[part] for part in parts], [labels[part] for part in parts], parts[0]
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

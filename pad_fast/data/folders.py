@@ -176,7 +176,8 @@ def load_listings(name: str, tree: Tree, train: Listing, test: Listing, reading:
     ]
     images = decoded(tree, paths, reading)
     count = len(labels[0])
-    return Splits(name, images[:count], labels[0], images[count:], labels[1], tuple(classes))
+    files = tuple(paths[:count])
+    return Splits(name, images[:count], labels[0], images[count:], labels[1], tuple(classes), train_files=files)
 
 
 def load_image_folder(folder: Path, reading: Reading) -> Splits:
@@ -212,7 +213,8 @@ def _untested(tree: Tree, listing: Listing, reading: Reading) -> Splits:
     logger.warning(
         f"{tree.describe('')} has no test images: a fixed fifth of every class ({TEST_FRACTION:.0%}) is set aside"
     )
-    return Splits("imagefolder", decoded(tree, paths, reading), labels, class_names=tuple(listing))
+    images = decoded(tree, paths, reading)
+    return Splits("imagefolder", images, labels, class_names=tuple(listing), train_files=tuple(paths))
 
 
 def decoded(tree: Tree, paths: Sequence[str], reading: Reading) -> Tensor:

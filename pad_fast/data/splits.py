@@ -50,6 +50,7 @@ class Splits:
         train_images: `[N, C, H, W]`, uint8, floating point or :data:`.pictures.DEEP`.
         train_labels: one per image, in any form that :func:`.class_ids.class_ids` reads.
         test_images, test_labels: None where the source has no test set: a fixed fifth of every class becomes one.
+        train_files: what the files of the training images are called, one per image; empty where they are none.
         class_names, statistics: None where the source does not know them; statistics are (mean, std) per channel.
     """
 
@@ -60,6 +61,7 @@ class Splits:
     test_labels: Any = None
     class_names: tuple[str, ...] | None = None
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    train_files: tuple[str, ...] = ()
 
 
 def stratified_split(labels: Tensor, *, fraction: float = TEST_FRACTION, seed: int = 0) -> tuple[Tensor, Tensor]:

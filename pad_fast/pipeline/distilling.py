@@ -22,6 +22,7 @@ from ..engines import Task, select
 from ..errors import ConfigError
 from ..experts import ExpertStore, curriculum_of, prune
 from ..models import FlatNetwork
+from ..runs.film import write_frame
 from ..runs.folder import CHECKPOINT, METRICS
 from ..runtime import distributed
 from ..runtime.progress import Progress
@@ -107,6 +108,13 @@ class Distillation:
         checkpointed: Callable[[State], None] | None,
     ) -> DistilledDataset:
         """Iterate `state` to the end; see :func:`pad_fast.distillation.run.run`."""
+
+        def at_checkpoint(state: State) -> None:
+            self._film(state)
+            if checkpointed is not None:
+                checkpointed(state)
+
+        self._film(state)  # also where a run goes on: it may have been killed before that frame was written
         run(
             loop,
             state,
@@ -115,7 +123,7 @@ class Distillation:
             history=self.history,
             progress=self.progress,
             observe=observe,
-            checkpointed=checkpointed,
+            checkpointed=at_checkpoint,
         )
         return self.result(state)
 
@@ -137,6 +145,13 @@ class Distillation:
         """Save an iterate to choose from, where it is due, in a folder with its number."""
         if state.iteration % self.config.validation_every == 0 and distributed.group().main:
             self.result(state).save(folder / f"{state.iteration:08}")
+
+    def _film(self, state: State) -> None:
+        """Keep what the page shows of the images as they are."""
+        if distributed.group().main:
+            images = state.images if state.average is None else state.average
+            every = self.config.checkpoint_every
+            write_frame(self.folder, state.iteration, images, state.labels, self.normalization, every)
 
     def _initial(self) -> InitialSet:
         config, data = self.config, self.data

@@ -8,6 +8,7 @@ RUN/
   cache/iterates-<key>/          iterates to choose from, when a part of the training set is held out for that
   cache/evaluation/              one file per evaluated network
   checkpoint, metrics.jsonl      the loop
+  film.safetensors               how the images came to be, which the report shows
   distilled.safetensors          the result; images_best.pt labels_best.pt lr_best.pt for the reference's scripts
   last/                          the last iterate, where validation chose another one; validation.json says which
   evaluation.json images.png report.html

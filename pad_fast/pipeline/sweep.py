@@ -20,10 +20,11 @@ import torch
 
 from ..data import load_dataset
 from ..errors import ConfigError, nearest
-from ..evaluation import EvaluationReport
+from ..evaluation import AccuracyRow, EvaluationReport
 from ..reporting.numbers import own_rows
 from ..reporting.sweep_page import NONE, Setting, SweepResult, words
 from ..runs.folder import CACHE, EVALUATION, RUNS, read_description, runs_in
+from ..runs.folder import PAGE as RUN_PAGE
 from ..runs.timing import TIMING, read_timing
 from ..runtime import files
 from ..runtime.device import resolve_device
@@ -178,7 +179,10 @@ def sweep(
     if found is None:
         progress.say("sweep: other processes have runs to do; whoever comes last writes the result")
         return None
-    result = SweepResult(config.method, config.dataset, config.ipc, found)
+    pages: dict[tuple[Setting, Setting], dict[int, str]] = {}
+    for cell in cells:
+        pages.setdefault((cell.prune, cell.mask), {})[cell.seed] = f"{RUNS}/{cell.name}/{RUN_PAGE}"
+    result = SweepResult(config.method, config.dataset, config.ipc, found, pages, _baselines(out, cells))
     rows = [
         {"prune": prune, "mask": mask, "accuracies": values, "networks": len(values)}
         for (prune, mask), values in found.items()
@@ -239,6 +243,19 @@ def _collect(
         key = (cell.prune, cell.mask)
         found[key] = (*found.get(key, ()), *mine.accuracies)
     return found
+
+
+def _baselines(out: Path, cells: Sequence[Cell]) -> tuple[AccuracyRow, ...]:
+    """What else the networks of the runs were trained on: the same in every run of a seed, so taken from the first."""
+    found: dict[tuple[str, str], dict[int, tuple[float, ...]]] = {}
+    for cell in cells:
+        folder = out / RUNS / cell.name
+        rows = EvaluationReport.read(folder / EVALUATION).rows
+        own = own_rows(rows, read_description(folder))
+        for row in rows:
+            if row not in own:
+                found.setdefault((row.name, row.model), {}).setdefault(cell.seed, row.accuracies)
+    return tuple(AccuracyRow(*named, sum(by_seed.values(), ())) for named, by_seed in found.items())
 
 
 def _part() -> tuple[int, int]:

@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from markupsafe import Markup
 
 from ..evaluation import AccuracyRow, RobustScore
-from .html.charts import accuracy_bar
-from .html.page import empty, hint, section, table
+from .html.charts import accuracy_axis, accuracy_dot, accuracy_span
+from .html.page import hint, section, table
 from .html.render import part
 
 
-def accuracy_section(rows: Sequence[AccuracyRow], heading: str = "Test accuracy") -> Markup:
-    """The table of accuracies with a bar and an error bar each."""
+def accuracy_section(
+    rows: Sequence[AccuracyRow],
+    own: Collection[AccuracyRow],
+    *,
+    heading: str = "Test accuracy",
+    what: str = "Trained on",
+    name: str = "accuracy",
+) -> Markup:
+    """The table of accuracies, best first, with dots and error bars on one axis; nothing without rows.
+
+    Args:
+        own: those of distilled images, which are marked.
+        what: heading of the rows.
+        name: what links on the page call the section.
+    """
     if not rows:
-        return section(heading, empty("Not evaluated yet."), name="accuracy")
+        return Markup()
+    spreads = [row.std if row.networks > 1 and math.isfinite(row.std) else 0.0 for row in rows]
+    pairs = list(zip(rows, spreads, strict=True))
+    span = accuracy_span([end for row, spread in pairs for end in (row.mean - spread, row.mean + spread)])
+    pairs.sort(key=lambda pair: -pair[0].mean if math.isfinite(pair[0].mean) else math.inf)
     shown = [
         {
             "name": row.name,
             "model": row.model,
             "accuracy": accuracy_cell(row),
-            "bar": accuracy_bar(row.mean, row.std if row.networks > 1 else None),
+            "dot": accuracy_dot(row.mean, spread, span, own=row in own),
             "networks": row.networks,
+            "own": row in own,
         }
-        for row in rows
+        for row, spread in pairs
     ]
-    words = ""
+    words = f"Best first; the axis goes from {span[0]:.0f} to {span[1]:.0f} %."
     if any(row.networks > 1 for row in rows):
-        words = "± is the standard deviation over the networks trained; each was tested once, after training."
-    return section(heading, part("accuracies", shown) + hint(words), name="accuracy")
+        words += " ± is the standard deviation over the networks trained; each was tested once, after training."
+    return section(heading, part("accuracies", shown, accuracy_axis(span), what) + hint(words), name=name)
 
 
 def accuracy_cell(row: AccuracyRow | None) -> Markup | str:
@@ -44,19 +62,10 @@ def accuracy_cell(row: AccuracyRow | None) -> Markup | str:
 
 
 def cross_architecture(rows: Sequence[AccuracyRow]) -> Markup:
-    """The table of networks by what they were trained on; how to fill it while there is one network."""
+    """The table of networks by what they were trained on; nothing where there is one network."""
     models, sets = list(dict.fromkeys(row.model for row in rows)), list(dict.fromkeys(row.name for row in rows))
-    if not rows:
-        return Markup()
     if len(models) < 2:
-        return section(
-            "Other networks",
-            empty(
-                f"Evaluated on {models[0]} only. To add another to the next report: "
-                "pad-fast evaluate RUN --model MLP --out RUN/evaluation-mlp.json"
-            ),
-            name="networks",
-        )
+        return Markup()
     found = {(row.name, row.model): row for row in reversed(rows)}
     cells = [[model, *(accuracy_cell(found.get((name, model))) or "–" for name in sets)] for model in models]
     body = table(["Network", *sets], cells, numbers=range(1, len(sets) + 1))
@@ -69,7 +78,15 @@ def robust_section(scores: Sequence[RobustScore]) -> Markup:
     """The table of LRS and ARS; nothing without them."""
     if not scores:
         return Markup()
-    rows = [[score.name, score.trained_on, score.model, f"{score.mean:.3f} ± {score.std:.3f}"] for score in scores]
+    rows = [
+        [
+            score.name,
+            score.trained_on,
+            score.model,
+            f"{score.mean:.3f}" + f" ± {score.std:.3f}" * (len(score.values) > 1),
+        ]
+        for score in scores
+    ]
     words = "Of DD-Ranking, computed from our networks: label-robust (LRS) and augmentation-robust (ARS), at most 1."
     body = table(["Score", "Trained on", "Network", "Value"], rows, numbers=(3,))
     return section("Robust scores", body + hint(words), name="robust")

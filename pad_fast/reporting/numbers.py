@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from ..evaluation import AccuracyRow
+from ..settings.choices import TRAJECTORY_METHODS
 
 History = Sequence[Mapping[str, float]]
 
@@ -19,9 +20,33 @@ def own_rows(rows: Sequence[AccuracyRow], settings: Mapping[str, object]) -> lis
     return [row for row in rows if row.name == method or row.name.startswith(f"{method}, ")]
 
 
+def of_another(row: AccuracyRow, other: AccuracyRow) -> str:
+    """The accuracy of one in percent of the other's; with a standard deviation where both have one.
+
+    The two are of different networks, so the relative deviations of a ratio add as squares.
+
+    Example:
+        >>> of_another(AccuracyRow("PAD", "MLP", (48.0, 52.0)), AccuracyRow("full data", "MLP", (98.0, 102.0)))
+        '50.0 ± 3.2'
+    """
+    ratio = 100 * row.mean / other.mean
+    return _with_deviation(f"{ratio:.1f}", ratio * math.hypot(row.std / row.mean, other.std / other.mean), row, other)
+
+
+def points_above(row: AccuracyRow, other: AccuracyRow) -> str:
+    """How many percentage points one is above the other; with a standard deviation where both have one."""
+    return _with_deviation(f"{row.mean - other.mean:+.1f}", math.hypot(row.std, other.std), row, other)
+
+
+def _with_deviation(words: str, deviation: float, *rows: AccuracyRow) -> str:
+    return f"{words} ± {deviation:.1f}" if min(row.networks for row in rows) > 1 else words
+
+
 def loss_label(settings: Mapping[str, object]) -> str:
     """Name of the quantity that the matching loss of a run's method measures."""
-    return LOSSES.get(str(settings.get("method")), "distance to the expert, relative to the start")
+    method = str(settings.get("method"))
+    known = TRAJECTORIES if method in TRAJECTORY_METHODS else "matching loss"
+    return LOSSES.get(method, known)
 
 
 def duration(seconds: float) -> str:
@@ -58,6 +83,8 @@ def iteration_of(row: Mapping[str, float], position: int) -> float:
     """The iteration a row says it is of, else its position."""
     return float(row.get("iteration", position))
 
+
+TRAJECTORIES = "distance to the expert, relative to the start"
 
 LOSSES = {
     "dc": "distance between the gradients of real and synthetic images",

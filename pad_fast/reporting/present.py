@@ -8,10 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ..data.arrays import to_bytes
-from ..data.distilled import DistilledDataset
 from ..errors import DistillationStopped, PadFastError
 from ..experts import Curriculum, curriculum_of
 from ..runs.folder import (
@@ -37,16 +33,15 @@ from ..settings.config import Config
 from .contact_sheet import image_grid, png_bytes, single_png
 from .difficulty_section import DifficultyView
 from .html.gallery import Picture, PictureRow
+from .names import data_name
 from .numbers import images_per_class
+from .pictures import class_names, film_strip, picture_rows
 from .report import ReportData, Status, render_report
+from .use_section import SetShape
 
 REFRESH = 5
 """Seconds after which a page that is being watched loads itself again."""
 
-_PICTURES = 400  # at most on one page
-_CLASSES = 100
-_COLUMNS = 10
-_LABELS = 5  # of a soft label
 _FILES = (DESCRIPTION, METRICS, CHECKPOINT, DISTILLED, VALIDATION, EVALUATION, TIMING)
 
 
@@ -121,8 +116,13 @@ def report_data(run: RunFolder) -> ReportData:
         status = Status(stage, len(run.history), total if isinstance(total, int) else None, run.ended)
     note = ""
     images: tuple[PictureRow, ...] = ()
+    strip, shape = None, None
     if distilled is not None:
-        images, note = picture_rows(distilled)
+        images, note = picture_rows(distilled, run.film)
+        last = len(run.history) if run.chosen is None else run.chosen
+        strip = film_strip(distilled, run.film, last, finished=run.finished)
+        if run.finished:
+            shape = SetShape(tuple(distilled.images.shape), distilled.label_logits is not None)
     return ReportData(
         title=title_of(settings),
         settings=settings,
@@ -134,6 +134,8 @@ def report_data(run: RunFolder) -> ReportData:
         history=run.history,
         images=images,
         image_note=note,
+        film=strip,
+        shape=shape,
         difficulty=_difficulty(settings, preview),
         stages=run.stages,
         training_images=sum(map(len, preview.scores)) if preview is not None and preview.scores else None,
@@ -147,56 +149,7 @@ def title_of(settings: Mapping[str, Any]) -> str:
     number = images_per_class(settings)
     images = "1 image" if number == "1" else f"{number} images"
     method = str(settings.get("method", "distilled")).upper()
-    return f"{method} on {settings.get('dataset', 'unknown data')}, {images} per class"
-
-
-def picture_rows(distilled: DistilledDataset) -> tuple[tuple[PictureRow, ...], str]:
-    """The first images of each class, and a sentence about what is not shown or not as it is."""
-    names = class_names(distilled)
-    members = [(label, (distilled.labels == label).nonzero().flatten()) for label in distilled.labels.unique().tolist()]
-    shown = members[:_CLASSES]
-    columns = max(1, min(_COLUMNS, _PICTURES // len(shown)))
-    probabilities = None if distilled.label_logits is None else distilled.label_logits.softmax(-1)
-    rows = []
-    for label, indices in shown:
-        chosen = indices[:columns]
-        drawn = drawable(distilled, chosen)
-        pictures = []
-        for position, (index, image) in enumerate(zip(chosen.tolist(), drawn, strict=True), 1):
-            title = f"{names[label]}, image {position} of {len(indices)}" if len(indices) > 1 else names[label]
-            bars = () if probabilities is None else soft_label(probabilities[index], names)
-            pictures.append(Picture(single_png(image), title, bars, "" if bars else "hard label"))
-        rows.append(PictureRow(names[label], pictures))
-    remarks = []
-    left = sum(len(indices) for _, indices in members) - sum(len(row.pictures) for row in rows)
-    if left:
-        remarks.append(f"{left:,} more are not shown.")
-    if distilled.whitening is None:
-        remarks.append("Drawn as they are trained on (whitened), each stretched to its own range.")
-    channels = distilled.images.shape[1]
-    if channels not in (1, 3):
-        remarks.append(f"The mean of {channels} channels is drawn, in grey.")
-    return tuple(rows), " ".join(remarks)
-
-
-def soft_label(probabilities: Tensor, names: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
-    """The largest entries of a soft label `[classes]`, by name, largest first."""
-    values, indices = probabilities.sort(descending=True, stable=True)
-    pairs = zip(indices[:_LABELS].tolist(), values[:_LABELS].tolist(), strict=True)
-    return tuple((names[index], value) for index, value in pairs)
-
-
-def drawable(distilled: DistilledDataset, indices: Tensor) -> Tensor:
-    """Some of the images as bytes `[n, C, H, W]`: pixels where whitening can be undone."""
-    images = distilled.images[indices]
-    if distilled.whitening is None:
-        return to_bytes(images, stretch=True)
-    return to_bytes(distilled.whitening.invert(images))
-
-
-def class_names(distilled: DistilledDataset) -> tuple[str, ...]:
-    """Names of all classes; numbers where the set does not know them."""
-    return distilled.class_names or tuple(str(label) for label in range(distilled.classes))
+    return f"{method} on {data_name(settings.get('dataset', 'unknown data'))}, {images} per class"
 
 
 def _present(run: RunFolder, *, refresh: int | None) -> Path:

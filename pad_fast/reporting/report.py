@@ -19,10 +19,12 @@ from ..evaluation.sets import FULL, RANDOM
 from ..runs.timing import StageCost
 from .accuracy_section import accuracy_section, cross_architecture, robust_section
 from .difficulty_section import DifficultyView, difficulty_section
+from .film_section import FilmStrip, film_section
 from .html.charts import Line, line_chart, moving_median, smoothing_window
 from .html.gallery import PictureRow, gallery
-from .html.page import details, empty, hint, page, section, shown, table
+from .html.page import absent, details, hint, page, section, shown, table
 from .html.render import part
+from .names import data_name, layer_names
 from .numbers import (
     LOSSES,
     History,
@@ -32,8 +34,11 @@ from .numbers import (
     iteration_of,
     late_median,
     loss_label,
+    of_another,
     own_rows,
+    points_above,
 )
+from .use_section import SetShape, use_section
 
 STAGES = {
     "data": "data and normalisation",
@@ -77,7 +82,9 @@ class ReportData:
         robust: label- and augmentation-robust scores.
         accuracy_history: iteration, and accuracies in percent that networks trained on the images of then reached on
             validation images; `chosen` is the iteration whose images are the result.
-        images: the synthetic images, one row per class; `image_note` goes under them.
+        images: the synthetic images, one row per class; `image_note` goes above them.
+        film: how the first of each class came to be.
+        shape: of the set, when there is one to be used.
         difficulty: scores and curriculum.
         stages: what each stage cost.
         training_images: how many the data set has, when that is known.
@@ -95,6 +102,8 @@ class ReportData:
     chosen: int | None = None
     images: Sequence[PictureRow] = ()
     image_note: str = ""
+    film: FilmStrip | None = None
+    shape: SetShape | None = None
     difficulty: DifficultyView | None = None
     stages: Mapping[str, StageCost] = field(default_factory=dict)
     training_images: int | None = None
@@ -119,25 +128,34 @@ def render_report(data: ReportData, *, refresh: int | None = None) -> str:
 
 
 def _sections(data: ReportData) -> list[Markup]:
+    missing: list[str] = []
+    own = own_rows(data.accuracy, data.settings)
+    rows = [row for row in data.accuracy if row.model == data.accuracy[0].model]
+    if not rows:
+        missing.append("Test accuracy: not evaluated yet.")
     return [
-        accuracy_section([row for row in data.accuracy if row.model == data.accuracy[0].model]),
-        cross_architecture(data.accuracy),
+        _images(data, missing),
+        film_section(data.film),
+        accuracy_section(rows, own),
+        use_section(data.shape, data.settings),
+        _networks(data, missing),
         robust_section(data.robust),
-        _images(data),
-        _loss(data.history, data.settings),
-        _accuracy_over_time(data),
-        _learning_rate(data.history),
-        _layers(data.history, data.settings),
+        _loss(data.history, data.settings, missing),
+        _accuracy_over_time(data, missing),
+        _learning_rate(data.history, missing),
+        _layers(data.history, data.settings, missing),
         difficulty_section(data.difficulty),
-        _cost(data.stages, data.environment),
+        _cost(data.stages, data.environment, missing),
         details("Settings", data.settings),
         details("Versions and machine", data.environment),
+        absent(missing),
     ]
 
 
 def _summary(data: ReportData) -> Markup:
     """Under the title: the few settings that say what was run, how far it is, and the numbers that matter."""
-    parts = [f"{key} {shown(data.settings[key])}" for key in _SUMMARY if data.settings.get(key) is not None]
+    known = {**data.settings, "dataset": data_name(data.settings["dataset"])} if "dataset" in data.settings else {}
+    parts = [f"{key} {shown(known[key])}" for key in _SUMMARY if known.get(key) is not None]
     found = part("paragraph", " · ".join(parts)) if parts else Markup()
     if data.status is not None:
         found += _status(data.status)
@@ -163,9 +181,9 @@ def _tiles(data: ReportData) -> Markup:
         tiles.append((f"test accuracy, {own.model}", f"{own.mean:.1f}{spread}", "%"))
         full, drawn = rows.get((FULL, own.model)), rows.get((RANDOM, own.model))
         if full is not None and full.mean > 0:
-            tiles.append(("of the full data's accuracy", f"{100 * own.mean / full.mean:.1f}", "%"))
+            tiles.append(("of the full data's accuracy", of_another(own, full), "%"))
         if drawn is not None:
-            tiles.append(("points above random real images", f"{own.mean - drawn.mean:+.1f}", ""))
+            tiles.append(("points above random real images", points_above(own, drawn), ""))
     ipc = data.settings.get("ipc")
     if isinstance(ipc, int):
         share = ""
@@ -180,16 +198,35 @@ def _tiles(data: ReportData) -> Markup:
     return part("tiles", tiles) if tiles else Markup()
 
 
-def _images(data: ReportData) -> Markup:
+def _images(data: ReportData, missing: list[str]) -> Markup:
     body = gallery(data.images)
     if not body:
-        return section("Synthetic images", empty("None yet: the first checkpoint brings them."), name="images")
-    says = "Point at an image, or tap it: class and label."
-    return section("Synthetic images", body + hint(f"{says} {data.image_note}".strip()), name="images")
+        missing.append("Synthetic images: none yet, the first checkpoint brings them.")
+        return Markup()
+    says = "Each class: what it began with, then the result. " if any(row.starts for row in data.images) else ""
+    moved = sum(bool(picture.moved) for row in data.images for picture in row.pictures)
+    if moved:
+        count = sum(len(row.pictures) for row in data.images)
+        says += f"The label of {moved} of {count} images says another class most, which stands under them. "
+    says += f"Point at an image, or tap it: class and label. {data.image_note}"
+    return section("Synthetic images", hint(says.strip()) + body, name="images")
 
 
-def _loss(history: History, settings: Mapping[str, object]) -> Markup:
+def _networks(data: ReportData, missing: list[str]) -> Markup:
+    found = cross_architecture(data.accuracy)
+    if data.accuracy and not found:
+        missing.append(
+            f"Other networks: evaluated on {data.accuracy[0].model} only. To add another to the next report: "
+            "pad-fast evaluate RUN --model MLP --out RUN/evaluation-mlp.json"
+        )
+    return found
+
+
+def _loss(history: History, settings: Mapping[str, object], missing: list[str]) -> Markup:
     xs, ys = column(history, "loss")
+    if not ys:
+        missing.append("Matching loss: nothing recorded.")
+        return Markup()
     lines = [Line(xs, ys, "each iteration", "raw" if len(ys) > 4 else "main")]
     if len(ys) > 4:
         window = smoothing_window(len(ys))
@@ -206,27 +243,24 @@ def _loss(history: History, settings: Mapping[str, object]) -> Markup:
         limit=float(threshold) if isinstance(threshold, int | float) else None,
         limit_label="threshold",
     )
-    words = ""
-    if history:
-        words = f"{len(history):,} iteration{'s' if len(history) > 1 else ''}"
-        words += f", {len(skipped):,} skipped." if any("skipped" in row for row in history) else "."
-        if ys:
-            words += f" Median of the last tenth: {late_median(ys):.4g}."
-        back_offs = int(history[-1].get("back_offs", 0))
-        if back_offs:
-            words += f" Back-offs, each with smaller steps: {back_offs:,}."
+    words = f"{len(history):,} iteration{'s' if len(history) > 1 else ''}"
+    words += f", {len(skipped):,} skipped." if any("skipped" in row for row in history) else "."
+    words += f" Median of the last tenth: {late_median(ys):.4g}."
+    back_offs = int(history[-1].get("back_offs", 0))
+    if back_offs:
+        words += f" Back-offs, each with smaller steps: {back_offs:,}."
     return section("Matching loss", chart + hint(words), name="loss")
 
 
-def _accuracy_over_time(data: ReportData) -> Markup:
+def _accuracy_over_time(data: ReportData, missing: list[str]) -> Markup:
     points = [(i, [a for a in accuracies if math.isfinite(a)]) for i, accuracies in data.accuracy_history]
     rows = [AccuracyRow("validation", "", tuple(accuracies)) for _, accuracies in points if accuracies]
     if not rows:
-        words = "Nothing recorded."
-        if data.history:
-            words = "Not recorded: networks are tested once, on the result. With validation_fraction above 0, images "
-            words += "held out of the training set tell how good the iterates are."
-        return section("Accuracy over the iterations", empty(words), name="accuracy-over-time")
+        missing.append(
+            "Accuracy over the iterations: networks are tested once, on the result. With validation_fraction above 0, "
+            "images held out of the training set tell how good the iterates are."
+        )
+        return Markup()
     chart = line_chart(
         [
             Line(
@@ -247,9 +281,11 @@ def _accuracy_over_time(data: ReportData) -> Markup:
     return section("Accuracy over the iterations", chart + hint(words), name="accuracy-over-time")
 
 
-def _learning_rate(history: History) -> Markup:
+def _learning_rate(history: History, missing: list[str]) -> Markup:
     xs, ys = column(history, "lr")
-    if history and not ys:
+    if not ys:
+        if not history:
+            missing.append("Student's learning rate: nothing recorded.")
         return Markup()
     chart = line_chart(
         [Line(xs, ys, "learning rate")],
@@ -257,30 +293,27 @@ def _learning_rate(history: History) -> Markup:
         y_label="α: step size of the student's SGD, learned with the images",
         description="The student's learning rate over iterations",
     )
-    words = f"From {ys[0]:.4g} to {ys[-1]:.4g}." if ys else ""
-    return section("Student's learning rate", chart + hint(words), name="learning-rate")
+    return section("Student's learning rate", chart + hint(f"From {ys[0]:.4g} to {ys[-1]:.4g}."), name="learning-rate")
 
 
-def _layers(history: History, settings: Mapping[str, object]) -> Markup:
+def _layers(history: History, settings: Mapping[str, object], missing: list[str]) -> Markup:
     heading, name = "Matching loss by layer", "layers"
     names = list(dict.fromkeys(key for row in history for key in row if key.startswith(LAYER_LOSS)))
     if not names:
-        if settings.get("method") in LOSSES:
-            return Markup()
-        words = (
-            "Nothing recorded."
-            if settings.get("layer_loss_every") or not history
-            else "Switched off (layer_loss_every 0)."
-        )
-        return section(heading, empty(words), name=name)
+        if settings.get("method") not in LOSSES:
+            unknown = settings.get("layer_loss_every") or not history
+            missing.append(f"{heading}: {'nothing recorded' if unknown else 'switched off (layer_loss_every 0)'}.")
+        return Markup()
     columns = {key: column(history, key) for key in names}
     window = smoothing_window(max(len(ys) for _, ys in columns.values()))
     lines = []
+    layers = layer_names([key.removeprefix(LAYER_LOSS) for key in names], settings.get("model"))
+    called = dict(zip(names, layers, strict=True))
     for number, (key, (xs, ys)) in enumerate(columns.items()):
         # Every record is of another start epoch, which decides more than the layer does.
         smooth = moving_median(ys, window) if len(ys) > 2 * window else ys
         colour = f"series r{round(7 * number / max(1, len(names) - 1))}"
-        lines.append(Line(xs, smooth, f"{number + 1}: {key.removeprefix(LAYER_LOSS)}", colour))
+        lines.append(Line(xs, smooth, called[key], colour))
     chart = line_chart(
         lines,
         x_label="iteration",
@@ -292,16 +325,17 @@ def _layers(history: History, settings: Mapping[str, object]) -> Markup:
     late = {key: median(ys[-max(1, len(ys) // 4) :]) for key, (_, ys) in columns.items() if ys}
     near, far = min(late, key=lambda key: late[key]), max(late, key=lambda key: late[key])
     words = (
-        f"Medians of the last quarter: lowest {late[near]:.3g} in {near.removeprefix(LAYER_LOSS)}, "
-        f"highest {late[far]:.3g} in {far.removeprefix(LAYER_LOSS)}. Shallow to deep; layers that a mask leaves out of "
+        f"Medians of the last quarter: lowest {late[near]:.3g} in {called[near]}, "
+        f"highest {late[far]:.3g} in {called[far]}. Shallow to deep; layers that a mask leaves out of "
         "the loss are measured as well."
     )
     return section(heading, chart + hint(words), name=name)
 
 
-def _cost(stages: Mapping[str, StageCost], environment: Mapping[str, str]) -> Markup:
+def _cost(stages: Mapping[str, StageCost], environment: Mapping[str, str], missing: list[str]) -> Markup:
     if not stages:
-        return section("Time and memory", empty("Not recorded."), name="cost")
+        missing.append("Time and memory: not recorded.")
+        return Markup()
     gpu = any(cost.peak_gpu_mib is not None for cost in stages.values())
     rows = []
     for stage, cost in stages.items():

@@ -1,9 +1,11 @@
-"""Files of `pad-fast score`: scores, order table, metadata, a contact sheet, and a page that shows them."""
+"""Files of `pad-fast score`: scores, order table, a line for every image, metadata, a contact sheet, and a page."""
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ import torch
 
 from ..data import ImageDataset
 from ..errors import StoreError
-from ..runs.preview import SHOWN, ends
+from ..runs.preview import SHOWN, ends, small
 from ..runtime import files
 from ..runtime.environment import environment
 from ..scoring.difficulty import Difficulty
-from .contact_sheet import image_grid, png_bytes
+from .contact_sheet import image_grid, png_bytes, single_png
 from .html.charts import histogram
-from .html.page import details, hint, page, section, sheet
+from .html.gallery import Picture, PictureRow, gallery
+from .html.page import details, hint, page, section
 from .html.render import part
 
 _CLASSES = 100  # at most these get a histogram of their own
@@ -31,6 +34,7 @@ class ScoreFiles:
     Attributes:
         scores: scores, variance, forgetting and order, safetensors; :meth:`pad_fast.Difficulty.load` reads it.
         table: the order as the reference's index table `[classes, n_c]`; None where classes differ in size.
+        rows: a line for every training image, easy to hard within its class, CSV.
         metadata: settings, versions and a summary of every class, JSON.
         picture: the easiest and the hardest images of each class.
         page: all of it to look at.
@@ -40,6 +44,7 @@ class ScoreFiles:
 
     scores: Path
     table: Path | None
+    rows: Path
     metadata: Path
     picture: Path
     page: Path
@@ -64,21 +69,22 @@ class ScoreFiles:
                 "name a .safetensors file or a folder"
             )
         files.require_writable(stem.parent)
-        scores, metadata, picture, shown, networks = (
-            stem.with_name(stem.name + suffix) for suffix in (".safetensors", ".json", ".png", ".html", ".networks")
+        scores, rows, metadata, picture, shown, networks = (
+            stem.with_name(stem.name + suffix)
+            for suffix in (".safetensors", ".csv", ".json", ".png", ".html", ".networks")
         )
-        return cls(scores, table, metadata, picture, shown, networks, path if named else scores)
+        return cls(scores, table, rows, metadata, picture, shown, networks, path if named else scores)
 
-    def write(self, difficulty: Difficulty, data: ImageDataset) -> None:
-        """Write everything but the networks; equal scores give equal bytes."""
+    def write(self, difficulty: Difficulty, data: ImageDataset, *, called: str | None = None) -> None:
+        """Write everything but the networks; equal scores give equal bytes. `called` is in the title of its page."""
         difficulty.save(self.scores)
         if self.table is not None:
             difficulty.save(self.table)
         described = metadata(difficulty, data)
         files.write_json(self.metadata, described)
-        png = contact_sheet(difficulty, data)
-        files.write_bytes(self.picture, png)
-        files.write_text(self.page, render(difficulty, data, described, png))
+        files.write_text(self.rows, as_csv(difficulty, data))
+        files.write_bytes(self.picture, contact_sheet(difficulty, data))
+        files.write_text(self.page, render(difficulty, data, described, called or data.name))
 
 
 def metadata(difficulty: Difficulty, data: ImageDataset) -> dict[str, Any]:
@@ -101,6 +107,31 @@ def metadata(difficulty: Difficulty, data: ImageDataset) -> dict[str, Any]:
     return {**described, "classes": classes}
 
 
+def as_csv(difficulty: Difficulty, data: ImageDataset) -> str:
+    """A line for every training image, class after class, easy to hard: what a table program reads (RFC 4180).
+
+    The columns: index in the training set, file (empty where the data are none), label and name of the class, rank in
+    it from 1, score; and where they are known, the standard deviation over networks and the forgetting events.
+    """
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\r\n")
+    variance, forgetting = difficulty.variance, difficulty.forgetting
+    known = [("std_over_networks", None if variance is None else variance.double().sqrt()), ("forgetting", forgetting)]
+    extra = [(name, values) for name, values in known if values is not None]
+    header = ["index", "file", "label", "class", "rank", "score"]
+    writer.writerow([*header, *(name for name, _ in extra)])
+    for label, (name, indices) in enumerate(zip(data.class_names, difficulty.order, strict=True)):
+        for rank, index in enumerate(indices.tolist(), 1):
+            found = [index, _file(data, index), label, name, rank, f"{float(difficulty.scores[index]):.9g}"]
+            writer.writerow([*found, *(f"{float(values[index]):.9g}" for _, values in extra)])
+    # File names may hold bytes that are no text.
+    return written.getvalue().encode("utf-8", "replace").decode("utf-8")
+
+
+def _file(data: ImageDataset, index: int) -> str:
+    return data.train_files[index] if data.train_files else ""
+
+
 def contact_sheet(difficulty: Difficulty, data: ImageDataset) -> bytes:
     """PNG: one row per class, its easiest images (easy to hard) and then its hardest ones (to the hardest)."""
     chosen = [ends(indices) for indices in difficulty.order]
@@ -114,8 +145,8 @@ def contact_sheet(difficulty: Difficulty, data: ImageDataset) -> bytes:
     return png_bytes(drawn)
 
 
-def render(difficulty: Difficulty, data: ImageDataset, described: dict[str, Any], png: bytes) -> str:
-    """One HTML page that needs no other file: histograms over all images and per class, contact sheet, settings."""
+def render(difficulty: Difficulty, data: ImageDataset, described: dict[str, Any], called: str) -> str:
+    """One HTML page that needs no other file: the ends of every class, histograms over all images and per class."""
     span = float(difficulty.scores.min()), float(difficulty.scores.max())
     label = f"{difficulty.method}, easy to hard"
     everything = histogram(
@@ -135,14 +166,44 @@ def render(difficulty: Difficulty, data: ImageDataset, described: dict[str, Any]
         for name, indices in zip(data.class_names[:_CLASSES], difficulty.order[:_CLASSES], strict=True)
     ]
     left = len(data.class_names) - len(charts)
-    more = hint(f"{left} more classes are in the .json file." if left else "")
+    more = hint(f"{left} more classes are in the .csv and .json files." if left else "")
     summary = part("paragraph", f"{len(difficulty.scores):,} images · {len(difficulty.order)} classes")
+    rows, listed = _ends(difficulty, data)
+    says = f"The easiest {SHOWN} of each class and its hardest {SHOWN}; point at one, or tap it: score and place. "
+    says += "All of them are in the .csv file."
     sections = [
+        section("Easiest and hardest", hint(says) + gallery(rows)),
         section("All images", everything),
         section("Each class, on the same scale", part("multiples", charts) + more),
-        sheet("Easiest and hardest", png, "The easiest and then the hardest images, one row per class"),
+        details("Easiest and hardest, by file" if data.train_files else "Easiest and hardest, by index", listed),
         details("Settings", difficulty.settings),
         details("Versions", described["versions"]),
-        details("Classes", {row["name"]: json.dumps(row["quartiles"]) for row in described["classes"]}),
+        details("Classes", {row["name"]: _quartiles(row) for row in described["classes"]}),
     ]
-    return page(f"Difficulty of {data.name}", summary, sections)
+    return page(f"Difficulty of {called}", summary, sections)
+
+
+def _quartiles(described: Mapping[str, Any]) -> str:
+    low, middle, high = described["quartiles"]
+    return f"{described['images']:,} images: half of them from {low:.4g} to {high:.4g}, median {middle:.4g}"
+
+
+def _ends(difficulty: Difficulty, data: ImageDataset) -> tuple[list[PictureRow], dict[str, str]]:
+    """The easiest and hardest images of each class, as pictures and by what they are called."""
+    rows, listed = [], {}
+    for name, indices in zip(data.class_names[:_CLASSES], difficulty.order[:_CLASSES], strict=True):
+        chosen = ends(indices)
+        ranks = ends(torch.arange(len(indices))).tolist()
+        pictures, called = [], []
+        for position, (index, rank, image) in enumerate(
+            zip(chosen.tolist(), ranks, small(data.train_images[chosen]), strict=True)
+        ):
+            at = _file(data, index) or f"index {index}"
+            note = f"{difficulty.method} {float(difficulty.scores[index]):.4g}, {at}"
+            gap = position > 0 and rank != ranks[position - 1] + 1
+            title = f"{name}, number {rank + 1:,} of {len(indices):,} from the easiest"
+            pictures.append(Picture(single_png(image), title, note=note, gap=gap))
+            called.append(f"{at} ({float(difficulty.scores[index]):.4g})")
+        rows.append(PictureRow(name, pictures))
+        listed[name] = " · ".join(called)
+    return rows, listed

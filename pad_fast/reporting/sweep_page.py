@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from markupsafe import Markup
 
-from ..evaluation.table import mean_std
+from ..evaluation.table import AccuracyRow, mean_std
 from ..settings.choices import PRUNES
+from .accuracy_section import accuracy_section
 from .html.charts import Line, line_chart
-from .html.page import hint, page, section, table
+from .html.page import absent, hint, page, section
+from .html.render import part
+from .names import data_name
 
 NONE = ("none", 0.0)
 Setting = tuple[str, float]
@@ -27,12 +30,16 @@ class SweepResult:
     Attributes:
         method, dataset, ipc: what was run.
         accuracies: percent, one number for each network of each seed, per prune and mask setting.
+        pages: where the pages of a setting's runs are, as seen from the sweep's folder, by seed.
+        baselines: other sets that the same network was trained on, where the runs have any.
     """
 
     method: str
     dataset: str
     ipc: int
     accuracies: Mapping[tuple[Setting, Setting], tuple[float, ...]]
+    pages: Mapping[tuple[Setting, Setting], Mapping[int, str]] = field(default_factory=dict)
+    baselines: tuple[AccuracyRow, ...] = ()
 
     def table(self) -> str:
         """Rows are what was pruned, columns what was masked: mean and standard deviation over seeds and networks."""
@@ -45,8 +52,8 @@ class SweepResult:
 
     def page(self) -> str:
         """The charts and the table as one HTML page."""
-        prunes, masks = self.axes()
-        sections = []
+        sections = [self._heat(), self._beside_baselines()]
+        whole = self.accuracies.get((NONE, NONE))
         for heading, x_label, kinds, flip in (
             ("What pruning does (FIEx)", "fraction of every class left out", PRUNES, False),
             ("What masking does (FIEm)", "fraction of the depth left out", ("depth", "loss"), True),
@@ -60,21 +67,60 @@ class SweepResult:
                     y_label="test accuracy, %",
                     description=f"{heading}: test accuracy against the {x_label}",
                     whole=kinds == ("layers",),
+                    limit=None if whole is None else mean_std(whole)[0],
+                    limit_label="nothing left out",
                 )
                 sections.append(section(heading, chart))
+        missing = []
+        if not self.baselines:
+            missing.append(
+                "Baselines (random, easiest, k-means, the full set): not evaluated. The same command with "
+                "--eval-baselines adds them; it trains them once for each seed, and repeats nothing else."
+            )
+        title = f"{self.method.upper()} on {data_name(self.dataset)}, {self.ipc} per class"
+        return page(title, Markup(), [*sections, absent(missing)])
+
+    def _heat(self) -> Markup:
+        """The table of all cells, with links to the runs; the more colour, the better."""
+        prunes, masks = self.axes()
+        header, *texts = self._cells()
+        means = {cell: mean_std(values)[0] for cell, values in self.accuracies.items()}
+        low, high = min(means.values()), max(means.values())
+        rows = []
+        for prune, (name, *values) in zip(prunes, texts, strict=True):
+            cells = []
+            for mask, value in zip(masks, values, strict=True):
+                share = 100 * (means[prune, mask] - low) / (high - low) if high > low else 0.0
+                pages = self.pages.get((prune, mask), {})
+                links = [part("link", f"seed {seed}" if len(pages) > 1 else "run", to) for seed, to in pages.items()]
+                cells.append((f"{share:.0f}", value, links))
+            rows.append((name, cells))
         networks = sorted({len(values) for values in self.accuracies.values()})
-        header, *rows = self._cells()
-        note = hint(f"Mean ± standard deviation over {' or '.join(map(str, networks))} networks.")
-        sections.append(section("Every cell", table(header, rows) + note))
-        return page(f"{self.method.upper()} on {self.dataset}, {self.ipc} per class", Markup(), sections)
+        words = "Test accuracy, %; the more colour, the better." if high > low else "Test accuracy, %."
+        if networks[-1] > 1:
+            words += f" Mean ± standard deviation over {' or '.join(map(str, networks))} networks."
+        return section("Every cell", part("heat", header, rows) + hint(words), name="cells")
+
+    def _beside_baselines(self) -> Markup:
+        """The best cell, and the one that leaves nothing out, beside what else the network was trained on."""
+        if not self.baselines:
+            return Markup()
+        best = max(self.accuracies, key=lambda cell: mean_std(self.accuracies[cell])[0])
+        own = []
+        for cell in dict.fromkeys([best, (NONE, NONE)]):
+            if cell in self.accuracies:
+                prune, mask = (" ".join(words(setting)) for setting in cell)
+                label = f"{self.method.upper()}, pruned {prune}, masked {mask}" + " (best cell)" * (cell == best)
+                own.append(AccuracyRow(label, self.baselines[0].model, self.accuracies[cell]))
+        return accuracy_section([*own, *self.baselines], own, heading="Beside baselines", name="baselines")
 
     def _cells(self) -> list[list[str]]:
         """The table's header and then its rows."""
         prunes, masks = self.axes()
         rows = [["pruned \\ masked", *(" ".join(words(mask)) for mask in masks)]]
         for prune in prunes:
-            cells = [mean_std(self.accuracies[prune, mask]) for mask in masks]
-            rows.append([" ".join(words(prune)), *(f"{mean:.1f} ± {spread:.1f}" for mean, spread in cells)])
+            cells = [self.accuracies[prune, mask] for mask in masks]
+            rows.append([" ".join(words(prune)), *map(_mean, cells)])
         return rows
 
     def _lines(self, kinds: Sequence[str], flip: bool) -> list[Line]:
@@ -92,6 +138,12 @@ class SweepResult:
             style = f"series c{len(lines) % _COLOURS}"
             lines.append(Line([x for x, _ in points], [m for m, _ in found], label, style, [s for _, s in found]))
         return lines
+
+
+def _mean(accuracies: Sequence[float]) -> str:
+    """With a standard deviation where there are several."""
+    mean, spread = mean_std(accuracies)
+    return f"{mean:.1f} ± {spread:.1f}" if len(accuracies) > 1 else f"{mean:.1f}"
 
 
 def words(setting: Setting) -> tuple[str, ...]:

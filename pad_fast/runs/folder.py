@@ -20,6 +20,7 @@ from ..errors import StoreError
 from ..evaluation import AccuracyRow, EvaluationReport, RobustScore
 from ..evaluation.table import numbers
 from ..runtime import files, locks
+from .film import FILM, Film, read_film
 from .preview import PREVIEW, Preview, read_preview
 from .timing import TIMING, StageCost, read_timing
 
@@ -32,6 +33,7 @@ __all__ = [
     "DISTILLED",
     "EVALUATION",
     "EVALUATION_CACHE",
+    "FILM",
     "LAST",
     "LOCK",
     "METRICS",
@@ -94,6 +96,7 @@ class RunFolder:
         running: a process is working on it; None where that cannot be told, as of runs of older versions.
         preview: what is shown of the real data.
         notes: what could not be read, and what is therefore missing.
+        film: how the images came to be; None for runs of older versions.
     """
 
     path: Path
@@ -110,6 +113,7 @@ class RunFolder:
     running: bool | None
     preview: Preview | None
     notes: tuple[str, ...]
+    film: Film | None = None
 
     @property
     def name(self) -> str:
@@ -197,6 +201,9 @@ def read_run(folder: Path) -> RunFolder:
     if distilled is None:
         path = folder / CHECKPOINT
         distilled = _optional(path, lambda: _so_far(path, described, preview, len(history)), notes)
+    film = None if distilled is None else _optional(folder / FILM, lambda: read_film(folder), notes)
+    if film is not None and int(film.indices.max()) >= len(distilled.labels):
+        film = None  # of a run that this one replaces
     accuracy: tuple[AccuracyRow, ...] = ()
     robust: tuple[RobustScore, ...] = ()
     tried: Mapping[int, tuple[float, ...]] = {}
@@ -223,6 +230,7 @@ def read_run(folder: Path) -> RunFolder:
         running=running,
         preview=preview,
         notes=tuple(notes),
+        film=film,
     )
 
 

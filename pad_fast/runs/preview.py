@@ -16,10 +16,11 @@ from ..scoring.difficulty import Difficulty
 
 PREVIEW = "preview.safetensors"
 SHOWN = 5  # images from either end of a class
+SIDE = 64
+"""Larger images are made smaller."""
 
 _FORMAT = "pad_fast preview 1"
 _CLASSES = 100  # at most these keep images
-_SIDE = 64  # larger images are made smaller
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,7 @@ def write_preview(
         tensors["scores"] = difficulty.scores[torch.cat(list(order))].float()
         tensors["class_sizes"] = torch.tensor([len(indices) for indices in order])
         chosen = [ends(indices) for indices in order[:_CLASSES]]
-        tensors["images"] = _small(data.train_images[torch.cat(chosen)])
+        tensors["images"] = small(data.train_images[torch.cat(chosen)])
         tensors["image_counts"] = torch.tensor([len(indices) for indices in chosen])
     path, packed = folder / PREVIEW, tensor_files.pack_tensors(tensors, described)
     if path.is_file() and path.read_bytes() == packed:
@@ -97,11 +98,11 @@ def ends(indices: Tensor, shown: int = SHOWN) -> Tensor:
     return torch.cat([indices[:shown], indices[-shown:]])
 
 
-def _small(images: Tensor) -> Tensor:
-    """As bytes, no side longer than a report shows."""
+def small(images: Tensor, longest_side: int = SIDE) -> Tensor:
+    """Images `[N, C, H, W]` as bytes, no side longer than that; values beyond [0, 1] are stretched to it."""
     longest = max(images.shape[2:])
-    if longest > _SIDE:
-        size = [max(1, round(side * _SIDE / longest)) for side in images.shape[2:]]
+    if longest > longest_side:
+        size = [max(1, round(side * longest_side / longest)) for side in images.shape[2:]]
         images = F.interpolate(images, size=size, mode="area")
     in_range = bool((images.min() >= 0) and (images.max() <= 1))
     return to_bytes(images, stretch=not in_range)

@@ -60,7 +60,7 @@ def test_score_and_experts(tmp_path, capsys):
     assert pad_fast.Difficulty.load(scores).method == "grand"
     kinds = {path.name for path in tmp_path.iterdir()}
     # The digits' classes differ in size, so there is no rectangular table.
-    assert kinds == {f"scores.{kind}" for kind in ("safetensors", "json", "png", "html", "networks")}
+    assert kinds == {f"scores.{kind}" for kind in ("safetensors", "csv", "json", "png", "html", "networks")}
     out = str(tmp_path / "experts")
     training = flags(TRAINING) + ["--quiet"]
     assert main(["experts", "--out", out, *training, "--order-file", str(scores)]) == 0
@@ -116,7 +116,7 @@ def test_a_killed_score_command_continues(tmp_path):
     subprocess.run([*command, str(killed)], check=True)
     assert first.stat().st_mtime_ns == stamp, "the first network was trained again"
     written = sorted(path.relative_to(undisturbed) for path in undisturbed.rglob("*") if path.is_file())
-    assert len(written) == 4 + 3
+    assert len(written) == 5 + 3
     for path in written:
         assert (killed / path).read_bytes() == (undisturbed / path).read_bytes(), path
 

@@ -18,6 +18,7 @@ from pad_fast.distillation.state import State
 from pad_fast.errors import StoreError
 from pad_fast.evaluation.results import Results
 from pad_fast.experts import ExpertStore
+from pad_fast.runs.film import read_film, write_frame
 from pad_fast.runs.folder import read_run
 from pad_fast.runs.preview import read_preview, write_preview
 from pad_fast.runtime import files, tensor_files
@@ -84,6 +85,15 @@ KINDS = (
         lambda folder: write_preview(folder, small_data(), fit_normalization(small_data(), "mean-std"), DIFFICULTY),
         read_preview,
         "repeat the run",
+    ),
+    Kind(
+        "film",
+        "film.safetensors",
+        lambda folder: write_frame(
+            folder, 0, distilled().images, distilled().labels, fit_normalization(small_data(), "mean-std"), 1
+        ),
+        read_film,
+        "it is only shown on the page: delete it",
     ),
     Kind(
         "evaluation result",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from pad_fast.pipeline.sweep import Cell, parse_axis, sweep
 from pad_fast.reporting.sweep_page import SweepResult
 from pad_fast.runtime import locks
 
+from ..support.html import Page
 from ..support.settings import SMALL, flags
 from ..support.small import QUIET
 
@@ -95,6 +97,45 @@ def test_the_page_draws_both_filters_with_error_bars(finished: Path) -> None:
     assert 'class="spread"' in page and "hardest, masked: none" in page and "hardest, masked: depth 0" in page
     # One point makes no curve over the masks.
     assert "What masking layers does" not in page
+
+
+def test_the_page_is_a_heat_map_with_links_to_the_runs(finished: Path) -> None:
+    source = (finished / "sweep.html").read_text()
+    page = Page(source)
+    heats = [
+        float((cell["style"] or "").removeprefix("--heat:").rstrip("%")) for cell in page.all("td") if "style" in cell
+    ]
+    stored = json.loads((finished / "sweep.json").read_text())["cells"]
+    means = [sum(cell["accuracies"]) / len(cell["accuracies"]) for cell in stored]
+    low, high = min(means), max(means)
+    assert heats == pytest.approx([100 * (mean - low) / (high - low) for mean in means], abs=0.5)
+    links = [link["href"] or "" for link in page.all("a")]
+    assert len(links) == len(list((finished / "runs").iterdir())) and all((finished / link).is_file() for link in links)
+    assert "Baselines (random, easiest, k-means, the full set): not evaluated." in page.text
+
+
+def test_baselines_come_with_the_same_command(finished: Path, tmp_path: Path) -> None:
+    """What the page advises: it trains them once for each seed, and repeats nothing else."""
+    folder = Path(shutil.copytree(finished, tmp_path / "sweep"))
+    before = {path: path.read_bytes() for path in folder.glob("runs/*/distilled.safetensors")}
+    result = run(folder, eval_baselines=True)
+    assert result is not None
+    assert {path: path.read_bytes() for path in before} == before
+    page = Page((folder / "sweep.html").read_text())
+    assert {row.name for row in result.baselines} == {"random real", "easiest real", "k-means centres", "full data"}
+    named = [row[0] for row in page.rows if len(row) == 5]
+    assert {"random real", "full data"} <= set(named) and any("(best cell)" in name for name in named)
+    assert "Baselines" not in page.text and len(page.all("a")) == len(before)
+
+
+def test_one_network_has_no_standard_deviation() -> None:
+    none = ("none", 0.0)
+    result = SweepResult(
+        "pad", "imagefolder:/home/somebody/birds", 1, {(none, none): (51.25,), (none, ("depth", 0.5)): (50.0,)}
+    )
+    assert "±" not in result.table() and "51.2" in result.table()
+    source = result.page()
+    assert "±" not in Page(source).text and "PAD on birds, 1 per class" in source and "/home" not in source
 
 
 def test_no_mask_is_a_curves_beginning_but_not_for_dm() -> None:

@@ -45,6 +45,7 @@ def test_the_names_of_a_run_are_those_of_earlier_versions() -> None:
         "DISTILLED": "distilled.safetensors",
         "EVALUATION": "evaluation.json",
         "EVALUATION_CACHE": "evaluation",
+        "FILM": "film.safetensors",
         "LAST": "last",
         "LOCK": "run.lock",
         "METRICS": "metrics.jsonl",

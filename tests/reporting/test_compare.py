@@ -149,6 +149,74 @@ def test_one_of_several_processes_speaks_and_writes(sweep, tmp_path, monkeypatch
         assert bool(capsys.readouterr().out) == page.exists() == (rank == 0)
 
 
+def changed(source: Path, target: Path, **settings: object) -> Path:
+    """A copy of a run that says it has other settings."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("cache"))
+    described = json.loads((target / "run.json").read_text())
+    (target / "run.json").write_text(json.dumps({**described, **settings}))
+    return target
+
+
+def charts(source: str) -> dict[str, str]:
+    """Sections that have a chart, by heading."""
+    parts = source.split("<section")[1:]
+    return {re.search("<h2>([^<]*)</h2>", part)[1]: part for part in parts if 'class="chart"' in part}
+
+
+def test_losses_stand_together_only_where_they_measure_the_same(sweep, tmp_path):
+    runs = [changed(sweep / "mask-0.0", tmp_path / "a"), changed(sweep / "mask-0.25", tmp_path / "b")]
+    runs += [
+        changed(sweep / "mask-0.0", tmp_path / "c", method="dm"),
+        changed(sweep / "mask-0.5", tmp_path / "d", model="MLP"),
+    ]
+    comparison = compare(runs)
+    found = charts(comparison.page())
+    losses = {heading: part for heading, part in found.items() if "loss" in heading}
+    assert list(losses) == [
+        "Matching loss: PAD, ConvNetD2W8, digits",
+        "Matching loss: DM, ConvNetD2W8, digits",
+        "Matching loss: PAD, MLP, digits",
+    ]
+    pad, dm, mlp = losses.values()
+    assert [part.count('class="series c') for part in (pad, dm, mlp)] == [2, 1, 1]
+    assert "distance to the expert" in pad and "distance to the expert" not in dm and "mean features" in dm
+    assert "They differ in mask_ratio, and so in what the loss is of." in pad and "They differ" not in mlp
+    assert "Losses are not comparable between PAD, ConvNetD2W8, digits; DM" in comparison.text()
+    assert "Losses are not comparable" not in compare([sweep]).text()
+
+
+def test_accuracies_are_grouped_by_network(sweep, tmp_path):
+    rows = [
+        {"name": "PAD", "model": "MLP", "accuracies": [31.25, 33.25]},
+        {"name": "random real", "model": "MLP", "accuracies": [20.0]},
+    ]
+    for name in ("mask-0.0", "mask-0.25"):
+        folder = changed(sweep / name, tmp_path / name)
+        (folder / "evaluation-mlp.json").write_text(json.dumps({"rows": rows}))
+        rows[0]["accuracies"] = [41.25, 43.25]
+    comparison = compare([tmp_path])
+    source = comparison.page()
+    sections = {re.search("<h2>([^<]*)</h2>", part)[1]: part for part in source.split("<section")[1:]}
+    table = [row[:3] for row in Page("<section" + sections["Test accuracy, MLP"]).rows[1:]]
+    assert table == [
+        ["mask_ratio 0.25", "MLP", "42.2 ± 1.4"], ["mask_ratio 0", "MLP", "32.2 ± 1.4"], ["random real", "MLP", "20.0"],
+    ]  # fmt: skip
+    assert "MLP" not in sections["Test accuracy, ConvNetD2W8"]
+    against = charts(source)["Accuracy against mask_ratio"]
+    assert re.findall(r'class="key series c\d">([^<]*)<', against) == ["ConvNetD2W8", "MLP"]
+    text = comparison.text()
+    assert re.search(r"ConvNetD2W8 above; MLP:\nrun +distilled +random real\nmask_ratio 0 +32.2 \+- 1.4 +20.0\n", text)
+
+
+def test_runs_are_called_by_what_tells_their_folders_apart(sweep, tmp_path):
+    for name in ("one", "two"):
+        changed(sweep / "mask-0.0", tmp_path / name / "run")
+        (tmp_path / name / "run" / "timing.json").write_text("damaged")
+    comparison = compare([tmp_path / "one" / "run", tmp_path / "two" / "run"])
+    assert comparison.labels == ("one/run", "two/run")
+    assert str(tmp_path) not in comparison.page() and "two/run: stage costs timing.json" in Page(comparison.page()).text
+
+
 @pytest.mark.parametrize(("names", "kind", "message"), [
     (["mask-0.0"], ConfigError, "there is 1 run to compare"),
     (["mask-0.0", "mask-0.0"], ConfigError, "there is 1 run"),

@@ -13,9 +13,11 @@ from pad_fast import Difficulty, DistilledDataset
 from pad_fast.evaluation import AccuracyRow, RobustScore
 from pad_fast.reporting import score_page
 from pad_fast.reporting.compare import comparison_of
+from pad_fast.reporting.film_section import FilmStrip
 from pad_fast.reporting.html.gallery import Picture, PictureRow
 from pad_fast.reporting.report import Status, render_report
 from pad_fast.reporting.sweep_page import NONE, SweepResult
+from pad_fast.reporting.use_section import SetShape
 from pad_fast.runs.folder import RunFolder
 from pad_fast.runs.timing import StageCost
 from pad_fast.scoring.formulas import class_order
@@ -41,7 +43,7 @@ NAMES = {
 
 def run_page(name: str) -> str:
     """A report with every section, all of them about things of that name."""
-    picture = Picture(small_png(), name, [(name, 0.5)], name, gap=True)
+    picture = Picture(small_png(), name, [(name, 0.5)], name, gap=True, moved=name)
     layer = f"layer_loss.{name}"
     data = report(
         title=name,
@@ -53,7 +55,9 @@ def run_page(name: str) -> str:
         accuracy_history=[(1, (40.0, 42.0)), (2, (50.0, 51.0))],
         chosen=2,
         history=[{**row, layer: 0.5, f"{layer} 2": 0.25} for row in history(12)],
-        images=[PictureRow(name, [picture])],
+        images=[PictureRow(name, [picture], [Picture(small_png(), name)])],
+        film=FilmStrip([name], [PictureRow(name, [Picture(small_png(), name)])]),
+        shape=SetShape((1, 1, 8, 8), soft_labels=True),
         image_note=name,
         difficulty=difficulty(method=name, scores={name: [0.1, 0.2, 0.3], f"{name} 2": [0.4, 0.5, 0.6]},
                               pictures=[PictureRow(name, [picture])]),
@@ -114,13 +118,15 @@ def scores_page(name: str) -> str:
     order = class_order(scores, data.train_labels, data.classes)
     found = Difficulty(scores, order, name, data.fingerprint, settings={name: name})
     described = {**score_page.metadata(found, data), "versions": {name: name}}
-    return score_page.render(found, data, described, small_png())
+    return score_page.render(found, data, described, name)
 
 
 def sweep_page(name: str) -> str:
     """The page of a sweep; the kinds of what is left out come from the command line's choices."""
     settings = [(prune, mask) for prune in (NONE, ("hardest", 0.2), (name, 0.5)) for mask in (NONE, ("depth", 0.5))]
-    return SweepResult(name, name, 1, {setting: (50.0, 52.0) for setting in settings}).page()
+    pages = {setting: {0: "runs/a/report.html", 1: "runs/b/report.html"} for setting in settings}
+    baselines = (AccuracyRow(name, name, (40.0, 41.0)),)
+    return SweepResult(name, name, 1, {setting: (50.0, 52.0) for setting in settings}, pages, baselines).page()
 
 
 PAGES: Mapping[str, tuple[Callable[[str], str], int]] = {

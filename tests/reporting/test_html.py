@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from pad_fast.reporting.html.charts import Band, Group, Line, band_chart, histogram, line_chart, stacked_histogram
 from pad_fast.reporting.html.gallery import Picture, PictureRow, gallery, side_by_side
-from pad_fast.reporting.html.page import details, empty, hint, page, section, sheet, table
+from pad_fast.reporting.html.page import absent, code, details, empty, hint, page, section, table
 from pad_fast.reporting.html.render import part
 
 from ..support.html import Page
@@ -78,6 +78,8 @@ def test_names_never_become_markup(name: str) -> None:
             part("notes", [name]),
             part("state", name, 1, 2),
             part("tiles", [(name, name, name)]),
+            part("link", name, "data:,"),
+            part("heat", [name, name], [(name, [("50", name, [part("link", name, "data:,")])])]),
             part("multiples", [(name, histogram([1.0, 2.0], **options))]),
             gallery([PictureRow(name, [picture])]),
             side_by_side([name], [PictureRow(name, [picture])]),
@@ -89,7 +91,9 @@ def test_names_never_become_markup(name: str) -> None:
         ]
     )
     source = page(
-        name, hint(name), [section(name, body, name="id"), sheet(name, png, name), details(name, {name: name})]
+        name,
+        hint(name),
+        [section(name, body, name="id"), code(name, name), absent([name]), details(name, {name: name})],
     )
     source.encode("utf-8")
     found = Page(source)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
-from html.parser import HTMLParser
+from dataclasses import replace
 
 import pytest
 import torch
 
-from pad_fast import Difficulty
+from pad_fast import Difficulty, load_dataset
 from pad_fast.errors import StoreError
 from pad_fast.reporting import score_page
 from pad_fast.reporting.score_page import ScoreFiles
 from pad_fast.scoring.formulas import class_order
 
+from ..support.html import Page
 from ..support.small import SIZES, small_data
 
 
@@ -27,26 +29,8 @@ def difficulty_of(data) -> Difficulty:
 
 def even(data):
     """The same data with classes of nine images each."""
-    from dataclasses import replace
-
     kept = torch.cat([data.images_of_class(label)[:9] for label in range(data.classes)])
     return replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept])
-
-
-class Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.count: dict[str, int] = {}
-
-    def handle_starttag(self, tag, attributes):
-        self.count[tag] = self.count.get(tag, 0) + 1
-        if tag not in ("meta", "link", "img", "rect", "path", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in ("rect", "path"):
-            assert self.open.pop() == tag
 
 
 def test_names_follow_a_folder_or_a_file(tmp_path):
@@ -89,13 +73,13 @@ def test_everything_is_written_and_reads_back(tmp_path):
 def test_the_page_shows_every_class_on_one_scale(tmp_path):
     data = small_data()
     difficulty = difficulty_of(data)
-    html = score_page.render(difficulty, data, score_page.metadata(difficulty, data), b"")
-    tags = Tags()
-    tags.feed(html)
-    assert not tags.open and tags.count["h3"] == 3 and tags.count["svg"] == 4
+    html = score_page.render(difficulty, data, score_page.metadata(difficulty, data), "some birds")
+    page = Page(html)
+    assert "Difficulty of some birds" in page.text
+    assert len(page.all("h3")) == 3 and len(page.all("svg")) == 4
     assert "ConvNet&lt;1&gt;" in html and "script" not in html
     # The same axis under all: every chart has the same ticks.
-    charts = [piece.split("</figure>")[0] for piece in html.split("<figure")[1:]]
+    charts = [piece.split("</figure>")[0] for piece in html.split('<figure class="chart"')[1:]]
     ticks = [[part.split("<")[0] for part in chart.split('class="x"')[1:]] for chart in charts]
     assert ticks[0] and all(each == ticks[0] for each in ticks)
 
@@ -118,3 +102,47 @@ def test_the_sheet_shows_both_ends_of_each_class():
         assert expected <= shown
         # Only the class of 9 is shown whole; the middle of the others is left out.
         assert len(expected) == min(size, 10)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_every_image_is_a_line_of_the_table_and_named_where_it_is_a_file(named, tmp_path):
+    data = replace(small_data(), class_names=("a, b", 'say "c"', "żółć"))
+    if named:
+        data = replace(
+            data, train_files=tuple(f"train/x/photo {n}, old\udcff.png" for n in range(len(data.train_labels)))
+        )
+    difficulty = difficulty_of(data)
+    written = ScoreFiles.at(tmp_path, data)
+    written.write(difficulty, data)
+    rows = list(csv.DictReader(io.StringIO(written.rows.read_bytes().decode("utf-8"), newline="")))
+    assert [int(row["index"]) for row in rows] == torch.cat(list(difficulty.order)).tolist()
+    for row in rows:
+        index, label = int(row["index"]), int(data.train_labels[int(row["index"])])
+        assert row["file"] == (f"train/x/photo {index}, old?.png" if named else "")
+        assert (int(row["label"]), row["class"]) == (label, ("a, b", 'say "c"', "żółć")[label])
+        assert int(difficulty.order[label][int(row["rank"]) - 1]) == index
+        assert float(row["score"]) == pytest.approx(float(difficulty.scores[index]), rel=1e-6)
+        assert float(row["std_over_networks"]) == pytest.approx(float(difficulty.variance[index]) ** 0.5, rel=1e-6)
+        assert float(row["forgetting"]) == float(difficulty.forgetting[index])
+    text = Page(written.page.read_text(encoding="utf-8")).text
+    first = int(difficulty.order[0][0])
+    called = f"train/x/photo {first}, old?.png" if named else f"index {first}"
+    assert f"el2n {float(difficulty.scores[first]):.4g}, {called}" in text
+    assert f"{called} ({float(difficulty.scores[first]):.4g})" in text
+    assert ("Easiest and hardest, by file" in text) == named
+
+
+def test_the_files_of_a_folder_follow_their_images(tmp_path):
+    """Through the split that sets a fifth aside, and the part that is held out: every name leads to its image."""
+    from PIL import Image
+
+    for label, name in enumerate(("one", "two")):
+        (tmp_path / name).mkdir()
+        for n in range(10):
+            Image.new("L", (8, 8), 100 * label + 5 * n).save(tmp_path / name / f"{n}.png")
+    data = load_dataset(f"imagefolder:{tmp_path}")
+    rest, _ = data.hold_out(0.25, seed=1)
+    for part, count in ((data, 16), (rest, 12)):
+        assert len(part.train_files) == count == len(part.train_images)
+        for file, image in zip(part.train_files, part.train_images, strict=True):
+            assert Image.open(tmp_path / file).getpixel((0, 0)) == round(float(image[0, 0, 0]) * 255)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "link", "img", "br", "path", "rect"}
+VOID = {"meta", "link", "img", "br", "path", "rect", "input"}
 HOSTILE = """</title><script>alert("x")</script><img src='https://evil.example/x' onerror=alert(1)>&amp;"""
 
 

@@ -24,6 +24,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from ...pipeline.configured import score_as_configured
+    from ...reporting.names import data_name
     from ...reporting.score_page import ScoreFiles
 
     given = stage_inputs(options)
@@ -33,7 +34,7 @@ def _run(options: argparse.Namespace) -> None:
         given.config, given.data, given.normalization, given.device, given.progress, networks_dir=written.networks
     )
     if distributed.group().main:
-        written.write(difficulty, given.data)
+        written.write(difficulty, given.data, called=data_name(given.config.dataset))
     print_once(f"{difficulty!r} -> {written.main}\n{written.page}")
 
 

@@ -1,13 +1,16 @@
 """Small charts as HTML fragments: lines over iterations, histograms, and bands.
 
 The curves are inline SVG stretched to the width of the page; ticks and labels are HTML text laid over it, so
-that they keep their size on a phone. Colours are CSS variables of the page (`page.py`), which has a light
-and a dark set. The same data gives the same characters.
+that they keep their size on a phone. Values are read without a script: the plot is covered with columns, each a choice
+of one group, that show theirs when they are pointed at, tapped, or reached with the arrow keys. Colours are CSS
+variables of the page (`page.py`), which has a light and a dark set. The same data gives the same characters.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +22,8 @@ from .page import empty
 
 _WIDTH, _HEIGHT = 1000.0, 300.0  # of the SVG's own coordinates; the page stretches them
 _MOST_POINTS = 1200
+_READINGS = 24  # at most on one chart
+_ZOOM = 2.0  # percentage points that an axis of accuracies spans at least
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,16 @@ class Group:
     label: str
     values: Sequence[float]
     style: str = "bar"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a chart says at one place, `at`, of its horizontal axis, whose column is between these fractions of it."""
+
+    left: float
+    right: float
+    at: str
+    values: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -133,7 +148,7 @@ def line_chart(
     beyond = len({point for point in points if point[1] > cut})
     note = f"{beyond} point{'s' if beyond > 1 else ''} above the range of the chart" if beyond else ""
     axes = _Axis(x_label, x_range, across), _Axis(y_label, (y_low, y_high), ticks(y_low, y_high))
-    return _figure(body, *axes, description, legend, note)
+    return _figure(body, *axes, description, legend, note, _line_readings(lines, x_range, x_label))
 
 
 def histogram(
@@ -194,7 +209,13 @@ def stacked_histogram(
                 )
     across = _Axis(x_label, (low, high), ticks(low, high))
     legend = [(group.style, group.label) for group, values in zip(groups, kept, strict=True) if values]
-    return _figure(body, across, _Axis(y_label, (0.0, top), up), description, legend, "")
+    readings = []
+    for number in range(bins):
+        found = [(group.label, row[number]) for group, row in zip(groups, counts, strict=True) if row[number]]
+        ends = [f"{low + (high - low) * end / bins:.3g}" for end in (number, number + 1)]
+        said = [f"{label}: {count:,}" if label else f"{count:,}" for label, count in found]
+        readings.append(Reading(number / bins, (number + 1) / bins, " to ".join(ends), said or ["0"]))
+    return _figure(body, across, _Axis(y_label, (0.0, top), up), description, legend, "", readings)
 
 
 def band_chart(band: Band, *, x_label: str, y_label: str, description: str, y_span: tuple[float, float]) -> Markup:
@@ -216,22 +237,42 @@ def band_chart(band: Band, *, x_label: str, y_label: str, description: str, y_sp
     body = [f'<path class="area" d="M{"L".join([*over, *reversed(under)])}Z"/>']
     body += [_grid_line(_HEIGHT * (y_high - y) / (y_high - y_low)) for y in up]
     across = _Axis(x_label, (x_low, x_high), ticks(x_low, x_high, whole=True))
-    return _figure(body, across, _Axis(y_label, y_span, up), description, [], "")
+    readings = []
+    chosen = sorted({round(number * (len(band.x) - 1) / (_READINGS - 1)) for number in range(_READINGS)})
+    ends = [*(band.x[step] for step in chosen), x_high]
+    for step, start, stop in zip(chosen, ends, ends[1:], strict=False):
+        said = f"{band.low[step]:.3g} to {band.high[step]:.3g}"
+        left, right = ((x - x_low) / (x_high - x_low) for x in (start, stop))
+        readings.append(Reading(left, right, f"{x_label} {band.x[step]:g}", [said]))
+    return _figure(body, across, _Axis(y_label, y_span, up), description, [], "", readings)
 
 
-def accuracy_bar(mean: float, spread: float | None) -> Markup:
-    """A bar from 0 to `mean` percent of its cell, with a whisker of `spread` points to both sides."""
-    bar = ""
+def accuracy_span(ends: Sequence[float]) -> tuple[float, float]:
+    """An axis of percentages that these fit into and fill, at least two points wide."""
+    finite = [end for end in ends if math.isfinite(end)]
+    if not finite:
+        return 0.0, 100.0
+    room = max((max(finite) - min(finite)) * 0.08, (_ZOOM - (max(finite) - min(finite))) / 2)
+    return max(0.0, min(finite) - room), min(100.0, max(finite) + room)
+
+
+def accuracy_axis(span: tuple[float, float]) -> Markup:
+    """The ticks of :func:`accuracy_dot`, for the heading of its column."""
+    return _drawn(_Axis("", span, ticks(*span, most=4)).spans("x", "left"))
+
+
+def accuracy_dot(mean: float, spread: float | None, span: tuple[float, float], *, own: bool) -> Markup:
+    """A dot at `mean` percent on the axis `span`, with a whisker of `spread` to both sides; `own` ones stand out."""
+
+    def place(value: float) -> float:
+        return 100 * (min(max(value, span[0]), span[1]) - span[0]) / (span[1] - span[0])
+
+    drawn = "".join(f'<path class="grid" d="M{place(x):.2f} 0V16"/>' for x in ticks(*span, most=4))
     if math.isfinite(mean):
-        length = min(max(mean, 0.0), 100.0)
-        bar = f'<rect class="bar" x="0" y="3" width="{length:.2f}" height="10"/>'
         if spread and math.isfinite(spread):
-            left, right = max(0.0, length - spread), min(100.0, length + spread)
-            bar += f'<path class="whisker" d="M{left:.2f} 8H{right:.2f}"/>'
-    return _drawn(
-        '<svg viewBox="0 0 100 16" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="track" x="0" y="3" width="100" height="10"/>{bar}</svg>'
-    )
+            drawn += f'<path class="whisker" d="M{place(mean - spread):.2f} 8H{place(mean + spread):.2f}"/>'
+        drawn += f'<path class="{"spot own" if own else "spot"}" d="M{place(mean):.2f} 8h0"/>'
+    return _drawn(f'<svg viewBox="0 0 100 16" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>')
 
 
 def smoothing_window(count: int) -> int:
@@ -344,7 +385,48 @@ class _Axis:
         )
 
 
-def _figure(body: list[str], x: _Axis, y: _Axis, description: str, legend: list[tuple[str, str]], note: str) -> Markup:
+def _line_readings(lines: Sequence[Line], span: tuple[float, float], x_label: str) -> list[Reading]:
+    """The values of all curves at a few places, evenly spread over those where there are any."""
+    curves = [(line.label, sorted(_finite(line.x, line.y))) for line in lines]
+    xs = sorted({x for _, curve in curves for x, _ in curve})
+    chosen = sorted({xs[round(number * (len(xs) - 1) / (_READINGS - 1))] for number in range(_READINGS)})
+    ends = [span[0], *((a + b) / 2 for a, b in zip(chosen, chosen[1:], strict=False)), span[1]]
+    readings = []
+    for x, start, stop in zip(chosen, ends, ends[1:], strict=False):
+        said = []
+        for label, curve in curves:
+            after = bisect_left(curve, (x, -math.inf))
+            near = min(curve[max(0, after - 1) : after + 1], key=lambda point: abs(point[0] - x), default=None)
+            if near is not None and start <= near[0] <= stop:
+                said.append(f"{label}: {near[1]:.4g}" if len(curves) > 1 else f"{near[1]:.4g}")
+        left, right = ((end - span[0]) / (span[1] - span[0]) for end in (start, stop))
+        readings.append(Reading(left, right, f"{x_label} {x:,.10g}", said))
+    return readings
+
+
+def _hover(readings: Sequence[Reading], description: str) -> str:
+    """The columns: one stop of the tabulator for all of them, and the arrow keys go from each to the next."""
+    group = f"at{zlib.crc32(description.encode('utf-8', 'replace')):08x}"
+    columns = []
+    for reading in readings:
+        side = "from-right" if reading.left + reading.right > 1 else "from-left"
+        said = "".join(f"<i>{escape(value)}</i>" for value in reading.values)
+        columns.append(
+            f'<label style="left:{100 * reading.left:.2f}%;width:{100 * (reading.right - reading.left):.2f}%">'
+            f'<input type="radio" name="{group}"><span class="{side}"><b>{escape(reading.at)}</b>{said}</span></label>'
+        )
+    return f'<div class="hover" role="radiogroup" aria-label="values">{"".join(columns)}</div>'
+
+
+def _figure(
+    body: list[str],
+    x: _Axis,
+    y: _Axis,
+    description: str,
+    legend: list[tuple[str, str]],
+    note: str,
+    readings: Sequence[Reading],
+) -> Markup:
     keys = "".join(f'<span class="key {style}">{escape(label)}</span>' for style, label in legend)
     if len(legend) < 2:
         keys = ""
@@ -354,7 +436,7 @@ def _figure(body: list[str], x: _Axis, y: _Axis, description: str, legend: list[
         f'<figure class="chart"><div class="y-label">{escape(y.label)}</div><div class="plot">'
         f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" preserveAspectRatio="none" role="img">'
         f"<title>{escape(description)}</title>{''.join(body)}</svg>"
-        f"{y.spans('y', 'bottom')}{x.spans('x', 'left')}</div>"
+        f"{y.spans('y', 'bottom')}{x.spans('x', 'left')}{_hover(readings, description)}</div>"
         f'<div class="x-label">{escape(x.label)}</div>'
         + (f"<figcaption>{keys}</figcaption>" if keys else "")
         + "</figure>"

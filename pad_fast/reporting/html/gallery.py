@@ -25,6 +25,7 @@ class Picture:
         bars: names and fractions in [0, 1] drawn under it.
         note: a line of text under these.
         gap: leave room in front of it.
+        moved: the class that its label names now, where that is another one; stands under the image.
     """
 
     png: bytes
@@ -32,14 +33,16 @@ class Picture:
     bars: Sequence[tuple[str, float]] = ()
     note: str = ""
     gap: bool = False
+    moved: str = ""
 
 
 @dataclass(frozen=True)
 class PictureRow:
-    """The images of one class, in their order."""
+    """The images of one class, in their order; `starts`, what they were made of, stand above (before one alone)."""
 
     name: str
     pictures: Sequence[Picture]
+    starts: Sequence[Picture] = ()
 
 
 def gallery(rows: Sequence[PictureRow]) -> Markup:
@@ -51,8 +54,9 @@ def gallery(rows: Sequence[PictureRow]) -> Markup:
     most = max((len(row.pictures) for row in rows), default=0)
     if not most:
         return Markup()
-    cell = 72 if most <= 2 else 52 if most <= 5 else 37
-    block = max(most * (cell + _GAP) + any(picture.gap for row in rows for picture in row.pictures) * 2 * _GAP, 72)
+    cell = 108 if most <= 2 else 72 if most <= 5 else 48
+    wide = 2 if most == 1 and any(row.starts for row in rows) else most
+    block = max(wide * (cell + _GAP) + any(picture.gap for row in rows for picture in row.pictures) * 2 * _GAP, 72)
     return _part("gallery", [_row(row) for row in rows], cell, block)
 
 
@@ -71,13 +75,16 @@ _part = partial(part, template="gallery.html")
 
 def _row(row: PictureRow) -> dict[str, Any]:
     """A class as the templates take it: all its images in one line, which on a narrow screen shrink."""
-    columns = " ".join(f"{_GAP}px " * picture.gap + "minmax(0,var(--cell))" for picture in row.pictures)
-    return {"name": row.name, "columns": columns, "pictures": [_picture(picture) for picture in row.pictures]}
+    beside = [*row.starts, *row.pictures] if len(row.pictures) == 1 else row.pictures
+    columns = " ".join(f"{_GAP}px " * picture.gap + "minmax(0,var(--cell))" for picture in beside)
+    pictures, starts = ([_picture(each) for each in shown] for shown in (row.pictures, row.starts))
+    return {"name": row.name, "columns": columns, "pictures": pictures, "starts": starts}
 
 
 def _picture(picture: Picture) -> dict[str, Any]:
     width, height = png_size(picture.png)
-    spoken = [picture.title, *(f"{name} {100 * value:.0f}%" for name, value in picture.bars), picture.note]
+    moved = f"its label now says {picture.moved}" if picture.moved else ""
+    spoken = [picture.title, *(f"{name} {100 * value:.0f}%" for name, value in picture.bars), moved, picture.note]
     return {
         "address": data_url(picture.png),
         "width": width,
@@ -87,4 +94,5 @@ def _picture(picture: Picture) -> dict[str, Any]:
         "bars": [(name, f"{100 * value:.1f}") for name, value in picture.bars],
         "note": picture.note,
         "gap": picture.gap,
+        "moved": picture.moved,
     }

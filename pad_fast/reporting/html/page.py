@@ -38,18 +38,14 @@ def empty(words: str) -> Markup:
     return part("empty", words)
 
 
-def sheet(heading: str, png: bytes, description: str) -> Markup:
-    """A section with a contact sheet (a PNG file's bytes); nothing for empty bytes.
+def absent(lines: Sequence[str]) -> Markup:
+    """The footnote about sections that there is nothing to show in; nothing where there are none."""
+    return part("absent", lines) if lines else Markup()
 
-    Raises:
-        InputError: the bytes are not a PNG file.
-    """
-    if not png:
-        return Markup()
-    width, height = png_size(png)
-    # Wide sheets scroll sideways; a phone shrinks them, but not until the class names cannot be read.
-    smallest = min(width, max(560, width // 2))
-    return section(heading, part("sheet", data_url(png), width, height, smallest, description))
+
+def code(heading: str, lines: str) -> Markup:
+    """Lines to be copied."""
+    return part("code", heading, lines)
 
 
 def png_size(png: bytes) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import torch
 
 from pad_fast import DistilledDataset, distill, evaluate, load, load_dataset
 from pad_fast.pipeline.sweep import sweep
+from pad_fast.runs.film import FILM, read_film
 from pad_fast.runs.folder import read_run
 
 from ..evaluation import SETTINGS as EVALUATION
@@ -164,6 +165,12 @@ RUNS = (
         lambda tmp: (run(tmp), cut(tmp / "run" / "checkpoint"), run(tmp, iterations=3, resume=True)),
         "",
         lambda tmp: run(tmp, iterations=3, overwrite=True),
+    ),
+    Entry(
+        "a damaged film",
+        lambda tmp: (run(tmp), cut(tmp / "run" / FILM), read_film(tmp / "run")),
+        "it is only shown on the page: delete it",
+        lambda tmp: ((tmp / "run" / FILM).unlink(), command("report", tmp / "run")),
     ),
     Entry(
         "a sweep's axis",

@@ -12,7 +12,7 @@ from pad_fast import DSA, DistilledDataset, evaluate, load, load_dataset, load_n
 from pad_fast.data import MeanStd, fit_normalization, fit_zca
 from pad_fast.data.distilled import DISTILLED
 from pad_fast.reporting.contact_sheet import image_grid, png_bytes
-from pad_fast.reporting.html.page import sheet
+from pad_fast.reporting.html.gallery import Picture, PictureRow, gallery
 
 from ..evaluation import SETTINGS, real_images
 from ..small import QUIET, small_data
@@ -293,10 +293,10 @@ SETS = (
         ),
     ),
     Entry(
-        "a sheet that is no picture",
-        lambda _: sheet("a", b"GIF", "b"),
+        "an image of a page that is no picture",
+        lambda _: gallery([PictureRow("a", [Picture(b"GIF", "b")])]),
         r"pass the bytes png_bytes\(\) returns",
-        lambda _: sheet("a", png_bytes(image_grid(X, Y, ["a", "b", "c"])), "b"),
+        lambda _: gallery([PictureRow("a", [Picture(png_bytes(image_grid(X, Y, ["a", "b", "c"])), "b")])]),
     ),
     Entry(
         "a picture of two axes",
