@@ -58,15 +58,23 @@ def canonical_name(name: str) -> str:
         >>> canonical_name("CIFAR-10"), canonical_name("Tiny")
         ('cifar10', 'tinyimagenet')
     """
-    key = "".join(character for character in name.lower() if character not in "-_ ")
-    key = _ALIASES.get(key, key)
+    key = _plain(name)
     if key not in NAMES:
-        folder = f" To read the folder of that name: imagefolder:{name}." if Path(name).is_dir() else ""
         raise DatasetError(
             f"data set {name!r} is unknown; known are {', '.join(NAMES)}, imagefolder:PATH, hf:NAME and FILE.npz."
-            f"{nearest(key, (*NAMES, *_ALIASES))}{folder}"
+            f"{nearest(key, (*NAMES, *_ALIASES))}"
         )
     return key
+
+
+def is_name(name: str) -> bool:
+    """Whether :func:`canonical_name` knows it."""
+    return _plain(name) in NAMES
+
+
+def _plain(name: str) -> str:
+    key = "".join(character for character in name.lower() if character not in "-_ ")
+    return _ALIASES.get(key, key)
 
 
 def load_named(name: str, reading: Reading) -> Splits:

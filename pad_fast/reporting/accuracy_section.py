@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from ..evaluation import AccuracyRow, RobustScore
+from ..evaluation.table import mean_text
 from .html.charts import accuracy_bar
 from .html.page import empty, hint, section, table
 from .html.render import part
@@ -69,7 +70,7 @@ def robust_section(scores: Sequence[RobustScore]) -> Markup:
     """The table of LRS and ARS; nothing without them."""
     if not scores:
         return Markup()
-    rows = [[score.name, score.trained_on, score.model, f"{score.mean:.3f} ± {score.std:.3f}"] for score in scores]
+    rows = [[score.name, score.trained_on, score.model, mean_text(score.values, 3, "±")] for score in scores]
     words = "Of DD-Ranking, computed from our networks: label-robust (LRS) and augmentation-robust (ARS), at most 1."
     body = table(["Score", "Trained on", "Network", "Value"], rows, numbers=(3,))
     return section("Robust scores", body + hint(words), name="robust")

@@ -8,7 +8,7 @@ from itertools import product
 
 from markupsafe import Markup
 
-from ..evaluation.table import mean_std
+from ..evaluation.table import mean_std, mean_text
 from ..settings.choices import PRUNES
 from .html.charts import Line, line_chart
 from .html.page import hint, page, section, table
@@ -64,7 +64,7 @@ class SweepResult:
                 sections.append(section(heading, chart))
         networks = sorted({len(values) for values in self.accuracies.values()})
         header, *rows = self._cells()
-        note = hint(f"Mean ± standard deviation over {' or '.join(map(str, networks))} networks.")
+        note = hint(f"Mean ± standard deviation over {' or '.join(map(str, networks))} networks." * (networks != [1]))
         sections.append(section("Every cell", table(header, rows) + note))
         return page(f"{self.method.upper()} on {self.dataset}, {self.ipc} per class", Markup(), sections)
 
@@ -73,8 +73,8 @@ class SweepResult:
         prunes, masks = self.axes()
         rows = [["pruned \\ masked", *(" ".join(words(mask)) for mask in masks)]]
         for prune in prunes:
-            cells = [mean_std(self.accuracies[prune, mask]) for mask in masks]
-            rows.append([" ".join(words(prune)), *(f"{mean:.1f} ± {spread:.1f}" for mean, spread in cells)])
+            cells = [mean_text(self.accuracies[prune, mask], sign="±") for mask in masks]
+            rows.append([" ".join(words(prune)), *cells])
         return rows
 
     def _lines(self, kinds: Sequence[str], flip: bool) -> list[Line]:
