@@ -19,7 +19,7 @@ from ..distillation.trajectory_matching import require_possible
 from ..engines import Task, select
 from ..errors import ConfigError, DatasetError, StoreError
 from ..experts import curriculum_of, prune
-from ..runs.folder import CHECKPOINT, CONFIG, DESCRIPTION, DISTILLED, WRITTEN, is_running, read_description
+from ..runs.folder import CHECKPOINT, CONFIG, DESCRIPTION, DISTILLED, PLACE, WRITTEN, is_running, read_description
 from ..runtime import distributed, files
 from ..runtime.device import cache_bytes
 from ..settings.config import Config, completed
@@ -79,7 +79,7 @@ def with_places(config: Config) -> Config:
 
 
 def place_of(settings: Settings, *, named: bool) -> dict[str, str]:
-    """What config.yaml says of the machine, so that the run is continued with the same data and device.
+    """What a run says of its machine, so that it is continued with the same data and device: data_dir and device.
 
     Args:
         named: the data are those that the settings name, not objects.
@@ -145,10 +145,12 @@ def require_same_run(
 
 
 def claim(config: Config, data: ImageDataset, out: Path, place: Mapping[str, str]) -> None:
-    """Write settings and description of the run; `place` is what else config.yaml says: data_dir and device."""
+    """Write settings and description of the run, and where it finds its data and device (:func:`place_of`)."""
     if distributed.group().main:
         files.write_json(out / DESCRIPTION, _described(config, data))
-        files.write_text(out / CONFIG, to_yaml(config, place))
+        files.write_text(out / CONFIG, to_yaml(config))
+        if place or (out / PLACE).exists():
+            files.write_json(out / PLACE, dict(place))
 
 
 def _described(config: Config, data: ImageDataset) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 RUN/
   config.yaml                    the settings, readable by --config
+  place.json                     folder of the data and device, where they were given or needed, for pad-fast resume
   cache/scores-<key>.safetensors difficulty, keyed by everything it depends on
   cache/experts-<key>/           expert store, likewise
   preview.safetensors            what the report shows of the real data

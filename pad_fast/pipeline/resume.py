@@ -11,16 +11,17 @@ from typing import Any
 from ..data import load_dataset
 from ..data.distilled import DistilledDataset
 from ..errors import ConfigError, DatasetError
-from ..runs.folder import CONFIG, is_run, read_description, require_run, runs_in
+from ..runs.folder import PLACE, is_run, read_description, require_run, runs_in
 from ..runs.trackers import require_trackers
+from ..runtime import files
 from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
 from ..settings.config import Config, completed
 from ..settings.resolve import Settings
-from ..settings.yaml_files import load_yaml
 from .checks import place_of
 from .configured import configured_data
 from .pipeline import Pipeline
+from .sweep import shared_cache
 
 
 def resume(
@@ -55,7 +56,10 @@ def resume(
     config, fingerprint = _begun(folder)
     if iterations is not None:
         config = replace(config, iterations=iterations)
-    written = load_yaml(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    written: dict[str, Any] = {}
+    if (folder / PLACE).exists():
+        with files.reading(folder / PLACE, "place"):
+            written = dict(files.read_json(folder / PLACE, "place"))
     settings = Settings(
         config,
         written.get("data_dir") if data_dir is None else data_dir,
@@ -83,6 +87,7 @@ def resume(
         resume=True,
         overwrite=False,
         log=trackers,
+        cache=shared_cache(folder),
         place=place_of(settings, named=isinstance(given, str)),
     )
     return pipeline.run(data, None)

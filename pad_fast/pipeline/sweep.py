@@ -198,6 +198,13 @@ def sweep(
     return result
 
 
+def shared_cache(run: Path) -> Path | None:
+    """The cache that a run of a sweep shares with the others; None of a run of its own."""
+    run = run.absolute()
+    cache = run.parent.parent / CACHE
+    return cache if run.parent.name == RUNS and run.name.startswith("prune-") and cache.is_dir() else None
+
+
 def _axes(
     settings: Settings, prune: Sequence[str] | Unset, mask: Sequence[str] | Unset, seeds: Sequence[int] | Unset
 ) -> tuple[list[Setting], list[Setting], list[int]]:

@@ -38,6 +38,7 @@ __all__ = [
     "METRICS",
     "PAGE",
     "PICTURE",
+    "PLACE",
     "PREVIEW",
     "RUNS",
     "TIMING",
@@ -60,6 +61,8 @@ EVALUATION = "evaluation.json"
 CONVOLUTIONS = "convolutions.json"
 """The routes of convolutions that were chosen by measurement on the run's card; only where there were any."""
 VALIDATION = "validation.json"
+PLACE = "place.json"
+"""The folder of the named data sets and the device that were given, for :func:`pad_fast.resume`."""
 PICTURE = "images.png"
 PAGE = "report.html"
 LOCK = "run.lock"
@@ -90,6 +93,7 @@ WRITTEN = (
     PREVIEW,
     TIMING,
     CONVOLUTIONS,
+    PLACE,
     LAST,
 )
 """What a run writes beside its description, and may write over."""

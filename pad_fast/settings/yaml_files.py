@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from ..errors import ConfigError, nearest
@@ -249,8 +248,8 @@ def _yaml_loader() -> Any:
     return Loader
 
 
-def to_yaml(config: Config, place: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The config as YAML that :func:`read_yaml` reads back to the same config; `place` is data_dir and device."""
+def to_yaml(config: Config) -> str:
+    """The config as YAML that :func:`read_yaml` reads back to the same config."""
     import yaml
 
-    return yaml.safe_dump({**config.describe(), **place}, sort_keys=False)
+    return yaml.safe_dump(config.describe(), sort_keys=False)

@@ -16,6 +16,7 @@ from pad_fast.cli.main import main
 from pad_fast.distillation.run import PATIENCE
 from pad_fast.errors import ConfigError, DatasetError, DistillationStopped, StoreError
 from pad_fast.pipeline import pipeline
+from pad_fast.pipeline.sweep import sweep
 from pad_fast.runs.folder import LOCK, WRITTEN
 from pad_fast.runtime import locks
 
@@ -96,14 +97,29 @@ def test_resume_of_tensors_needs_them(tmp_path, whole):
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_a_run_of_a_sweep_goes_on_with_the_sweeps_experts(tmp_path, capfd):
+    settings = {key: value for key, value in TINY.items() if key != "eval_baselines"}
+    sweep("digits", out=tmp_path / "sweep", prune=["none"], progress=QUIET, **{**settings, "iterations": 4})
+    (run,) = (tmp_path / "sweep" / "runs").iterdir()
+    capfd.readouterr()
+    assert len(pad_fast.resume(run, iterations=6).history) == 6
+    assert f"experts: reusing {tmp_path / 'sweep' / 'cache'}" in capfd.readouterr().err
+    assert not (run / "cache").exists()
+
+
 def test_the_device_and_the_folder_of_data_are_kept(tmp_path):
     distill(tmp_path / "run", iterations=2, device="cpu", data_dir="sets")
-    written = (tmp_path / "run" / "config.yaml").read_text()
-    assert "device: cpu\n" in written and f"data_dir: {Path('sets').absolute()}\n" in written
+    written = (tmp_path / "run" / "place.json").read_text()
+    assert json.loads(written) == {"data_dir": str(Path("sets").absolute()), "device": "cpu"}
     distill(tmp_path / "auto", iterations=2)
-    assert "device" not in (tmp_path / "auto" / "config.yaml").read_text()
+    assert not (tmp_path / "auto" / "place.json").exists()
     assert pad_fast.resume(tmp_path / "run", dataset=DATA, progress=False).folder == tmp_path / "run"
-    assert (tmp_path / "run" / "config.yaml").read_text() == written
+    assert (tmp_path / "run" / "place.json").read_text() == written
+    (tmp_path / "run" / "place.json").write_text("[1]")
+    with pytest.raises(StoreError, match="is damaged or no place"):
+        pad_fast.resume(tmp_path / "run", dataset=DATA)
+    distill(tmp_path / "run", iterations=2)
+    assert json.loads((tmp_path / "run" / "place.json").read_text()) == {}, "as this call says"
 
 
 def test_more_iterations_name_the_way(tmp_path, whole):
