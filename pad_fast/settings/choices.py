@@ -15,11 +15,6 @@ STORAGES = ("float32", "float16", "bfloat16-delta")
 PRUNES = ("hardest", "easiest")
 """The ends of the easy-to-hard order that images are dropped from."""
 
-BACKENDS = ("auto", "triton", "cpu", "autograd")
-CPU_PRECISIONS = ("high", "highest", "fast")
-TRITON_PRECISIONS = ("tf32", "ieee", "bf16")
-"""What the engines call their arithmetic, for the help; an engine itself says which of them it serves."""
-
 INITS = ("samples_predicted_correctly", "real", "noise")
 MASKS = ("none", "depth", "loss", "layers")
 GRADIENTS = ("exact", "unroll", "tesla")

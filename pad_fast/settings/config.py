@@ -12,8 +12,6 @@ from ..errors import ConfigError, InputError
 from ..models.registry import known_networks
 from ..models.sources import model_name
 from .choices import (
-    BACKENDS,
-    CPU_PRECISIONS,
     GRADIENTS,
     INITS,
     MASKS,
@@ -23,9 +21,8 @@ from .choices import (
     SPLITS,
     STORAGES,
     TRAJECTORY_METHODS,
-    TRITON_PRECISIONS,
 )
-from .fields import BELOW_ONE, NOT_NEGATIVE, POSITIVE, alternatives, kinds, require_allowed, setting
+from .fields import BELOW_ONE, NOT_NEGATIVE, POSITIVE, kinds, require_allowed, setting
 from .snapshot_ranges import parse_snapshots
 
 
@@ -197,11 +194,10 @@ class Config:
     match_dsa: bool = setting(
         True, "dsa, dm: augment real and synthetic batches alike while matching; dc does not", stage="distill"
     )
-    backend: str = setting("auto", f"engine: {alternatives(BACKENDS)}", stage="run")
+    backend: str = setting("auto", "engine: auto, triton, cpu or autograd", stage="run")
     precision: str = setting(
         "auto",
-        f"arithmetic: auto, of the engine cpu {alternatives(CPU_PRECISIONS)}, of triton "
-        f"{alternatives(TRITON_PRECISIONS)}",
+        "arithmetic: auto, of the engine cpu high, highest or fast, of triton tf32, ieee or bf16",
         stage="run",
     )
     split: str = setting(

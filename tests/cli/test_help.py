@@ -13,10 +13,11 @@ from pad_fast.engines import backends
 from pad_fast.engines.cpu import _PRECISIONS
 from pad_fast.engines.triton.engine import PRECISIONS
 from pad_fast.models.registry import network
-from pad_fast.settings.choices import BACKENDS, CPU_PRECISIONS, TRITON_PRECISIONS
 from pad_fast.settings.config import Config
 from pad_fast.settings.presets import preset_names
 from pad_fast.settings.resolve import make_settings
+
+CHOSEN = ("backend", "precision")
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -66,8 +67,12 @@ def test_choices_are_named(capsys):
     text = help_of(capsys, "distill")
     for name in (*NAMES, *OPERATIONS, *backends(), *preset_names(), "ResNet18", "torchvision:NAME"):
         assert name in text, name
-    assert set(backends()) == set(BACKENDS)
-    assert set(CPU_PRECISIONS) | {"auto"} == set(_PRECISIONS) and set(TRITON_PRECISIONS) | {"auto"} == set(PRECISIONS)
+    said = {name: set(re.split(r"\W+", Config.__dataclass_fields__[name].metadata["help"])) for name in CHOSEN}
+    assert said["backend"] - {"engine", "or"} == set(backends())
+    assert said["precision"] - {"arithmetic", "of", "the", "engine", "or", "cpu", "triton"} == {
+        *_PRECISIONS,
+        *PRECISIONS,
+    }
     assert network("ResNet18", channels=1, classes=2, resolution=16) is not None
 
 
