@@ -43,7 +43,6 @@ __all__ = [
     "RUNS",
     "TIMING",
     "VALIDATION",
-    "WRITTEN",
     "RunFolder",
     "evaluation_of",
     "is_run",
