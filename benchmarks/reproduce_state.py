@@ -22,6 +22,7 @@ from pad_fast import Difficulty, ImageDataset
 from pad_fast.distillation.metrics import METRICS, read_history
 from pad_fast.distillation.state import CHECKPOINT, State, read_checkpoint
 from pad_fast.pipeline.cached import distillation_key
+from pad_fast.pipeline.checks import claim
 from pad_fast.runtime import files, tensor_files
 from pad_fast.settings.config import Config
 
@@ -215,5 +216,6 @@ def read(path: Path, device: torch.device) -> Saved:
 def put(saved: Saved, run: Path, config: Config, data: ImageDataset) -> None:
     """Make `run` a folder that :func:`pad_fast.distill` goes on in, where it has not begun yet."""
     if not (run / CHECKPOINT).exists():
+        claim(config, data, run, {})
         files.write_text(run / METRICS, "".join(json.dumps(row) + "\n" for row in saved.rows))
         saved.state.save(run / CHECKPOINT, distillation_key(config, data))

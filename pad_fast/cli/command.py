@@ -6,7 +6,13 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-REPEAT = "what is finished is kept; repeat the command to continue"
+CONTINUED = ("distill", "resume", "sweep", "score", "experts", "experts convert", "evaluate")
+"""Commands that go on where they were when they are repeated."""
+
+
+def goes_on(command: str) -> str:
+    """How a command is continued after an interruption; empty where there is nothing to continue."""
+    return "what is finished is kept; repeat the command to continue" if command in CONTINUED else ""
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,6 @@ class Command:
         summary: its line in the list of commands.
         flags: adds its flags to its parser.
         run: does its work; the options are those of its parser.
-        goes_on: how it is continued after an interruption; empty where there is nothing to continue.
         joins: whether several processes (torchrun) that run it make one group. Those of a sweep do different runs, and
             need not know of each other.
     """
@@ -27,5 +32,4 @@ class Command:
     summary: str
     flags: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
-    goes_on: str = ""
     joins: bool = True

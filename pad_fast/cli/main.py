@@ -7,13 +7,28 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import DistillationStopped, PadFastError
-from ..runtime import distributed
-from .parser import parse
+from .command import goes_on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 stopped with a checkpoint, 2 unusable input, 130 interrupted."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        # The name of a command is one word, but for "experts info" and the like.
+        named = [word for word in words[:2] if not word.startswith("-")]
+        command = " ".join(named if words[:1] == ["experts"] else named[:1])
+        print("; ".join(filter(None, ("pad-fast: interrupted", goes_on(command)))), file=sys.stderr)
+        return 130
+
+
+def _run(words: Sequence[str]) -> int:
+    # Torch comes with these, which takes seconds: Ctrl-C is answered by then.
+    from ..runtime import distributed
+    from .parser import parse
+
+    options = parse(words)
     try:
         group = distributed.join() if options.command.joins else distributed.group()
         level = logging.INFO if group.main else logging.WARNING
@@ -28,7 +43,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         who = "pad-fast" if group.size == 1 else f"pad-fast, rank {group.rank}"
         print(f"{who}: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("; ".join(filter(None, ("pad-fast: interrupted", options.command.goes_on))), file=sys.stderr)
-        return 130
     return 0

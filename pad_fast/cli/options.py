@@ -18,6 +18,7 @@ from ..settings.choices import METHODS
 from ..settings.config import Config
 from ..settings.families import FAMILIES
 from ..settings.fields import Kind, alternatives, kinds
+from ..settings.presets import preset_names
 from .published import settings_of
 
 if TYPE_CHECKING:
@@ -38,26 +39,33 @@ RUN_STAGES = tuple(_STAGE_TITLES)
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 
 
-def add_settings(parser: argparse.ArgumentParser, stages: Sequence[str], *, but: Sequence[str] = ()) -> None:
-    """A file, a preset, and a flag for every setting of these stages."""
+def add_settings(
+    parser: argparse.ArgumentParser, stages: Sequence[str], *, but: Sequence[str] = (), unused: Sequence[str] = ()
+) -> None:
+    """A file, a preset, and a flag for every setting of these stages.
+
+    Args:
+        but: settings without a flag.
+        unused: settings that change nothing here. They are read, since command lines have them, but the help leaves
+            them out.
+    """
     parser.add_argument("--config", metavar="FILE", help="YAML settings, ours or the reference's")
     parser.add_argument(
         "--family",
         metavar="NAME",
         help=f"whose program the words with underscores are for: {', '.join(FAMILIES)} (default: recognised)",
     )
-    parser.add_argument("--preset", metavar="NAME", help="published settings, e.g. cifar10-ipc10")
+    parser.add_argument("--preset", metavar="NAME", help=f"published settings: {alternatives(preset_names())}")
     if "distill" not in stages:
         # The method and the IPC choose the defaults of the other settings.
         add_field(parser, "method", text=f"use the defaults of {alternatives(METHODS)} (default: {Config.method})")
         add_field(parser, "ipc", text=f"use the defaults for this many images per class (default: {Config.ipc})")
     parser.epilog = (
-        "Defaults are the published general ones. Data sets with settings of their own (digits, cifar10, cifar100, "
-        "tinyimagenet) use those for the IPC asked for, and a method adjusts them; config.yaml in the run's folder "
-        "says what was used. Learning rates are per iteration, epochs count from 0, ratios are fractions from 0 to 1."
+        "Learning rates are per iteration, epochs count from 0, ratios are fractions from 0 to 1; config.yaml in the "
+        "run's folder says what was used."
     )
     add_place(parser)
-    add_fields(parser, stages, but=but)
+    add_fields(parser, stages, but=but, unused=unused)
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +74,17 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="fetch the data set if it is not there yet")
     parser.add_argument("--device", default=argparse.SUPPRESS, help="auto, cpu, cuda or cuda:N (default: auto)")
     add_quiet(parser)
+
+
+def add_log(parser: argparse.ArgumentParser) -> None:
+    """Trackers of a run."""
+    parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="tensorboard or wandb: send the numbers there too, through its own package; may be repeated",
+    )
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
@@ -112,12 +131,15 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
-def add_fields(parser: argparse.ArgumentParser, stages: Sequence[str], *, but: Sequence[str] = ()) -> None:
-    """A flag for every setting of these stages, in a group each, without the settings named in `but`."""
+def add_fields(
+    parser: argparse.ArgumentParser, stages: Sequence[str], *, but: Sequence[str] = (), unused: Sequence[str] = ()
+) -> None:
+    """A flag for every setting of these stages, in a group each; arguments as for :func:`add_settings`."""
     groups = {stage: parser.add_argument_group(_STAGE_TITLES[stage]) for stage in stages}
     for item in fields(Config):
         if item.metadata["stage"] in groups and item.name not in but:
-            add_field(groups[item.metadata["stage"]], item.name)
+            text = argparse.SUPPRESS if item.name in unused else None
+            add_field(groups[item.metadata["stage"]], item.name, text=text)
 
 
 def add_field(
@@ -133,7 +155,7 @@ def add_field(
     item, kind = Config.__dataclass_fields__[name], kinds(Config)[name]
     flag = "--" + name.replace("_", "-")
     if text is None:
-        text = f"{item.metadata['help']} (default: {'none' if item.default is None else item.default})"
+        text = with_default(item.metadata["help"], item.default)
     text = text.replace("%", "%%")
     if kind.base is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
@@ -141,6 +163,11 @@ def add_field(
     # The config refuses what is none of the choices, and names the nearest.
     metavar = "NAME" if item.metadata["choices"] else _METAVARS[kind.base]
     group.add_argument(flag, type=_reader(kind), default=default, metavar=metavar, help=text)
+
+
+def with_default(text: str, value: Any) -> str:
+    """The help of a setting, and what it is where nobody gives it."""
+    return f"{text} (default: {'none' if value is None else value})"
 
 
 def _reader(kind: Kind) -> Callable[[str], Any]:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..runtime import distributed
+
+if TYPE_CHECKING:
+    from ..data.distilled import DistilledDataset
 
 
 def print_once(text: object) -> None:
     """Print a result, of several processes by the main one: all have the same."""
     if distributed.group().main:
         print(text)
+
+
+def print_run(result: DistilledDataset) -> None:
+    """Print what a run came to, and where it is."""
+    from ..evaluation import EvaluationReport
+    from ..runs.folder import PAGE, PICTURE
+
+    print_once(EvaluationReport(tuple(result.evaluation)).table())
+    print_once(f"\n{result!r}")
+    if result.folder is not None:
+        print_once(f"page:   {result.folder / PAGE}\nimages: {result.folder / PICTURE}")

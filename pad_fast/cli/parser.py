@@ -10,6 +10,7 @@ from .._version import __version__
 from ..errors import ConfigError, nearest
 from ..settings.families import Program
 from .commands import COMMANDS
+from .defaults import show_defaults
 from .published import translated
 
 PROGRAMS: dict[str, Program] = {"distill": "distill", "experts": "experts", "evaluate": "evaluate"}
@@ -23,9 +24,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         SystemExit: they cannot be understood, or are asked to explain themselves.
     """
     words = list(arguments)
-    if " ".join(words[:2]) in (command.name for command in COMMANDS):
+    if " ".join(words[:2]) in _names():
         words[:2] = [" ".join(words[:2])]
     parser = build_parser()
+    _require_command(parser, words)
+    if words and {"-h", "--help"}.intersection(words[1:]):
+        show_defaults(_parser_of(parser, words[0]), words[1:])
     published: dict[str, Any] = {}
     if words and words[0] in PROGRAMS:
         its_parser = _parser_of(parser, words[0])
@@ -36,10 +40,26 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             its_parser.error(str(error))
     options, unknown = parser.parse_known_args(words)
     options.published = published
+    if getattr(options, "out", None) == "":
+        options.parser.error("--out is empty; name a place to write to")
     if unknown:
         flags = [flag for action in options.parser._actions for flag in action.option_strings]
         options.parser.error(f"unknown argument {unknown[0]!r}.{nearest(unknown[0], flags)}")
     return options
+
+
+def _names() -> list[str]:
+    return [command.name for command in COMMANDS]
+
+
+def _require_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Say which command a mistyped one may be."""
+    named = [word for word in words[:2] if not word.startswith("-")]
+    # Where some commands begin with another one's name, that takes no word but flags.
+    parts = 2 if any(name.startswith(f"{' '.join(named[:1])} ") for name in _names()) else 1
+    command = " ".join(named[:parts])
+    if words and not words[0].startswith("-") and command not in _names():
+        parser.error(f"there is no command {command!r}.{nearest(command, _names())}")
 
 
 def _parser_of(parser: argparse.ArgumentParser, command: str) -> argparse.ArgumentParser:

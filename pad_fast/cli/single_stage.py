@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from ..runtime.progress import Progress
 
 
+UNUSED_ALONE = (
+    "precision",
+    "split",
+    "cache",
+    "checkpoint_every",
+    "layer_loss_every",
+    "validation_every",
+    "validation_networks",
+)
+"""Settings of how a whole run runs that score networks and experts do not use."""
+
+
 @dataclass(frozen=True)
 class StageInputs:
     """Settings and data that every stage begins with."""

@@ -147,7 +147,7 @@ def load_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     resolution: int | None = None,
     download: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> ImageDataset:
     """Get an :class:`ImageDataset` from a name, files, tensors or somebody else's data set; docs/data.md has a table.
 
@@ -195,7 +195,7 @@ def load_dataset(
             train_images=resize(dataset.train_images, resolution),
             test_images=resize(dataset.test_images, resolution),
         )
-    reading = Reading(data_dir, resolution, download, progress or Progress(quiet=True))
+    reading = Reading(data_dir, resolution, download, Progress.of(progress or False))
     return _finish(read(dataset, reading), resolution)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,7 @@ from .arrays import to_bytes
 from .formats import Contents, as_images, ddranking, hub, npz, parquet, pngs
 from .labels import targets_of
 from .loader import Loader
-from .plot import plot
+from .plot import plot, sheet_of
 from .trio import LOOKED_FOR, Trio, find_trio, sets_in
 
 FORMAT = "pad_fast distilled 1"
@@ -41,7 +43,7 @@ class DistilledDataset:
     Attributes:
         images: normalised (whitened) images `[N, C, H, W]` float32: what networks are trained on.
         label_logits: soft labels before the softmax `[N, classes]` float32; None when labels are hard.
-        labels: class each image was made for, int64 `[N]`.
+        labels: class each image was made for, int64 `[N]`. A soft label may have moved to another class, see `moved`.
         lr: the learning rate that was distilled with the images.
         whitening: turns images back into pixels, and test images into what a trained network expects; None when a
             file did not carry it.
@@ -49,6 +51,7 @@ class DistilledDataset:
         history: one row per iteration (iteration, loss, lr, start_epoch, skipped).
         class_names: of the original data set.
         evaluation: accuracy rows, when the run evaluated itself.
+        folder: that it was read from, or that its run wrote it to.
     """
 
     images: Tensor
@@ -60,6 +63,7 @@ class DistilledDataset:
     history: Sequence[Mapping[str, float]] = field(default=())
     class_names: tuple[str, ...] = ()
     evaluation: Sequence[Any] = field(default=())
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         count = self.images.shape[0] if self.images.dim() == 4 else 0
@@ -83,6 +87,40 @@ class DistilledDataset:
         kind = "hard labels" if self.label_logits is None else "soft labels"
         shape = "x".join(str(size) for size in self.images.shape[1:])
         return f"DistilledDataset({len(self.images)} images {shape}, {kind}, lr {self.lr:.4g})"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Image and target of one, or images and targets of several, as :meth:`as_dataset` has them."""
+        targets = self.targets[index]
+        return self.images[index], targets.softmax(-1) if targets.is_floating_point() else targets
+
+    def _repr_html_(self) -> str:
+        """In notebooks: the images by class, and what :meth:`__repr__` says."""
+        silent = self.whitening is None
+        shown = to_bytes(self.images if silent else self.pixels(), stretch=silent)
+        names, sheet = sheet_of(shown, self.labels, self._names, columns=10)
+        address = base64.b64encode(pngs.png_files(sheet.permute(2, 0, 1)[None].float() / 255, "the sheet")[0]).decode()
+        height, moved = 48 * len(names), int(self.moved.sum())
+        note = f"; the soft labels of {moved} have moved to another class" if moved else ""
+        return (
+            f"<figure><img alt='images by class' style='height:{height}px;image-rendering:pixelated' "
+            f"src='data:image/png;base64,{address}'><figcaption>{html.escape(repr(self) + note)}<br>"
+            f"rows: {html.escape(', '.join(names))}</figcaption></figure>"
+        )
+
+    def to(self, device: str | torch.device) -> DistilledDataset:
+        """The same set with images and labels on a device."""
+        logits = None if self.label_logits is None else self.label_logits.to(device)
+        return replace(self, images=self.images.to(device), label_logits=logits, labels=self.labels.to(device))
+
+    @property
+    def moved(self) -> Tensor:
+        """Whether each image's soft label is largest at another class than it was made for, bool `[N]`."""
+        if self.label_logits is None:
+            return torch.zeros_like(self.labels, dtype=torch.bool)
+        return self.label_logits.argmax(-1) != self.labels
 
     @property
     def classes(self) -> int:
@@ -302,8 +340,11 @@ def load(
         UserWarning: labels are probabilities.
     """
     if os.fspath(path).startswith(hub.PREFIX):
-        path = hub.fetched(os.fspath(path))
-    found = _found(Path(path), lr, labels_are, images_are)
+        found = _found(Path(hub.fetched(os.fspath(path))), lr, labels_are, images_are)
+    else:
+        path = Path(path)
+        folder = path if path.is_dir() else path.parent
+        found = replace(_found(path, lr, labels_are, images_are), folder=folder)
     return found if whitening is None else with_whitening(found, whitening)
 
 

@@ -52,6 +52,7 @@ class FolderTree:
     def folders(self, parent: str) -> list[str]:
         try:
             entries = [entry.name for entry in os.scandir(self.root / parent) if entry.is_dir()]
+            entries = [name for name in entries if not self._leads_up(self.root / parent / name)]
             if parent not in ("", "."):  # a link in place of a whole split is what its owner wants
                 for name in entries:
                     self._refuse_link_back(self.root / parent / name)
@@ -62,17 +63,48 @@ class FolderTree:
         return sorted((name for name in entries if not name.startswith(".")), key=natural_key)
 
     def images(self, parent: str) -> list[str]:
-        paths = []
+        paths: list[str] = []
+        others: list[str] = []
+        if "/" not in parent and (self.root / parent).is_symlink():  # a class, where the root holds the classes
+            self._refuse_link_back(self.root / parent)
+        read = {(self.root / parent).resolve()}
         for folder, inside, names in os.walk(self.root / parent, followlinks=True):
-            inside[:] = [name for name in inside if not name.startswith(".")]
-            for name in inside:
-                self._refuse_link_back(Path(folder, name))
+            inside[:] = [name for name in inside if not name.startswith(".") and self._is_new(Path(folder, name), read)]
             relative = Path(folder).relative_to(self.root).as_posix()
             paths += [f"{relative}/{name}" for name in names if _is_image(name)]
+            others += [f"{relative}/{name}" for name in sorted(names) if not _is_image(name) and name[0] != "."]
+        if others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            logger.info(f"{self.describe(others[0])}{more} left out: no image by its name")
         return sorted(paths, key=natural_key)
 
+    def _is_new(self, folder: Path, read: set[Path]) -> bool:
+        """Whether a folder's images are not read already; `read` are folders that are, and gets those behind links."""
+        if not folder.is_symlink():
+            return True
+        if self._leads_up(folder):
+            return False
+        target = folder.resolve()
+        if any(target.is_relative_to(each) for each in read):
+            logger.warning(f"{folder} is a link to {target}, whose images are read once")
+            return False
+        self._refuse_link_back(folder)
+        read.add(target)
+        return True
+
+    @staticmethod
+    def _leads_up(folder: Path) -> bool:
+        """Whether it is a link to a folder that holds it: what is behind it has its place in the tree."""
+        if not folder.is_symlink():
+            return False
+        target = folder.resolve()
+        above = folder.parent.resolve().is_relative_to(target)
+        if above:
+            logger.warning(f"{folder} is a link to {target}, which holds it: it is left out, each image is read once")
+        return above
+
     def _refuse_link_back(self, folder: Path) -> None:
-        """Images behind a link into this very tree would count twice, perhaps as another class, or without end."""
+        """Images behind a link to another part of this very tree would count twice, perhaps as another class."""
         if not folder.is_symlink():
             return
         target, root = folder.resolve(), self.root.resolve()

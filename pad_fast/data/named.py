@@ -59,8 +59,7 @@ def canonical_name(name: str) -> str:
         >>> canonical_name("CIFAR-10"), canonical_name("Tiny")
         ('cifar10', 'tinyimagenet')
     """
-    key = "".join(character for character in name.lower() if character not in "-_ ")
-    key = _ALIASES.get(key, key)
+    key = _plain(name)
     if key not in NAMES:
         raise DatasetError(
             f"data set {name!r} is unknown; known are {', '.join(NAMES)}, imagefolder:PATH, hf:NAME and FILE.npz."
@@ -71,15 +70,22 @@ def canonical_name(name: str) -> str:
 
 def _there(name: str) -> str:
     """What lies, or does not lie, under a name that may have been meant for a path."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return f" To read the folder of that name: imagefolder:{name}."
-    if path.is_file():
+    if os.path.isfile(os.path.expanduser(name)):
         return (
             " The file of that name is of a kind that is not read: save its arrays as images and labels in a .npz "
             "file, or pass them as (images, labels)."
         )
     return " There is no file or folder of that name." if os.sep in name else ""
+
+
+def is_name(name: str) -> bool:
+    """Whether :func:`canonical_name` knows it."""
+    return _plain(name) in NAMES
+
+
+def _plain(name: str) -> str:
+    key = "".join(character for character in name.lower() if character not in "-_ ")
+    return _ALIASES.get(key, key)
 
 
 def load_named(name: str, reading: Reading) -> Splits:

@@ -220,7 +220,7 @@ def fit_zca(
     *,
     eps: float = 0.1,
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> ZCA:
     """Fit ZCA whitening to pixels.
 
@@ -266,7 +266,7 @@ def fit_zca(
     if not bool(torch.isfinite(mean).all()):
         raise InputError("ZCA got training images with NaN or infinite pixels; remove those images.")
     covariance = torch.zeros(size, size, dtype=torch.float64, device=target)
-    progress, chunks = progress or Progress(quiet=True), flat.split(_CHUNK)
+    progress, chunks = Progress.of(progress or False), flat.split(_CHUNK)
     for chunk in progress.track(chunks, "zca: covariance", total=len(chunks), unit="chunk"):
         centred = chunk.to(target, torch.float64) - mean
         covariance.addmm_(centred.T, centred)
@@ -295,7 +295,7 @@ def fit_normalization(
     *,
     device: torch.device | str | None = None,
     caches: Sequence[Path] = (),
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Normalization:
     """The normalisation named `kind` ("zca" or "mean-std") for a data set.
 

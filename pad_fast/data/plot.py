@@ -29,8 +29,23 @@ def plot(images: Tensor, labels: Tensor, class_names: Sequence[str], *, columns:
         ) from error
     if columns < 1:
         raise ConfigError(f"columns is {columns}; it must be at least 1")
+    names, sheet = sheet_of(images, labels, class_names, columns=columns)
+    across, down = sheet.shape[1] // (images.shape[3] + 1), len(names)
+    figure, axes = pyplot.subplots(figsize=(0.8 * across + 1.5, 0.8 * down + 0.3), layout="constrained")
+    axes.imshow(sheet.numpy(), interpolation="nearest")
+    axes.set_yticks([(top + 0.5) * (images.shape[2] + 1) - 1 for top in range(down)], names)
+    axes.set_xticks([])
+    axes.set_frame_on(False)
+    return figure
+
+
+def sheet_of(
+    images: Tensor, labels: Tensor, class_names: Sequence[str], *, columns: int
+) -> tuple[tuple[str, ...], Tensor]:
+    """All rows in one picture `[H, W, 3]` uint8, and their names; arguments as in :func:`plot`."""
     if images.shape[1] not in (1, 3):
         images = images.float().mean(1, keepdim=True).byte()
+    labels = labels.cpu()
     rows = [(labels == label).nonzero().flatten()[:columns] for label in range(len(class_names))]
     named = [(name, row) for name, row in zip(class_names, rows, strict=True) if len(row)]
     height, width = images.shape[2:]
@@ -41,9 +56,4 @@ def plot(images: Tensor, labels: Tensor, class_names: Sequence[str], *, columns:
         for left, index in enumerate(row.tolist()):
             y, x = top * (height + 1), left * (width + 1)
             sheet[y : y + height, x : x + width] = images[index].permute(1, 2, 0)
-    figure, axes = pyplot.subplots(figsize=(0.8 * across + 1.5, 0.8 * len(named) + 0.3), layout="constrained")
-    axes.imshow(sheet.numpy(), interpolation="nearest")
-    axes.set_yticks([(top + 0.5) * (height + 1) - 1 for top in range(len(named))], [name for name, _ in named])
-    axes.set_xticks([])
-    axes.set_frame_on(False)
-    return figure
+    return tuple(name for name, _ in named), sheet

@@ -34,6 +34,29 @@ def spelled(path: os.PathLike[str]) -> str:
     return f"{hugging_face.PREFIX if theirs else IMAGE_FOLDER}{text}"
 
 
+def absolute(dataset: str) -> str:
+    """The words for a data set with the path in them absolute, where there is one."""
+    if _is_path(dataset):
+        dataset = spelled(Path(dataset))
+    if dataset.lower().startswith(IMAGE_FOLDER):
+        return IMAGE_FOLDER + _absolute(dataset[len(IMAGE_FOLDER) :])
+    if dataset.lower().startswith(hugging_face.PREFIX):
+        place = dataset[len(hugging_face.PREFIX) :]
+        path, comma, options = (place, "", "") if Path(place).expanduser().exists() else place.partition(",")
+        there = bool(path) and Path(path).expanduser().exists()
+        return f"{hugging_face.PREFIX}{_absolute(path)}{comma}{options}" if there else dataset
+    return _absolute(dataset) if _is_npz(dataset) else dataset
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def needs_folder(dataset: str) -> bool:
+    """Whether the files of a data set are looked for in the folder of the named sets."""
+    return named.is_name(dataset) and named.canonical_name(dataset) != "digits"
+
+
 def _is_named_for(prefix: str) -> Callable[[Any], bool]:
     return lambda source: isinstance(source, str) and source.lower().startswith(prefix)
 
@@ -45,7 +68,10 @@ def _is_npz(source: Any) -> bool:
 def _is_path(source: Any) -> bool:
     return isinstance(source, os.PathLike) or (
         isinstance(source, str)
-        and (source.lower().endswith(hugging_face.PARQUET) or (os.sep in source and Path(source).expanduser().is_dir()))
+        and (
+            source.lower().endswith(hugging_face.PARQUET)
+            or ((os.sep in source or not named.is_name(source)) and os.path.isdir(os.path.expanduser(source)))
+        )
     )
 
 

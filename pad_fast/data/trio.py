@@ -23,6 +23,8 @@ _AVERAGED = "ema_"
 _IMAGES = re.compile(rf"({_AVERAGED})?images_(.+)\.pt")
 _PIXELS = re.compile(r"images_zca_(.+)\.pt")
 _WHAT = "distilled set"
+BEST_FILES = tuple(f"{part}_{BEST}.pt" for part in _PARTS)
+"""What :meth:`Trio.write` writes for the best images."""
 
 logger = logging.getLogger("pad_fast")
 

@@ -82,7 +82,10 @@ def read_history(path: Path, iterations: int) -> list[dict[str, float]]:
     """
     rows = read_metrics(path, [])
     if len(rows) < iterations:
-        raise StoreError(f"{path} has {len(rows)} rows, but the checkpoint was taken after {iterations} iterations")
+        raise StoreError(
+            f"{path} has {len(rows)} rows, but the checkpoint was taken after {iterations} iterations; "
+            "begin anew with overwrite=True (--overwrite)"
+        )
     return list(rows[:iterations])
 
 

@@ -100,6 +100,8 @@ def run(
                         checkpointed(state)
 
         try:
+            if not config.back_off:
+                _require_progress(state, config, history)
             for count in pending:
                 advance(count + 1)
             while begun:  # of which one may go wrong, and be followed by others
@@ -130,7 +132,8 @@ def run(
 
 
 def _require_progress(state: State, config: Config, history: Sequence[Mapping[str, float]]) -> None:
-    if state.iteration == PATIENCE == state.skipped and config.threshold is not None:
+    # A run that was stopped here is stopped again when it is repeated, which goes on from its checkpoint.
+    if PATIENCE <= state.iteration == state.skipped and config.threshold is not None:
         typical = sorted(row["loss"] for row in history)[len(history) // 2]
         raise DistillationStopped(
             f"all of the first {PATIENCE} iterations were skipped: the matching loss (median {typical:.3g}) is above "

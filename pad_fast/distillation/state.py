@@ -178,8 +178,8 @@ class State:
             tensors = {name: value.to(device) for name, value in stored.items()}
             if described["key"] != key:
                 raise StoreError(
-                    f"{path} belongs to a run with other settings or other experts; resume with the same settings, "
-                    "or start afresh in another folder"
+                    f"{path} belongs to a run with other settings, other experts or another version of torch; "
+                    "go on with the same ones, begin anew with overwrite=True (--overwrite), or in another folder"
                 )
             watch = described.get("watch")
             return cls(

@@ -54,7 +54,7 @@ def evaluate(
     device: str = "auto",
     backend: str = "auto",
     data_dir: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> EvaluationReport:
     """Train fresh networks on a distilled set and test them on real images.
 
@@ -102,7 +102,7 @@ def evaluate(
     if robust and (others or first_recipe != OURS):
         raise ConfigError("robust scores are defined with our recipe; leave out recipe= (--recipe), or robust=")
     settings = EvaluationSettings(
-        models=tuple(model_name(model) for model in (models if isinstance(models, Sequence) else [models])),
+        models=tuple(model_name(model) for model in _each(models)),
         repeats=repeats,
         epochs=epochs,
         full_epochs=full_epochs,
@@ -117,7 +117,7 @@ def evaluate(
         robust=robust,
         seed=seed,
     )
-    progress = progress or Progress()
+    progress = Progress.of(progress)
     sets = _by_name(distilled, lr)
     first = next(iter(sets.values()))
     # At the size that the set was distilled at, where that was not the data's own.
@@ -154,6 +154,10 @@ def evaluate(
     rows = _taught(rows, comparison)
     jobs = _jobs(comparison, rows, specs, trial)
     return comparison.report(jobs, trial.outcomes(jobs))
+
+
+def _each(models: str | Maker | Sequence[str | Maker]) -> Sequence[str | Maker]:
+    return models if isinstance(models, Sequence) and not isinstance(models, str) else [models]
 
 
 def _named(rows: Sequence[TrainingSet], recipe: str) -> list[TrainingSet]:

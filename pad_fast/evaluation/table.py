@@ -21,6 +21,17 @@ def mean_std(values: Sequence[float]) -> tuple[float, float]:
     return mean, statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def mean_text(values: Sequence[float], digits: int = 1, sign: str = "+-") -> str:
+    """Mean and standard deviation in words; a single value has no deviation.
+
+    Example:
+        >>> mean_text([61.0, 63.0]), mean_text([61.0])
+        ('62.0 +- 1.4', '61.0')
+    """
+    mean, std = mean_std(values)
+    return f"{mean:.{digits}f}" + (f" {sign} {std:.{digits}f}" if len(values) > 1 else "")
+
+
 def numbers(values: Iterable[float | str]) -> tuple[float, ...]:
     """At least one number.
 
@@ -159,24 +170,27 @@ class EvaluationReport:
         """The rows as aligned text, the scores below them."""
         width = max([len(row.name) for row in self.rows] + [8])
         model = max([len(row.model) for row in self.rows] + [7])
+        numbers_width = max([len(mean_text(row.accuracies)) for row in self.rows] + [5])
         heading = "test accuracy, %"
         # Where classes have as many test images each, the balanced accuracy is the same.
         uneven = any(abs(mean_std(row.balanced)[0] - row.mean) > 1e-6 for row in self.rows if row.balanced)
         heading += "  balanced" * uneven + "  AUC" * any(row.auc for row in self.rows)
         lines = [f"{'trained on':<{width}}  {'network':<{model}}  {heading}"]
         for row in self.rows:
-            value = f"{row.mean:5.1f} +- {row.std:.1f}"
+            value = f"{mean_text(row.accuracies):>{numbers_width}}"
             if uneven and row.balanced:
                 value += f"  {mean_std(row.balanced)[0]:5.1f}"
             if row.auc:
                 value += f"  {mean_std(row.auc)[0]:.3f}"
-            lines.append(f"{row.name:<{width}}  {row.model:<{model}}  {value}  ({row.networks} networks)")
+            lines.append(f"{row.name:<{width}}  {row.model:<{model}}  {value}  ({_networks(row.accuracies)})")
         for score in self.scores:
-            value = f"{score.name} {score.mean:.3f} +- {score.std:.3f}"
-            lines.append(
-                f"{score.trained_on:<{width}}  {score.model:<{model}}  {value}  ({len(score.values)} networks)"
-            )
+            value = f"{score.name} {mean_text(score.values, 3)}"
+            lines.append(f"{score.trained_on:<{width}}  {score.model:<{model}}  {value}  ({_networks(score.values)})")
         return "\n".join(lines)
+
+
+def _networks(values: Sequence[float]) -> str:
+    return f"{len(values)} network{'s' * (len(values) > 1)}"
 
 
 def _row(stored: Mapping[str, Any]) -> AccuracyRow:

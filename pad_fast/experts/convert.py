@@ -24,7 +24,7 @@ def convert_experts(
     replay: bool = False,
     keep: str = "all",
     storage: str = "float32",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> ExpertStore:
     """Write the experts of a store, or of a folder of `replay_buffer_*.pt`, in another form.
 
@@ -43,7 +43,7 @@ def convert_experts(
         StoreError: the source is damaged, or the destination cannot be written.
     """
     opened = ExpertStore.open(source)
-    target, progress = Path(destination), progress or Progress()
+    target, progress = Path(destination), Progress.of(progress)
     if replay:
         files.require_writable(target)
         opened.require_snapshots(range(opened.epochs + 1))

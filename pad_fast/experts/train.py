@@ -57,7 +57,7 @@ def train_experts(
     device: str = "auto",
     backend: str = "auto",
     data_dir: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> ExpertStore:
     """Train networks on the real data and store their weights after every epoch (MTT, PAD's FIEx).
 
@@ -115,7 +115,7 @@ def train_experts(
     )
     require_at_least(1, experts=experts)
     require_at_least(0, workers=workers)
-    progress = progress or Progress()
+    progress = Progress.of(progress)
     data = load_dataset(dataset, data_dir=data_dir, progress=progress)
     order = recipe.images(data, difficulty)
     where = resolve_device(device)

@@ -106,6 +106,14 @@ def network_names() -> tuple[str, ...]:
     return ("ConvNet", *depths, *widths, *(f"ConvNet{suffix}" for suffix in _SUFFIXES), *_FAMILIES)
 
 
+def known_networks() -> str:
+    """Every name that :func:`network` takes, as a phrase."""
+    return (
+        f"ConvNet with any of D<depth> W<width> {' '.join(_SUFFIXES)}, {', '.join(_FAMILIES)}, and torchvision:NAME, "
+        "timm:NAME, python:MODULE:NAME"
+    )
+
+
 def _lookup(name: str) -> tuple[Callable[..., ImageNetwork], dict[str, Any]]:
     text = str(name)
     if text in _FAMILIES:
@@ -140,8 +148,4 @@ def _plain(value: Any) -> Any:
 
 
 def _unknown(name: object) -> str:
-    return (
-        f"unknown network {name!r}.{nearest(str(name), network_names())} Known: ConvNet with any of "
-        f"D<depth> W<width> {' '.join(_SUFFIXES)}, {', '.join(_FAMILIES)}, and torchvision:NAME, timm:NAME, "
-        "python:MODULE:NAME"
-    )
+    return f"unknown network {name!r}.{nearest(str(name), network_names())} Known: {known_networks()}"

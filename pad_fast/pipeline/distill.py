@@ -14,6 +14,7 @@ from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
 from ..settings.config import Config
 from ..settings.resolve import UNSET, Unset, make_settings
+from .checks import place_of, require_folder_name, with_places
 from .pipeline import Pipeline
 
 
@@ -33,13 +34,14 @@ def distill(
     resume: bool = False,
     overwrite: bool = False,
     log: str | Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **overrides: Any,
 ) -> DistilledDataset:
     """Distil a data set into `ipc` synthetic images per class.
 
     Runs difficulty scoring, expert training, distillation and evaluation, keeps every stage in `out`, and reuses a
-    stage whose settings have not changed. Same seed and machine: same files.
+    stage whose settings have not changed. Same seed and machine: same files. A call that was killed is continued by
+    repeating it, or by :func:`resume`, which needs nothing but the folder.
 
     A setting that is given beats `config`, which beats `preset`, which beats the default; `UNSET` is not given.
 
@@ -57,9 +59,11 @@ def distill(
         device: "auto" (the default), "cpu", "cuda" or "cuda:N".
         backend: engine, see `pad_fast.engines.backends()`; "auto" by default.
         seed: of everything random; 0 by default.
-        resume: continue from the checkpoint in `out`; ends with the result of an undisturbed run.
-        overwrite: allow `out` to hold a run with other settings, whose results are replaced.
+        resume: the run in `out` may be continued for more iterations than it was begun with; ends with the result of an
+            undisturbed run. With the same settings it is continued anyway.
+        overwrite: allow `out` to hold a run with other settings, whose results are replaced; its iterations begin anew.
         log: "tensorboard" or "wandb", or both: send the numbers there as well, through their own packages.
+        progress: False for none.
         **overrides: any field of :class:`Config`, or a key of the reference's YAML files.
 
     Returns:
@@ -79,7 +83,8 @@ def distill(
         >>> result.images.shape
         torch.Size([10, 1, 8, 8])
     """
-    progress = progress or Progress()
+    progress = Progress.of(progress)
+    require_folder_name(out)
     trackers = (log,) if isinstance(log, str) else tuple(log)
     require_trackers(trackers)
     if isinstance(dataset, os.PathLike):
@@ -102,11 +107,24 @@ def distill(
     for note in settings.notes:
         progress.say(note)
     run_config = settings.config
-    where = resolve_device(settings.device)
-    if out is None:
-        out = Path("runs") / f"{_label(run_config.dataset)}-ipc{run_config.ipc}-{run_config.method}"
-    pipeline = Pipeline(run_config, Path(out), where, progress, resume=resume, overwrite=overwrite, log=trackers)
+    folder = Path(out) if out is not None else default_folder(run_config)
+    run_config = with_places(run_config)
+    pipeline = Pipeline(
+        run_config,
+        folder,
+        resolve_device(settings.device),
+        progress,
+        resume=resume,
+        overwrite=overwrite,
+        log=trackers,
+        place=place_of(settings, named=named),
+    )
     return pipeline.run(run_config.dataset if named else dataset, settings.data_dir, download=download)
+
+
+def default_folder(config: Config) -> Path:
+    """The folder of a run that is given none."""
+    return Path("runs") / f"{_label(config.dataset)}-ipc{config.ipc}-{config.method}"
 
 
 def _label(dataset: str) -> str:

@@ -2,6 +2,7 @@
 
 RUN/
   config.yaml                    the settings, readable by --config
+  place.json                     folder of the data and device, where they were given or needed, for pad-fast resume
   cache/scores-<key>.safetensors difficulty, keyed by everything it depends on
   cache/experts-<key>/           expert store, likewise
   preview.safetensors            what the report shows of the real data
@@ -26,6 +27,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,7 +50,7 @@ from ..runtime.rng import derive_seed
 from ..scoring.difficulty import Difficulty
 from ..settings.config import Config
 from .cached import distillation_key, experts_folder, given_experts, given_order, key_of, scores_path
-from .checks import as_recorded, claim, require_usable
+from .checks import as_recorded, claim, require_no_stranger, require_same_run, require_usable
 from .configured import (
     configured_data,
     evaluate_as_configured,
@@ -76,9 +78,10 @@ class Pipeline:
         overwrite: bool,
         log: Sequence[str] = (),
         cache: Path | None = None,
+        place: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.config, self.out, self.device, self.progress = config, out, device, progress
-        self.resume, self.overwrite = resume, overwrite
+        self.resume, self.overwrite, self.place = resume, overwrite, place
         self.log, self.stages = tuple(log), StageLog(out, device)
         self._open: Sequence[Tracker] | None = None
         # Stages that several runs share, perhaps in several processes at a time.
@@ -91,6 +94,7 @@ class Pipeline:
 
     def run(self, dataset: Any, data_dir: str | os.PathLike[str] | None, *, download: bool = False) -> DistilledDataset:
         """All stages; returns the evaluated result."""
+        require_no_stranger(self.out)
         with ExitStack() as held:
             held.callback(self._close_trackers)
             with self.stages.stage("data"):
@@ -100,8 +104,11 @@ class Pipeline:
                 config = self.config = as_recorded(self.config, data, self.out)
                 self.require_usable(data)
                 distributed.group().require_shared(files.require_writable(self.out))
+                same = partial(require_same_run, config, data, self.out, resume=self.resume, overwrite=self.overwrite)
+                same()
                 held.enter_context(self._writing())
-                claim(config, data, self.out, resume=self.resume, overwrite=self.overwrite)
+                same(alone=True)  # the process that was waited for may have begun another one
+                claim(config, data, self.out, self.place)
                 kind = "zca" if config.zca else "mean-std"
                 normalization = fit_normalization(
                     data, kind, caches=normalization_caches(self.out), progress=self.progress
@@ -129,7 +136,7 @@ class Pipeline:
             distilled = self._distill(data, validation, normalization, store, difficulty)
         with self.stages.stage("evaluate"):
             report = self._evaluate(distilled, data, difficulty)
-        distilled = replace(distilled, evaluation=report.rows)
+        distilled = replace(distilled, evaluation=report.rows, folder=self.out)
         self._note_convolutions()
         self.stages.finish()
         self._present()
@@ -262,19 +269,26 @@ class Pipeline:
             return load(done)
         except StoreError as error:
             self.progress.say(f"distill: {error}; the checkpoint has the same state, and writes it again")
-            self.resume = True
             return None
 
     def _start(self, work: Distillation) -> State:
         """The state to go on from: the checkpoint's, or the first."""
-        if self.resume and work.checkpoint.exists():
-            state = work.resume()
-            self.progress.say(f"distill: resuming after iteration {state.iteration}")
-            self.stages.resumed()
-            return state
-        if self.resume:
-            self.progress.say(f"distill: no checkpoint in {self.out} yet, starting at iteration 0")
-        return work.begin()
+        if not work.checkpoint.exists():
+            if self.resume:
+                self.progress.say(f"distill: no checkpoint in {self.out} yet, starting at iteration 0")
+            return work.begin()
+        try:
+            state = None if self.overwrite and not self.resume else work.resume()
+        except StoreError:
+            if not self.overwrite:
+                raise
+            state = None
+        if state is None:
+            self.progress.say(f"distill: starting at iteration 0, and replacing the checkpoint in {self.out}")
+            return work.begin()
+        self.progress.say(f"distill: resuming after iteration {state.iteration}")
+        self.stages.resumed()
+        return state
 
     def _best(self, iterates: Path, last: DistilledDataset, validation: ImageDataset) -> DistilledDataset:
         """The iterate whose networks are best on the validation images, which nothing else has seen."""

@@ -31,8 +31,9 @@ from ..runtime.device import resolve_device
 from ..runtime.progress import Progress
 from ..settings.choices import MASKS, PRUNES
 from ..settings.config import Config, completed
+from ..settings.presets import SWEPT
 from ..settings.resolve import UNSET, Settings, Unset, make_settings, override
-from .checks import as_recorded
+from .checks import as_recorded, place_of, require_folder_name, with_places
 from .configured import configured_data
 from .pipeline import Pipeline
 
@@ -109,7 +110,7 @@ def sweep(
     device: str | Unset = UNSET,
     overwrite: bool = False,
     part: tuple[int, int] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **overrides: Any,
 ) -> SweepResult | None:
     """Run `distill` for every combination of what is pruned, what is masked and which seed.
@@ -135,7 +136,8 @@ def sweep(
     Raises:
         InputError: settings that cannot be used, before any work.
     """
-    progress = progress or Progress()
+    progress = Progress.of(progress)
+    require_folder_name(out)
     out = Path(out)
     settings = make_settings(
         preset_name=preset,
@@ -143,8 +145,7 @@ def sweep(
         overrides={"dataset": dataset, **overrides},
         data_dir=data_dir,
         device=device,
-        # Baselines are the same in every cell, and their cost many times a cell's.
-        defaults={"eval_baselines": False},
+        defaults=SWEPT,
     )
     for note in settings.notes:
         progress.say(note)
@@ -161,7 +162,7 @@ def sweep(
         download=download,
         progress=progress,
     )
-    config = settings.config
+    config = with_places(settings.config)
     for folder in runs_in(out)[:1]:
         config = as_recorded(config, configured_data(config, data, None)[0], folder)
     configs = {cell: cell.config(config) for cell in cells}
@@ -169,7 +170,14 @@ def sweep(
     for cell in cells:
         folder = out / RUNS / cell.name
         pipelines[cell] = Pipeline(
-            configs[cell], folder, where, progress, resume=True, overwrite=overwrite, cache=out / CACHE
+            configs[cell],
+            folder,
+            where,
+            progress,
+            resume=True,
+            overwrite=overwrite,
+            cache=out / CACHE,
+            place=place_of(settings, named=True),
         )
         pipelines[cell].require_usable(data)  # every cell, before the first of them runs
     for cell in _share(cells, config.uses_experts, index, count):
@@ -192,6 +200,13 @@ def sweep(
     files.write_text(out / "sweep.md", result.table() + "\n")
     files.write_text(out / PAGE, result.page())
     return result
+
+
+def shared_cache(run: Path) -> Path | None:
+    """The cache that a run of a sweep shares with the others; None of a run of its own."""
+    run = run.absolute()
+    cache = run.parent.parent / CACHE
+    return cache if run.parent.name == RUNS and run.name.startswith("prune-") and cache.is_dir() else None
 
 
 def _axes(

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from markupsafe import Markup
 
 from ..evaluation import AccuracyRow, RobustScore
+from ..evaluation.table import mean_text
 from .html.charts import accuracy_axis, accuracy_dot, accuracy_span
 from .html.page import hint, section, table
 from .html.render import part
@@ -78,15 +79,7 @@ def robust_section(scores: Sequence[RobustScore]) -> Markup:
     """The table of LRS and ARS; nothing without them."""
     if not scores:
         return Markup()
-    rows = [
-        [
-            score.name,
-            score.trained_on,
-            score.model,
-            f"{score.mean:.3f}" + f" ± {score.std:.3f}" * (len(score.values) > 1),
-        ]
-        for score in scores
-    ]
+    rows = [[score.name, score.trained_on, score.model, mean_text(score.values, 3, "±")] for score in scores]
     words = "Of DD-Ranking, computed from our networks: label-robust (LRS) and augmentation-robust (ARS), at most 1."
     body = table(["Score", "Trained on", "Network", "Value"], rows, numbers=(3,))
     return section("Robust scores", body + hint(words), name="robust")

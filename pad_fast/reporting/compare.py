@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from ..errors import ConfigError
 from ..evaluation import AccuracyRow
-from ..runs.folder import PAGE, RunFolder, is_run, read_run, runs_in
+from ..runs.folder import RunFolder, is_run, read_run, runs_in
 from ..runtime import files
 from ..settings.config import completed
 from .accuracy_section import accuracy_cell, accuracy_section
@@ -24,6 +24,7 @@ from .html.render import part
 from .names import data_name
 from .numbers import column, duration, late_median, loss_label, own_rows
 from .pictures import class_names, drawable
+from .present import page_of
 from .report import STAGES
 
 _SERIES = 8  # as many colours as can be told apart
@@ -317,13 +318,13 @@ def comparison_of(runs: Sequence[RunFolder]) -> Comparison:
     return Comparison(tuple(runs), tuple(labels), different)
 
 
-def present_runs(folder: Path) -> Path:
-    """Write `folder/report.html`, the comparison of the runs in `folder`.
+def present_runs(folder: Path, out: Path | None = None) -> Path:
+    """Write `report.html`, the comparison of the runs in `folder`; `out` as for :func:`.present.present`.
 
     Raises:
         ConfigError: fewer than two runs.
     """
-    return files.write_text(folder / PAGE, compare([folder]).page())
+    return files.write_text(page_of(folder, out), compare([folder]).page())
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -20,6 +20,7 @@ from ..data.arrays import to_bytes
 _PAPER = (255, 255, 255)
 _INK = (32, 33, 36)
 _FAINT = (105, 110, 118)
+_FRAME = (214, 96, 0)
 _MARGIN = 20
 _GAP = 4  # between the images of a row, and between rows
 _ASPECT = 1.3  # width over height the blocks of rows are arranged to come close to
@@ -37,6 +38,7 @@ def image_grid(
     max_classes: int = 100,
     title: str | None = None,
     stretch: bool = False,
+    favoured: Tensor | None = None,
 ) -> Image.Image:
     """Draw images in rows by class, each row labelled with its class name.
 
@@ -58,6 +60,8 @@ def image_grid(
         title: a line above the grid.
         stretch: map each image's 1st to 99th percentile to [0, 1], for images that are not in [0, 1]
             (whitened ones, say); the clamp of the default keeps images comparable.
+        favoured: class that each image's soft label is largest at, int64 [N]: where it is another than its label's, the
+            image has a frame, and a line says what frames mean.
 
     Returns:
         An RGB `PIL.Image.Image` on white.
@@ -81,10 +85,15 @@ def image_grid(
     shown = [index for row in rows for index in row.shown]
     images = dict(zip(shown, _enlarged(gray_unless_rgb(to_bytes(pixels[shown], stretch=stretch)), cell), strict=True))
     layout = _arrange(rows, *images[shown[0]].shape[:2])
-    sheet_notes = f"+{classes_left} more classes" if classes_left else ""
+    framed = set() if favoured is None else {index for index in shown if favoured[index] != labels[index]}
+    remarks = [f"+{classes_left} more classes"] if classes_left else []
+    if framed:
+        remarks.append(f"framed ({len(framed)}): the soft label has moved to another class")
+    sheet_notes = "; ".join(remarks)
     top = _MARGIN + (_TITLE + 16 if title else 0)
     height = top + layout.height + (_TEXT + 14 if sheet_notes else 0) + _MARGIN
-    width = max(layout.width, math.ceil(_measure(title or "", _TITLE))) + 2 * _MARGIN
+    texts = _measure(title or "", _TITLE), _measure(sheet_notes if framed else "", _TEXT)
+    width = max(layout.width, *map(math.ceil, texts)) + 2 * _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
@@ -92,7 +101,7 @@ def image_grid(
     for number, row in enumerate(rows):
         left = _MARGIN + (number // layout.rows_per_block) * (layout.block_width + layout.block_gap)
         y = top + (number % layout.rows_per_block) * (layout.cell_height + _GAP)
-        _draw_row(sheet, draw, row, images, layout, left, y)
+        _draw_row(sheet, draw, row, images, framed, layout, left, y)
     if sheet_notes:
         y = top + layout.height + 14 + _TEXT // 2
         draw.text((_MARGIN, y), sheet_notes, fill=_FAINT, font=_font(_TEXT), anchor="lm")
@@ -218,12 +227,22 @@ def _arrange(rows: list[_Row], cell_height: int, cell_width: int) -> _Layout:
 
 
 def _draw_row(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, row: _Row, images: dict[int, Tensor], layout: _Layout, x: int, y: int
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    row: _Row,
+    images: dict[int, Tensor],
+    framed: set[int],
+    layout: _Layout,
+    x: int,
+    y: int,
 ) -> None:
     middle = y + layout.cell_height // 2
     draw.text((x + layout.label_width - 10, middle), row.label, fill=_INK, font=_font(_TEXT), anchor="rm")
     x += layout.label_width
     for index in row.shown:
+        if index in framed:  # in the gap, so that no pixel of the image is hidden
+            corners = (x - _GAP + 1, y - _GAP + 1, x + layout.cell_width + _GAP - 2, y + layout.cell_height + _GAP - 2)
+            draw.rectangle(corners, fill=_FRAME)
         sheet.paste(_picture(images[index]), (x, y))
         x += layout.cell_width + _GAP
     if row.note:

@@ -36,8 +36,8 @@ def picture_rows(distilled: DistilledDataset, film: Film | None = None) -> tuple
             bars: tuple[tuple[str, float], ...] = ()
             moved = ""
             if probabilities is not None:
-                bars, winner = soft_label(probabilities[index], names), int(probabilities[index].argmax())
-                moved = "" if winner == label else names[winner]
+                bars = soft_label(probabilities[index], names)
+                moved = names[int(probabilities[index].argmax())] if distilled.moved[index] else ""
             pictures.append(Picture(single_png(image), title, bars, "" if bars else "hard label", moved=moved))
             if index in starts:
                 before.append(Picture(single_png(starts[index]), f"{title}, at the start"))

@@ -45,20 +45,24 @@ REFRESH = 5
 _FILES = (DESCRIPTION, METRICS, CHECKPOINT, DISTILLED, VALIDATION, EVALUATION, TIMING)
 
 
-def present(folder: Path) -> Path:
+def present(folder: Path, out: Path | None = None) -> Path:
     """Write `images.png` (where there are images) and `report.html` of a run; returns the page's path.
 
     The run need not have finished.
 
+    Args:
+        out: another folder to write to, or the page's file (.html), which the picture is put beside.
+
     Raises:
-        StoreError: the folder holds no run.
+        StoreError: the folder holds no run, or cannot be written to.
     """
-    return _present(read_run(folder), refresh=None)
+    return _present(read_run(folder), page_of(folder, out), refresh=None)
 
 
 def watch(
     folder: Path,
     *,
+    out: Path | None = None,
     every: float = 2.0,
     wait: Callable[[float], None] | None = None,
     say: Callable[[str], None] = lambda message: None,
@@ -69,6 +73,7 @@ def watch(
 
     Args:
         folder: of the run, which may be about to begin.
+        out: as for :func:`present`.
         every: seconds between looks.
         wait: waits that long; `time.sleep` when None.
         say: is told what happens.
@@ -88,14 +93,14 @@ def watch(
             now = _signature(folder)
             if now != seen:
                 run = read_run(folder)
-                path = _present(run, refresh=None if run.ended else REFRESH)
+                path = _present(run, page_of(folder, out), refresh=None if run.ended else REFRESH)
                 if seen is None:
                     say(f"watching {folder}: {path}")
                 seen = now
                 if run.ended and not run.finished:
                     raise DistillationStopped(
-                        f"the run in {folder} was killed or has failed; {path} shows how far it got, and the same "
-                        "command with --resume continues it"
+                        f"the run in {folder} was killed or has failed; {path} shows how far it got, and "
+                        f"`pad-fast resume {folder}` continues it"
                     )
                 if run.ended:
                     say("the run has finished")
@@ -103,7 +108,7 @@ def watch(
             pause(every)
     except KeyboardInterrupt:
         say("stopped watching")
-        return present(folder)
+        return present(folder, out)
 
 
 def report_data(run: RunFolder) -> ReportData:
@@ -152,13 +157,26 @@ def title_of(settings: Mapping[str, Any]) -> str:
     return f"{method} on {data_name(settings.get('dataset', 'unknown data'))}, {images} per class"
 
 
-def _present(run: RunFolder, *, refresh: int | None) -> Path:
+def page_of(folder: Path, out: Path | None) -> Path:
+    """The file of the page; arguments as for :func:`present`."""
+    if out is None:
+        return folder / PAGE
+    return out if out.suffix.lower() in (".html", ".htm") else out / PAGE
+
+
+def _present(run: RunFolder, page: Path, *, refresh: int | None) -> Path:
     distilled = run.distilled
     if distilled is not None:
         pixels = distilled.images if distilled.whitening is None else distilled.pixels()
-        drawn = image_grid(pixels, distilled.labels, class_names(distilled), stretch=distilled.whitening is None)
-        files.write_bytes(run.path / PICTURE, png_bytes(drawn))
-    return files.write_text(run.path / PAGE, render_report(report_data(run), refresh=refresh))
+        drawn = image_grid(
+            pixels,
+            distilled.labels,
+            class_names(distilled),
+            stretch=distilled.whitening is None,
+            favoured=None if distilled.label_logits is None else distilled.label_logits.argmax(-1),
+        )
+        files.write_bytes(page.parent / PICTURE, png_bytes(drawn))
+    return files.write_text(page, render_report(report_data(run), refresh=refresh))
 
 
 def _difficulty(settings: Mapping[str, Any], preview: Preview | None) -> DifficultyView | None:

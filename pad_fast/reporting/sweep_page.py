@@ -8,7 +8,7 @@ from itertools import product
 
 from markupsafe import Markup
 
-from ..evaluation.table import AccuracyRow, mean_std
+from ..evaluation.table import AccuracyRow, mean_std, mean_text
 from ..settings.choices import PRUNES
 from .accuracy_section import accuracy_section
 from .html.charts import Line, line_chart
@@ -119,8 +119,8 @@ class SweepResult:
         prunes, masks = self.axes()
         rows = [["pruned \\ masked", *(" ".join(words(mask)) for mask in masks)]]
         for prune in prunes:
-            cells = [self.accuracies[prune, mask] for mask in masks]
-            rows.append([" ".join(words(prune)), *map(_mean, cells)])
+            cells = [mean_text(self.accuracies[prune, mask], sign="±") for mask in masks]
+            rows.append([" ".join(words(prune)), *cells])
         return rows
 
     def _lines(self, kinds: Sequence[str], flip: bool) -> list[Line]:
@@ -138,12 +138,6 @@ class SweepResult:
             style = f"series c{len(lines) % _COLOURS}"
             lines.append(Line([x for x, _ in points], [m for m, _ in found], label, style, [s for _, s in found]))
         return lines
-
-
-def _mean(accuracies: Sequence[float]) -> str:
-    """With a standard deviation where there are several."""
-    mean, spread = mean_std(accuracies)
-    return f"{mean:.1f} ± {spread:.1f}" if len(accuracies) > 1 else f"{mean:.1f}"
 
 
 def words(setting: Setting) -> tuple[str, ...]:

@@ -9,10 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..data.named import NAMES
+from ..data.named import canonical_name, is_name
 from ..errors import ConfigError
 from ..settings.command import command_of
-from ..settings.yaml_files import plain_name
 from .html.page import code, hint, section
 
 _LINE = 80  # characters after which a command goes on in the next line
@@ -49,7 +48,7 @@ def use_section(shape: SetShape | None, settings: Mapping[str, Any]) -> Markup:
     made = _command(settings)
     if made is not None:
         body += code(f"Make it again: seed {settings.get('seed')}", made)
-        if plain_name(settings["dataset"]) in NAMES[1:]:
+        if is_name(settings["dataset"]) and canonical_name(settings["dataset"]) != "digits":
             words += " With --data-dir DIR for the folder that the data are in."
         words += " The versions are below."
     return section("Use this set", body + hint(words), name="use")
@@ -58,7 +57,7 @@ def use_section(shape: SetShape | None, settings: Mapping[str, Any]) -> Markup:
 def _command(settings: Mapping[str, Any]) -> str | None:
     """None where the command line cannot name the data, or settings are another version's."""
     dataset = str(settings.get("dataset", ""))
-    if plain_name(dataset) not in NAMES and not (":" in dataset or "/" in dataset or dataset.endswith(".npz")):
+    if not is_name(dataset) and not (":" in dataset or "/" in dataset or dataset.endswith(".npz")):
         return None
     try:
         words = [*command_of(settings), "--out", "AGAIN"]

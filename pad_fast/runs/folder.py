@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.distilled import DISTILLED, DistilledDataset, load
+from ..data.trio import BEST_FILES
 from ..distillation.metrics import METRICS, read_metrics
 from ..distillation.state import CHECKPOINT, read_checkpoint
 from ..errors import StoreError
@@ -39,15 +40,18 @@ __all__ = [
     "METRICS",
     "PAGE",
     "PICTURE",
+    "PLACE",
     "PREVIEW",
     "RUNS",
     "TIMING",
     "VALIDATION",
     "RunFolder",
+    "evaluation_of",
     "is_run",
     "is_running",
     "read_description",
     "read_run",
+    "require_run",
     "runs_in",
     "write_validation",
 ]
@@ -58,6 +62,8 @@ EVALUATION = "evaluation.json"
 CONVOLUTIONS = "convolutions.json"
 """The routes of convolutions that were chosen by measurement on the run's card; only where there were any."""
 VALIDATION = "validation.json"
+PLACE = "place.json"
+"""The folder of the named data sets and the device that were given, for :func:`pad_fast.resume`."""
 PICTURE = "images.png"
 PAGE = "report.html"
 LOCK = "run.lock"
@@ -74,6 +80,25 @@ EVALUATION_CACHE = "evaluation"
 RUNS = "runs"
 """Folder of a sweep's runs."""
 
+
+WRITTEN = (
+    CONFIG,
+    DISTILLED,
+    *BEST_FILES,
+    CHECKPOINT,
+    METRICS,
+    EVALUATION,
+    VALIDATION,
+    PICTURE,
+    PAGE,
+    PREVIEW,
+    FILM,
+    TIMING,
+    CONVOLUTIONS,
+    PLACE,
+    LAST,
+)
+"""What a run writes beside its description, and may write over."""
 
 _OTHER_EVALUATIONS = "evaluation-*.json"
 
@@ -131,6 +156,19 @@ def is_run(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file() or (folder / DISTILLED).is_file()
 
 
+def require_run(folder: Path) -> None:
+    """Refuse a folder in which no run has begun.
+
+    Raises:
+        StoreError: it is none, or there is no folder.
+    """
+    if not is_run(folder):
+        found = "no run of pad_fast" if folder.is_dir() else "no folder"
+        raise StoreError(
+            f"{folder}: there is {found} ({DESCRIPTION} is missing); name the folder that `pad-fast distill` wrote"
+        )
+
+
 def is_running(folder: Path) -> bool | None:
     """Whether a process works on the run in `folder`; None where that cannot be told."""
     return locks.is_locked(folder / LOCK)
@@ -172,11 +210,7 @@ def read_run(folder: Path) -> RunFolder:
     Raises:
         StoreError: the folder holds no run of pad_fast, or its description is damaged.
     """
-    if not is_run(folder):
-        found = "no run of pad_fast" if folder.is_dir() else "no folder"
-        raise StoreError(
-            f"{folder}: there is {found} ({DESCRIPTION} is missing); name the folder that `pad-fast distill` wrote"
-        )
+    require_run(folder)
     # Asked first: a run that ends meanwhile has then finished, not stopped.
     running = is_running(folder)
     notes: list[str] = []
@@ -232,6 +266,19 @@ def read_run(folder: Path) -> RunFolder:
         notes=tuple(notes),
         film=film,
     )
+
+
+def evaluation_of(folder: Path) -> tuple[AccuracyRow, ...]:
+    """The rows of the table that a run ended in; none where it has not, or its files cannot be read."""
+    stages: Mapping[str, StageCost] = {}
+    finished = True
+    try:
+        if (folder / TIMING).is_file():
+            timing = read_timing(folder)
+            stages, finished = timing.stages, timing.finished
+        return EvaluationReport.read(folder / EVALUATION).rows if _over("evaluate", stages, finished) else ()
+    except StoreError:
+        return ()
 
 
 def _over(stage: str, stages: Mapping[str, StageCost], finished: bool) -> bool:

@@ -131,6 +131,11 @@ def read_timing(folder: Path) -> Timing:
         return Timing(dict(stored["environment"]), stages, bool(stored["finished"]))
 
 
+def peak_memory(device: torch.device) -> tuple[float, float | None]:
+    """Most memory the process has held since it began, and torch on a GPU, MiB; the latter None without one."""
+    return _peak_mib(per_stage=False), _peak_gpu_mib(device)
+
+
 def _earlier(path: Path) -> Mapping[str, StageCost]:
     try:
         return read_timing(path.parent).stages

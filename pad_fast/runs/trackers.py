@@ -80,7 +80,8 @@ def _accuracies(rows: Sequence[AccuracyRow]) -> dict[str, float]:
     found = {}
     for row in rows:
         found[f"accuracy/{row.name}/{row.model}"] = row.mean
-        found[f"accuracy std/{row.name}/{row.model}"] = row.std
+        if row.networks > 1:
+            found[f"accuracy std/{row.name}/{row.model}"] = row.std
     return found
 
 

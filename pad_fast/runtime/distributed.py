@@ -178,7 +178,7 @@ class Group:
         except RuntimeError as error:
             raise RankLost(
                 f"rank {self.rank} of {self.size} lost another rank while {doing} ({_reason(error)}). The rank that "
-                "ended first says why in its own messages; repeating the command (distill: with --resume) continues"
+                "ended first says why in its own messages; repeating the command continues"
             ) from error
 
 
@@ -242,7 +242,7 @@ def _ended(number: int, frame: Any) -> NoReturn:
     here = group()
     print(
         f"pad_fast: rank {here.rank} of {here.size} was told to end, usually because another rank has failed and says "
-        "why; repeating the command (distill: with --resume) continues",
+        "why; repeating the command continues",
         file=sys.stderr,
         flush=True,
     )

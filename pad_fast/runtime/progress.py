@@ -24,6 +24,11 @@ class Progress:
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet or not distributed.group().main
 
+    @classmethod
+    def of(cls, given: Progress | bool | None) -> Progress:
+        """What a caller asks for: a :class:`Progress`, True or None for the usual one, False for none."""
+        return given if isinstance(given, Progress) else cls(quiet=given is False)
+
     def say(self, message: str) -> None:
         """One line of its own."""
         if not self.quiet:

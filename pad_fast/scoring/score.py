@@ -40,7 +40,7 @@ def score(
     backend: str = "auto",
     data_dir: str | os.PathLike[str] | None = None,
     networks_dir: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Difficulty:
     """Train a few networks for a few epochs and average each image's score over them (arXiv 2107.07075, 1812.05159).
 
@@ -75,7 +75,7 @@ def score(
         (1437, 10)
     """
     _require_usable(method, lr, dsa, networks=networks, epochs=epochs, batch=batch)
-    model, progress = model_name(model), progress or Progress()
+    model, progress = model_name(model), Progress.of(progress)
     data = load_dataset(dataset, data_dir=data_dir, progress=progress)
     where = resolve_device(device)
     normalization = normalization or fit_normalization(data, "zca" if zca else "mean-std", progress=progress)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from ..data.augment import MODES
+from ..data.augment import MODES, OPERATIONS
+from ..data.named import NAMES
 from ..errors import ConfigError, InputError
+from ..models.registry import known_networks
 from ..models.sources import model_name
 from .choices import (
     GRADIENTS,
@@ -34,20 +36,20 @@ class Config:
     """
 
     # Data and network
-    dataset: str = setting("digits", "data set by name, imagefolder:PATH, hf:NAME or FILE.npz", stage="data")
+    dataset: str = setting("digits", f"{', '.join(NAMES)}, imagefolder:PATH, hf:NAME or FILE.npz", stage="data")
     resolution: int | None = setting(
         None, "resize and crop images to this many pixels (None: as they are)", stage="data", must=POSITIVE
     )
     model: str = setting(
         "ConvNet",
-        "network of experts and students, e.g. ConvNetD3, ConvNetD2W32, torchvision:resnet18, python:MODULE:CLASS",
+        f"network of experts and students, e.g. ConvNetD3: {known_networks()}",
         stage="data",
     )
     zca: bool = setting(False, "ZCA whitening instead of per-channel mean and std", stage="data")
     seed: int = setting(0, "one seed for everything random", stage="data")
     dsa: str = setting(
         "color_crop_cutout_flip_scale_rotate",
-        "augmentation: DSA operations joined by _, or none",
+        f"augmentation: some of {', '.join(OPERATIONS)} joined by _, or none",
         stage="data",
     )
     dsa_mode: str = setting("fast", "draws of DSA: {choices} (in the published order)", stage="data", choices=MODES)
@@ -192,8 +194,12 @@ class Config:
     match_dsa: bool = setting(
         True, "dsa, dm: augment real and synthetic batches alike while matching; dc does not", stage="distill"
     )
-    backend: str = setting("auto", "engine: auto or one by name", stage="run")
-    precision: str = setting("auto", "arithmetic: auto, or one that the engine knows", stage="run")
+    backend: str = setting("auto", "engine: auto, triton, cpu or autograd", stage="run")
+    precision: str = setting(
+        "auto",
+        "arithmetic: auto, of the engine cpu high, highest or fast, of triton tf32, ieee or bf16",
+        stage="run",
+    )
     split: str = setting(
         "trajectories",
         "what several processes (torchrun) divide: {choices} (every student batch)",

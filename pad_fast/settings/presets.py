@@ -171,6 +171,10 @@ _DIGITS_BATCH: dict[str, dict[int, dict[str, Any]]] = {
 }
 
 
+SWEPT: dict[str, Any] = {"eval_baselines": False}
+"""Of a sweep: baselines are the same in every cell, and their cost many times a cell's."""
+
+
 def preset_names() -> list[str]:
     """Names accepted as `preset=` / `--preset`."""
     names = [f"{dataset}-ipc{ipc}" for dataset, cells in _TABLE.items() for ipc in cells]

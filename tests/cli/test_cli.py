@@ -155,7 +155,8 @@ def test_config_file_of_the_reference(tmp_path, capsys):
         (["score", "--out", "x.safetensors", "--score-method", "el3n"], "Did you mean 'el2n'"),
         (["experts"], "--out"),
         ([], "COMMAND"),
-        (["distil"], "invalid choice"),
+        (["distil"], "there is no command 'distil'. Did you mean 'distill'?"),
+        (["experts", "inf", "store"], "Did you mean 'experts info'"),
     ],
 )
 def test_errors_are_one_line_and_exit_2(tmp_path, monkeypatch, capsys, arguments, message):
@@ -175,7 +176,7 @@ def test_errors_are_one_line_and_exit_2(tmp_path, monkeypatch, capsys, arguments
 def test_a_stopped_run_exits_1_and_an_interrupted_one_130(tmp_path, monkeypatch, capsys):
     for error, status, said in (
         (DistillationStopped("the loss is nan"), 1, "stopped: the loss is nan"),
-        (KeyboardInterrupt(), 130, "--resume"),
+        (KeyboardInterrupt(), 130, "repeat the command to continue"),
     ):
 
         def fail(*_: object, error: BaseException = error, **__: object) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from dataclasses import replace
+
 import pytest
 import torch
+from PIL import Image
 
 from pad_fast import DistilledDataset, load
 from pad_fast.data import MeanStd, fit_zca
@@ -191,3 +196,63 @@ def test_a_truncated_trio_names_the_file(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(StoreError, match=r"labels_best\.pt cannot be read"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_it_is_indexed_as_its_torch_data_set_is(soft):
+    made = distilled(soft=soft)
+    same = made.as_dataset()
+    assert len(made) == len(same) == 6
+    for index in (0, 5, -2, slice(1, 4), torch.tensor([4, 0])):
+        for mine, theirs in zip(made[index], same[index], strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert [target.dim() for _, target in made] == [int(soft)] * 6, "it ends where the images do"
+    batches = list(torch.utils.data.DataLoader(made, batch_size=4))  # type: ignore[arg-type, var-annotated]
+    assert [len(images) for images, _ in batches] == [4, 2]
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_it_is_brought_to_a_device(soft, monkeypatch):
+    made, asked = distilled(soft=soft), []
+    monkeypatch.setattr(torch.Tensor, "to", lambda each, device: asked.append(device) or each + 1)
+    there = made.to("cuda:1")
+    assert asked == ["cuda:1"] * (2 + soft)
+    moved = [(there.images, made.images), (there.labels, made.labels), (there.targets, made.targets)]
+    assert all(torch.equal(after, before + 1) for after, before in moved)
+    assert there.lr == made.lr and there.class_names == made.class_names and there.whitening is made.whitening
+
+
+def test_labels_that_have_moved_are_told():
+    logits = torch.eye(3)[[0, 0, 1, 2, 2, 0]] * 4
+    made = distilled(label_logits=logits)
+    assert made.moved.tolist() == [False, False, False, True, False, True] and made.labels.tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
+    assert not distilled(soft=False).moved.any()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("whitening", [None, "mean-std"])
+def test_a_notebook_shows_its_images(channels, whitening):
+    images = torch.randn(6, channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    white = None if whitening is None else MeanStd(torch.full((channels,), 0.5), torch.full((channels,), 0.2))
+    logits = torch.eye(3)[[0, 0, 1, 1, 2, 0]]
+    made = replace(distilled(images=images, class_names=("a", "<b>", "c"), label_logits=logits), whitening=white)
+    shown = made._repr_html_()
+    assert "rows: a, &lt;b&gt;, c" in shown and "6 images" in shown and "the soft labels of 1 have moved" in shown
+    encoded = shown.partition("base64,")[2].partition("'")[0]
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as sheet:
+        assert sheet.size == (2 * 5, 3 * 5) and len(set(sheet.convert("L").getdata())) > 5
+
+
+def test_it_knows_the_folder_it_was_read_from(tmp_path):
+    made = distilled()
+    assert made.folder is None
+    file = made.save(tmp_path / "set")
+    assert load(tmp_path / "set").folder == load(file).folder == load(str(file)).folder == tmp_path / "set"
+    assert load(made.export(tmp_path / "npz", "npz")).folder == tmp_path / "npz"

@@ -203,7 +203,38 @@ def test_hidden_folders_hold_no_images(tmp_path: Path, hidden: str) -> None:
     assert len(load(root).train_images) == 6
 
 
-@pytest.mark.parametrize("target", ["..", "../..", "../b", ".", "../../test/a"])
+@pytest.mark.parametrize("target", ["..", "../..", ".", "sub", "../../../outside"])
+def test_images_behind_links_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, target: str) -> None:
+    """Whether they lead up, where they would lead round and round, to the same class, or twice to the same place."""
+    root = folder(tmp_path / "set")
+    (root / "train" / "a" / "sub").mkdir()
+    shutil.move(root / "train" / "a" / "0.png", root / "train" / "a" / "sub" / "0.png")
+    shutil.copytree(root / "train" / "a" / "sub", tmp_path / "outside")
+    (tmp_path / "outside" / "round").symlink_to(".")
+    expected = load(root)
+    for name in ("again", "and again"):
+        (root / "train" / "a" / name).symlink_to(target, target_is_directory=True)
+    data = load(root)
+    more = target.endswith("outside")  # whose image is a copy, and counts
+    assert len(data.train_images) == len(expected.train_images) + more == 6 + more
+    assert data.train_labels.bincount().tolist() == [3 + more, 3]
+    left_out = [name for name in ("again", "and again") if f"a/{name} is a link" in caplog.text]
+    assert len(left_out) == 2 - more
+
+
+def test_a_folder_of_classes_with_a_link_to_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = folder(tmp_path / "set", splits=(".",))
+    expected = load(root)
+    (root / "all").symlink_to(".")
+    data = load(root)
+    assert data.class_names == ("a", "b") and torch.equal(data.train_images, expected.train_images)
+    assert "all is a link" in caplog.text
+    (root / "c").symlink_to("a")
+    with pytest.raises(DatasetError, match="set/c is a link back into the data set"):
+        load(root)
+
+
+@pytest.mark.parametrize("target", ["../b", "../../test/a"])
 def test_links_back_into_the_tree_are_refused(tmp_path: Path, target: str) -> None:
     root = folder(tmp_path)
     (root / "train" / "a" / "again").symlink_to(target, target_is_directory=True)
@@ -247,8 +278,11 @@ def test_a_path_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     root = folder(tmp_path / "mine")
     assert len(pad_fast.load_dataset(str(root)).train_images) == len(pad_fast.load_dataset(root).train_images) == 6
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DatasetError, match="To read the folder of that name: imagefolder:mine"):
-        pad_fast.load_dataset("mine")
+    assert len(pad_fast.load_dataset("mine").train_images) == 6, "no data set has that name"
+    (tmp_path / "digits").mkdir()
+    assert len(pad_fast.load_dataset("digits").train_images) == 1437, "this one is known"
+    with pytest.raises(DatasetError, match="data set 'mnie' is unknown"):
+        pad_fast.load_dataset("mnie")
     assert len(pad_fast.load_dataset("imagefolder:mine").train_images) == 6
 
 
@@ -306,3 +340,28 @@ def test_negative_class_ids_are_refused_and_the_advice_works(ids: list[int]) -> 
     assert ("-100 marks labels to be ignored" in str(refused.value)) == (-100 in ids)
     data = pad_fast.load_dataset((images, torch.unique(labels, return_inverse=True)[1]))
     assert data.classes == 3
+
+
+def test_a_folder_of_classes_is_split_as_the_same_images_as_tensors_are(tmp_path: Path) -> None:
+    draws = np.random.default_rng(3)
+    pixels = draws.integers(0, 256, (23, 8, 8), dtype=np.uint8)
+    labels = torch.tensor([0] * 11 + [1] * 12)
+    for index, (label, each) in enumerate(zip(labels.tolist(), pixels, strict=True)):
+        (tmp_path / "ab"[label]).mkdir(exist_ok=True)
+        Image.fromarray(each).save(tmp_path / "ab"[label] / f"{index}.png")
+    read, given = load(tmp_path), pad_fast.load_dataset((torch.from_numpy(pixels), labels))
+    assert (len(read.train_images), len(read.test_images)) == (18, 5)
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        assert torch.equal(getattr(read, name), getattr(given, name)), name
+
+
+def test_files_that_are_no_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = folder(tmp_path)
+    (root / "train" / "a" / "notes.txt").write_text("mine")
+    (root / "train" / "a" / "more.heic").write_bytes(b"?")
+    with caplog.at_level("INFO", logger="pad_fast"):
+        assert len(load(root).train_images) == 6
+    assert f"{root}/train/a/more.heic and 1 more left out" in caplog.text
+    (root / "train" / "b" / "no.png").write_text("not an image")
+    with pytest.raises(DatasetError, match=f"cannot decode image {root}/train/b/no.png: it is none of"):
+        load(root)

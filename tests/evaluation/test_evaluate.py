@@ -131,3 +131,12 @@ def test_progress_is_reported(capsys):
     data = small_data()
     evaluate(real_images(data), data, progress=Progress(), **{**SETTINGS, "epochs": 1, "full_epochs": 1})
     assert "evaluate: 100%" in capsys.readouterr().err
+
+
+def test_one_name_is_one_network(capfd):
+    small = small_data()
+    settings = {**SETTINGS, "models": "MLP", "baselines": False, "repeats": 1}
+    assert [row.model for row in evaluate(real_images(small), small, progress=False, **settings).rows] == ["MLP"]
+    assert capfd.readouterr().err == ""
+    evaluate(real_images(small), small, progress=True, **settings)
+    assert "evaluate" in capfd.readouterr().err

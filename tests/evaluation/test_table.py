@@ -9,6 +9,8 @@ import pytest
 
 from pad_fast.errors import StoreError
 from pad_fast.evaluation import AccuracyRow, EvaluationReport, RobustScore
+from pad_fast.reporting.accuracy_section import accuracy_section, robust_section
+from pad_fast.reporting.sweep_page import SweepResult
 
 
 def test_a_report_is_read_as_written_and_older_files_too(tmp_path):
@@ -38,3 +40,22 @@ def test_mean_and_standard_deviation():
     assert AccuracyRow("x", "ConvNet", (10.0,)).std == 0.0
     line = EvaluationReport((row,)).table().splitlines()[1]
     assert line.split() == ["x", "ConvNet", "30.0", "+-", "26.5", "(3", "networks)"]
+
+
+def test_one_network_has_no_standard_deviation():
+    rows = (AccuracyRow("PAD", "MLP", (30.0,)), AccuracyRow("random real", "MLP", (8.25,)))
+    report = EvaluationReport(rows, (RobustScore("LRS", "PAD", "MLP", (0.25,)),))
+    lines = report.table().splitlines()
+    assert "+-" not in report.table() and lines[1].endswith("MLP       30.0  (1 network)")
+    assert lines[2].endswith("  8.2  (1 network)") and lines[3].endswith("LRS 0.250  (1 network)")
+    assert "\u00b1" not in str(accuracy_section(rows)) + str(robust_section(report.scores))
+    mixed = EvaluationReport((rows[0], AccuracyRow("random real", "MLP", (8.0, 9.0)))).table().splitlines()
+    assert mixed[2].endswith("8.5 +- 0.7  (2 networks)") and len(mixed[1]) == len(mixed[2]) - 1
+
+
+def test_a_sweep_of_one_network_has_none_either():
+    cells = {(("none", 0.0), ("none", 0.0)): (61.0,), (("hardest", 0.1), ("none", 0.0)): (62.5,)}
+    result = SweepResult("pad", "digits", 1, cells)
+    assert "62.5" in result.table() and "\u00b1" not in result.table() + str(result.page())
+    more = SweepResult("pad", "digits", 1, {key: (*values, 60.0) for key, values in cells.items()})
+    assert "\u00b1" in more.table() and "over 2 networks" in str(more.page())

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pad_fast import distill
+from pad_fast import Config, distill, load_dataset, resume
+from pad_fast.cli.main import main
 from pad_fast.cli.parser import parse
+from pad_fast.data.sources import absolute, needs_folder
 from pad_fast.errors import ConfigError, DatasetError
+from pad_fast.pipeline.checks import as_recorded, with_places
 from pad_fast.pipeline.distill import _label
 from pad_fast.pipeline.sweep import sweep
 from pad_fast.runs.folder import read_description
@@ -67,7 +71,9 @@ def test_a_run_goes_on_under_another_spelling(pictures, which, monkeypatch):
     assert files_of(pictures / "run") == before
     monkeypatch.setattr("pad_fast.pipeline.pipeline.train_as_configured", _refuse_to_train)
     continued = distill(other, out="run", resume=True, **{**TINY, "iterations": 4})
-    assert len(continued.history) == 4 and read_description(pictures / "run")["dataset"] == "imagefolder:data"
+    assert (
+        len(continued.history) == 4 and read_description(pictures / "run")["dataset"] == f"imagefolder:{pictures}/data"
+    )
 
 
 def _refuse_to_train(config, data, normalization, difficulty, out, device, progress):
@@ -101,8 +107,65 @@ def test_a_sweep_is_completed_under_another_spelling(pictures):
     assert {name: after[name] for name in before} == before
 
 
-def test_a_set_whose_data_were_named_from_elsewhere_says_so(pictures, monkeypatch):
+def test_relative_paths_are_resolved_when_a_run_starts(pictures, monkeypatch):
+    """Its data are found again from anywhere, under every spelling of a path, and so are experts and order."""
+    for number, spelled in enumerate(["imagefolder:data", "data", "./data/", Path("data")]):
+        distill(spelled, out=f"run{number}", **TINY)
+        assert read_description(pictures / f"run{number}")["dataset"] == f"imagefolder:{pictures}/data"
+    store, order = (next((pictures / "run0" / "cache").glob(f"{kind}-*")) for kind in ("experts", "scores"))
+    given = {"buffer_path": str(store.relative_to(pictures)), "order_file": str(order.relative_to(pictures))}
+    distill("imagefolder:data", out="given", **{**TINY, **given})
+    described = read_description(pictures / "given")
+    assert {name: described[name] for name in given} == {"buffer_path": str(store), "order_file": str(order)}
+    before = files_of(pictures / "given")
+    monkeypatch.chdir("/")
+    words = ["evaluate", str(pictures / "run0"), "--eval-networks", "1", "--eval-epochs", "1", "--no-eval-baselines"]
+    assert main([*words, "--quiet"]) == 0
+    assert len(resume(pictures / "given", progress=False)) == 2 and files_of(pictures / "given") == before
+
+
+def test_a_run_that_recorded_relative_paths_goes_on(pictures):
+    """As those of earlier versions did: their stages are found by these words."""
     distill("imagefolder:data", out="run", **TINY)
+    store = next((pictures / "run" / "cache").glob("experts-*")).relative_to(pictures)
+    distill("imagefolder:data", out="given", buffer_path=str(store), **TINY)
+    path = pictures / "given" / "run.json"
+    path.write_text(path.read_text().replace(str(pictures / store), str(store)))
+    config = with_places(Config(buffer_path=str(store)))
+    assert config.buffer_path == str(pictures / store)
+    data = load_dataset("imagefolder:data")
+    assert as_recorded(config, data, pictures / "given").buffer_path == str(store)
+    assert as_recorded(Config(buffer_path="/elsewhere"), data, pictures / "given").buffer_path == "/elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("spelled", "meant"),
+    [
+        ("imagefolder:data", "imagefolder:{here}/data"),
+        ("ImageFolder:./data", "imagefolder:{here}/data"),
+        ("./data", "imagefolder:{here}/data"),
+        ("data", "imagefolder:{here}/data"),
+        ("set.npz", "{here}/set.npz"),
+        ("hf:data,label=fine", "hf:{here}/data,label=fine"),
+        ("hf:mnist", "hf:mnist"),
+        ("hf:", "hf:"),
+        ("mnist", "mnist"),
+        ("tensors", "tensors"),
+    ],
+)
+def test_absolute(spelled, meant, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "cifar10").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert absolute(spelled) == meant.format(here=tmp_path)
+    assert absolute("cifar10") == "cifar10", "a name that is known is that data set's"
+    assert needs_folder("cifar10") and not needs_folder("digits") and needs_folder(spelled) == (spelled == "mnist")
+
+
+def test_a_set_whose_data_were_named_from_elsewhere_says_so(pictures, monkeypatch):
+    """As runs of earlier versions named relative paths."""
+    result = distill("imagefolder:data", out="run", **TINY)
+    replace(result, config={**result.config, "dataset": "imagefolder:data"}).save("run")
     monkeypatch.chdir("/")
     words = ["evaluate", str(pictures / "run"), "--eval-networks", "1", "--eval-epochs", "1", "--no-eval-baselines"]
     options = parse([*words, "--quiet"])

@@ -51,6 +51,7 @@ def test_the_names_of_a_run_are_those_of_earlier_versions() -> None:
         "METRICS": "metrics.jsonl",
         "PAGE": "report.html",
         "PICTURE": "images.png",
+        "PLACE": "place.json",
         "PREVIEW": "preview.safetensors",
         "RUNS": "runs",
         "TIMING": "timing.json",

@@ -197,3 +197,18 @@ def test_a_name_of_any_length_is_cut_to_the_label_column():
         return image_grid(flat_images([[0.5]]), torch.tensor([0]), [name], cell=64).width
 
     assert width("long " * 20_000) == width("long " * 100) < 64 + 250
+
+
+def test_images_whose_label_has_moved_are_framed_in_the_gaps() -> None:
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    plain = image_grid(images, labels, ["a", "b"], cell=64)
+    assert png_bytes(image_grid(images, labels, ["a", "b"], cell=64, favoured=labels)) == png_bytes(plain)
+    sheet = image_grid(images, labels, ["a", "b"], cell=64, favoured=torch.tensor([1, 0, 0, 1, 1, 0]))
+    frame = (214, 96, 0)
+    assert area(plain, frame) == 0 and area(sheet, frame) == 2 * (70 * 70 - 64 * 64)
+    low, high = plain.size[1] - 20, sheet.size[1] - 20  # a line longer, whose words are below the images
+    assert high > low
+    same = (np.asarray(plain)[:low, : plain.size[0]] == np.asarray(sheet)[:low, : plain.size[0]]).all(-1)
+    framed = (np.asarray(sheet)[:low, : plain.size[0]] == np.array(frame)).all(-1)
+    assert (same | framed).all(), "no pixel of an image is covered"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import pad_fast
 from pad_fast.cli.main import main
@@ -354,7 +356,8 @@ def test_a_run_is_watched_from_before_it_begins(tmp_path, monkeypatch, capsys, e
     if ending == "finished":
         assert status == 0 and said.out == f"{out / 'report.html'}\n" and "150 iterations" in page.text
         return
-    assert status == 1 and f"the run in {out} was killed or has failed" in said.err and "--resume" in said.err
+    assert status == 1 and f"the run in {out} was killed or has failed" in said.err
+    assert f"`pad-fast resume {out}` continues it" in said.err
     assert "Stopped before its end: distillation, iteration" in page.text
 
 
@@ -387,3 +390,33 @@ def test_a_page_that_cannot_be_written(run):
     (run / "report.html").mkdir()
     with pytest.raises(StoreError, match="cannot write"):
         present(run)
+
+
+def test_a_label_that_has_moved_is_told_by_picture_and_page(run):
+    """Of the digits' images, that of the 3 and that of the 8 are made to favour other classes."""
+    distilled = pad_fast.load(run)
+    assert distilled.label_logits is not None
+    logits = torch.eye(10)[[0, 1, 2, 5, 4, 5, 6, 7, 3, 9]] * 5
+    dataclasses.replace(distilled, label_logits=torch.eye(10) * 5).save(run)
+    page_of(run)
+    plain = Image.open(run / "images.png").size
+    dataclasses.replace(distilled, label_logits=logits).save(run)
+    page = page_of(run)
+    cells = [e["aria-label"] or "" for e in page.all("span") if e.get("class") == "cell"][:10]
+    moved = [index for index, spoken in enumerate(cells) if "the label has moved to" in spoken]
+    assert moved == [3, 8] and cells[3].endswith("the label has moved to 5")
+    assert "2 soft labels have moved to another class." in page.text
+    assert Image.open(run / "images.png").size[1] > plain[1], "a line says what the frames mean"
+
+
+def test_the_page_may_go_elsewhere(run, tmp_path, capsys):
+    for name in ("report.html", "images.png"):
+        (run / name).unlink()
+    before = sorted(path.name for path in run.iterdir())
+    for out, page in (("there", "there/report.html"), ("there/own.html", "there/own.html")):
+        assert main(["report", str(run), "--out", str(tmp_path / out)]) == 0
+        assert capsys.readouterr().out.strip() == str(tmp_path / page) and (tmp_path / page).is_file()
+        assert (tmp_path / "there" / "images.png").is_file()
+    assert sorted(path.name for path in run.iterdir()) == before
+    assert main(["report", str(run), "--watch", "--out", str(tmp_path / "watched")]) == 0
+    assert (tmp_path / "watched" / "report.html").is_file() and not (run / "report.html").exists()

@@ -13,11 +13,13 @@ from .evaluate import EVALUATE
 from .experts import CONVERT, EXPERTS, INFO, VERIFY
 from .export import EXPORT
 from .report import REPORT
+from .resume import RESUME
 from .score import SCORE
 from .sweep import SWEEP
 
 COMMANDS: tuple[Command, ...] = (
     DISTILL,
+    RESUME,
     SWEEP,
     SCORE,
     EXPERTS,

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import ConfigError, DatasetError
+from ...errors import ConfigError, DatasetError, StoreError
 from ...evaluation.recipes import OURS, RECIPES
 from ...runtime import distributed
 from ...settings.config import Config
 from ...settings.fields import alternatives
-from ..command import REPEAT, Command
+from ..command import Command
 from ..options import add_field, add_fields, add_place, add_reading, given, progress, reading, whitening
 from ..output import print_once
 
@@ -48,6 +48,12 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         "--ddranking", metavar="DIR", help="also write the one set as the tensors that DD-Ranking's metrics read"
     )
     add_field(parser, "backend", default=Config.backend)
+    add_field(
+        parser,
+        "resolution",
+        text="resize and crop real images to this many pixels (default: as the set was distilled from them)",
+        default=None,
+    )
     add_place(parser)
     parser.set_defaults(data_dir=None, device="auto")  # no file says them
     add_fields(parser, ["evaluate"])
@@ -73,7 +79,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.ddranking and len(sets) > 1:
         raise ConfigError("--ddranking writes one set; name one PATH with it")
     how = whitening(options, next(iter(sets.values())))
-    dataset, resolution = options.dataset or _dataset(sets), next(iter(sets.values())).config.get("resolution")
+    dataset = options.dataset or _dataset(sets)
+    resolution = options.resolution or next(iter(sets.values())).config.get("resolution")
     try:
         data = load_dataset(
             dataset,
@@ -92,12 +99,18 @@ def _run(options: argparse.Namespace) -> None:
     first = options.distilled[0]
     if options.ddranking:
         print_once(sets[first].export(options.ddranking, "ddranking"))
+    cache = options.cache_dir or evaluation_cache(_cache(first))
+    if not options.cache_dir:
+        try:
+            require_writable(cache)
+        except StoreError as error:
+            raise StoreError(f"{error}; results are kept there, name another folder with --cache-dir") from error
     report = evaluate_as_configured(
         {**words, **given(options)},
         sets if len(sets) > 1 else sets[first],
         data,
         models=tuple(options.model or ("ConvNet",)),
-        cache=options.cache_dir or evaluation_cache(_cache(first)),
+        cache=cache,
         device=options.device,
         progress=progress(options),
         difficulty=options.difficulty,
@@ -137,4 +150,4 @@ def _dataset(sets: Mapping[str, DistilledDataset]) -> str:
     return dataset
 
 
-EVALUATE = Command("evaluate", "train fresh networks on a distilled set and test them", _flags, _run, REPEAT)
+EVALUATE = Command("evaluate", "train fresh networks on a distilled set and test them", _flags, _run)

@@ -8,15 +8,15 @@ from pathlib import Path
 from ...errors import StoreError
 from ...runtime import distributed
 from ...settings.config import Config
-from ..command import REPEAT, Command
+from ..command import Command
 from ..options import add_field, add_quiet, add_settings, progress
 from ..output import print_once
-from ..single_stage import stage_inputs
+from ..single_stage import UNUSED_ALONE, stage_inputs
 
 
 def _train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the store; repeating continues it")
-    add_settings(parser, ("data", "scores", "experts", "run"))
+    add_settings(parser, ("data", "scores", "experts", "run"), unused=("buffer_path", *UNUSED_ALONE))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -90,7 +90,7 @@ def _convert(options: argparse.Namespace) -> None:
     print_once(repr(store))
 
 
-EXPERTS = Command("experts", "train expert trajectories", _train_flags, _train, REPEAT)
+EXPERTS = Command("experts", "train expert trajectories", _train_flags, _train)
 INFO = Command("experts info", "say what is in an expert store", _info_flags, _info)
 VERIFY = Command("experts verify", "compare every byte of a store with its checksums", _verify_flags, _verify)
-CONVERT = Command("experts convert", "write experts in another form, one at a time", _convert_flags, _convert, REPEAT)
+CONVERT = Command("experts convert", "write experts in another form, one at a time", _convert_flags, _convert)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from ...runtime import distributed
-from ..command import REPEAT, Command
+from ..command import Command
 from ..options import add_settings
 from ..output import print_once
-from ..single_stage import stage_inputs
+from ..single_stage import UNUSED_ALONE, stage_inputs
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,11 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         help="a folder, or a file (.safetensors, or .pt for the reference's order table) that the others are named "
         "after; repeating a killed command continues it",
     )
-    add_settings(parser, ("data", "scores", "run"))
+    add_settings(
+        parser,
+        ("data", "scores", "run"),
+        unused=("dsa", "dsa_mode", "order_file", "workers", "test_every", *UNUSED_ALONE),
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -38,4 +42,4 @@ def _run(options: argparse.Namespace) -> None:
     print_once(f"{difficulty!r} -> {written.main}\n{written.page}")
 
 
-SCORE = Command("score", "score the difficulty of every training image", _flags, _run, REPEAT)
+SCORE = Command("score", "score the difficulty of every training image", _flags, _run)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..command import REPEAT, Command
+from ...settings.presets import SWEPT
+from ..command import Command
 from ..options import RUN_STAGES, add_settings, run_arguments
 from ..output import print_once
 
@@ -41,6 +42,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         help="seeds that are averaged (default: the one of --config, else 0)",
     )
     add_settings(parser, RUN_STAGES, but=_SWEPT)
+    parser.set_defaults(usual=SWEPT)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -52,6 +54,4 @@ def _run(options: argparse.Namespace) -> None:
         print_once(f"{result.table()}\n\n{Path(options.out) / PAGE}")
 
 
-SWEEP = Command(
-    "sweep", "run distill over a grid of what is pruned and what is masked", _flags, _run, REPEAT, joins=False
-)
+SWEEP = Command("sweep", "run distill over a grid of what is pruned and what is masked", _flags, _run, joins=False)

@@ -82,7 +82,7 @@ def folder(root: Path) -> ImageDataset:
 
 def linked(root: Path) -> Path:
     tree(root, *CLASSES)
-    (root / "train" / "a" / "back").symlink_to(root / "train")
+    (root / "train" / "a" / "back").symlink_to(root / "test")
     return root
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pad_fast import DistilledDataset, distill, evaluate, load, load_dataset
+from pad_fast import DistilledDataset, distill, evaluate, load, load_dataset, resume
 from pad_fast.pipeline.sweep import sweep
 from pad_fast.runs.film import FILM, read_film
 from pad_fast.runs.folder import read_run
@@ -150,9 +150,57 @@ RUNS = (
     ),
     Entry(
         "a checkpoint of another run",
-        lambda tmp: (run(tmp), (tmp / "run" / "run.json").unlink(), run(tmp, lr_img=0.5, resume=True)),
-        "resume with the same settings, or start afresh in another folder",
-        lambda tmp: in_turn(lambda: run(tmp, resume=True, overwrite=True), lambda: run(tmp / "other", lr_img=0.5)),
+        lambda tmp: (run(tmp), run(tmp / "b", lr_img=0.5), exchanged(tmp / "run", tmp / "b" / "run"), run(tmp)),
+        r"go on with the same ones, begin anew with overwrite=True \(--overwrite\), or in another folder",
+        lambda tmp: in_turn(
+            lambda: run(tmp, overwrite=True),
+            lambda: run(tmp / "other"),
+            lambda: (exchanged(tmp / "run", tmp / "b" / "run"), run(tmp / "b", resume=True, overwrite=True)),
+        ),
+    ),
+    Entry(
+        "a log that is shorter than the checkpoint",
+        lambda tmp: (run(tmp), (tmp / "run" / "metrics.jsonl").write_text(""), run(tmp, iterations=3, resume=True)),
+        r"begin anew with overwrite=True \(--overwrite\)",
+        lambda tmp: run(tmp, iterations=3, overwrite=True),
+    ),
+    Entry(
+        "more iterations than there were",
+        lambda tmp: (run(tmp), run(tmp, iterations=3)),
+        r"go on with it for longer with resume=True \(--resume\), choose another",
+        lambda tmp: in_turn(lambda: run(tmp, iterations=3, resume=True), lambda: run(tmp / "other", iterations=3)),
+    ),
+    Entry(
+        "a folder with somebody else's files",
+        lambda tmp: (others(tmp / "run"), run(tmp)),
+        "choose another output folder",
+        lambda tmp: run(tmp / "other"),
+    ),
+    Entry(
+        "an empty name for the folder",
+        lambda _: distill(DATA, out="", **TINY),
+        "name the folder to write to",
+        lambda tmp: run(tmp),
+    ),
+    Entry(
+        "a run of tensors that goes on alone",
+        lambda tmp: (run(tmp), resume(tmp / "run", progress=QUIET)),
+        r"Name the data that the run began with: pad_fast.resume\('.*', dataset=...\)",
+        lambda tmp: resume(tmp / "run", dataset=DATA, iterations=3, progress=QUIET),
+    ),
+    Entry(
+        "other data for a run that goes on",
+        lambda tmp: (run(tmp), resume(tmp / "run", dataset="digits", progress=QUIET)),
+        "Name the data that the run began with",
+        lambda tmp: resume(tmp / "run", dataset=DATA, progress=QUIET),
+    ),
+    Entry(
+        "a sweep that is to go on as a run",
+        lambda tmp: (swept(tmp), resume(tmp / "sweep", progress=QUIET)),
+        "name one of them, or repeat the sweep",
+        lambda tmp: in_turn(
+            lambda: resume(next((tmp / "sweep" / "runs").iterdir()), progress=QUIET), lambda: swept(tmp)
+        ),
     ),
     Entry(
         "a damaged result",
@@ -239,6 +287,12 @@ RUNS = (
         lambda tmp: evaluated(tmp / "set", "--dataset", "digits"),
     ),
     Entry(
+        "a set in a folder that cannot be written to",
+        lambda tmp: (set_of(tmp, dataset="digits"), (tmp / "set" / "cache").touch(), evaluated(tmp / "set")),
+        "name another folder with --cache-dir",
+        lambda tmp: evaluated(tmp / "set", "--cache-dir", tmp / "results"),
+    ),
+    Entry(
         "uneven classes for DD-Ranking",
         lambda tmp: uneven(3).export(tmp, "ddranking"),
         "distil the same number for every class",
@@ -263,6 +317,17 @@ RUNS = (
         lambda tmp: in_turn(lambda: scored(tmp / "order.safetensors"), lambda: scored(tmp / "folder")),
     ),
 )
+
+
+def exchanged(one: Path, other: Path) -> None:
+    """Give each run the other's checkpoint."""
+    contents = (one / "checkpoint").read_bytes(), (other / "checkpoint").read_bytes()
+    (other / "checkpoint").write_bytes(contents[0]), (one / "checkpoint").write_bytes(contents[1])
+
+
+def others(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.yaml").write_text("ipc: 1\n")
 
 
 def cut(path: Path) -> None:
