@@ -9,7 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..data.named import canonical_name, is_name
+from ..data.named import is_name
+from ..data.sources import needs_folder
 from ..errors import ConfigError
 from ..settings.command import command_of
 from .html.page import code, hint, section
@@ -48,7 +49,7 @@ def use_section(shape: SetShape | None, settings: Mapping[str, Any]) -> Markup:
     made = _command(settings)
     if made is not None:
         body += code(f"Make it again: seed {settings.get('seed')}", made)
-        if is_name(settings["dataset"]) and canonical_name(settings["dataset"]) != "digits":
+        if needs_folder(settings["dataset"]):
             words += " With --data-dir DIR for the folder that the data are in."
         words += " The versions are below."
     return section("Use this set", body + hint(words), name="use")
