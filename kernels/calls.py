@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 PROGRAMS = 256
 """Programs that occupy a large GPU, about two for each of its processors."""
 
+TARGETS = {80: 163 * 1024, 90: 227 * 1024}
+"""Compute capabilities compiled for (A100; H100 and H200), and the shared memory in bytes that one program may have."""
+
 
 @dataclass(frozen=True, eq=False)
 class Call:
@@ -57,7 +60,7 @@ class Call:
             hot, precision: see :class:`pad_fast.kernels.aot.Production`.
             targets: compute capabilities on which this launch is chosen; None for all.
         """
-        from .aot import TARGETS, production_of
+        from .aot import production_of
 
         return production_of(
             name,
@@ -89,6 +92,13 @@ def capability(device: torch.device) -> int:
         return 90
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may have on a device; an H200's where there is no GPU."""
+    if device.type != "cuda":
+        return TARGETS[90]
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
 def with_further(listed: list[Production], sizes: Iterable[Production]) -> list[Production]:
