@@ -27,8 +27,7 @@ from typing import Any
 
 import torch
 
-from .calls import TARGETS
-from .launch import OPTIONS, Cost, interpreted
+from .launch import OPTIONS, TARGETS, Cost, interpreted
 
 _TOOLS = ("aot", "calls", "launch", "published")
 MODULES = tuple(

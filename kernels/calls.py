@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .launch import Cost, launch
+from .launch import TARGETS, Cost, launch
 
 if TYPE_CHECKING:
     from .aot import Production
 
 PROGRAMS = 256
 """Programs that occupy a large GPU, about two for each of its processors."""
-
-TARGETS = {80: 163 * 1024, 90: 227 * 1024}
-"""Compute capabilities compiled for (A100; H100 and H200), and the shared memory in bytes that one program may have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +95,9 @@ def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one program may have on a device; an H200's where there is no GPU."""
     if device.type != "cuda":
         return TARGETS[90]
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    properties = torch.cuda.get_device_properties(device)
+    # What CUDA kernels get on request; torch's annotations leave it out, and AMD's cards have no more than the other.
+    return int(getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block))
 
 
 def with_further(listed: list[Production], sizes: Iterable[Production]) -> list[Production]:

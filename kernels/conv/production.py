@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..calls import TARGETS, Call, distinct
+from ..calls import Call, distinct
+from ..launch import TARGETS
 from ..published import EVERY, NEWEST, WIDTH
 from .launches import (
     plan_convolution,

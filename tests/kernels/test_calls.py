@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from pad_fast.kernels.aot import Production
-from pad_fast.kernels.calls import TARGETS, Call, capability, distinct, moved, run_all, shared_memory, with_further
-from pad_fast.kernels.launch import OPTIONS, Cost, counting, dry_run
+from pad_fast.kernels.calls import Call, capability, distinct, moved, run_all, shared_memory, with_further
+from pad_fast.kernels.launch import OPTIONS, TARGETS, Cost, counting, dry_run
 
 from ..support.paths import ROOT
 
@@ -92,6 +92,8 @@ def test_a_card_has_the_shared_memory_that_its_driver_tells(monkeypatch: pytest.
     told = SimpleNamespace(shared_memory_per_block=48 * 1024, shared_memory_per_block_optin=99 * 1024)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: told)
     assert shared_memory(torch.device("cuda:0")) == 99 * 1024
+    del told.shared_memory_per_block_optin
+    assert shared_memory(torch.device("cuda:0")) == 48 * 1024
 
 
 def test_equal_programs_are_one_production() -> None:

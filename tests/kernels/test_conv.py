@@ -19,9 +19,8 @@ pytest.importorskip("triton", reason="Triton is not installed, so there are no k
 
 from pad_fast.errors import InputError
 from pad_fast.kernels import conv
-from pad_fast.kernels.calls import TARGETS
 from pad_fast.kernels.conv import Layer, Weights, launches, operations, tiles
-from pad_fast.kernels.launch import counting, dry_run
+from pad_fast.kernels.launch import TARGETS, counting, dry_run
 
 from ..support.comparison import describe_difference, relative_error
 
