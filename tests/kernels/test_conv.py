@@ -185,8 +185,8 @@ def test_weight_gradients_split_over_positions(span, numbers, kernel_device, mon
     problem, tolerance = problem_of((1, 5, 7, 6, 17, 4), numbers, kernel_device)
     whole = tiles.gradient_tile
 
-    def split(layer: Layer, **_: Any) -> tuple[tiles.Tile, int]:
-        tile = whole(layer)[0]
+    def split(layer: Layer, **options: Any) -> tuple[tiles.Tile, int]:
+        tile = whole(layer, **options)[0]
         return tile, tile.positions * span
 
     monkeypatch.setattr(launches, "gradient_tile", split)
