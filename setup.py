@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,10 @@ NVCC_FLAGS += ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,
 NVCC_PLACES = ["nvcc", "/usr/local/cuda/bin/nvcc"]
 
 
+# A link or picture of README.md to a file of the source tree, in Markdown: (!), text, path.
+RELATIVE_LINK = re.compile(r"(!?)\[([^\[\]]*)\]\((?!\w+:|#)([^)\s]+)\)")
+
+
 class BuildFailure(Exception):
     """The extension cannot be built; the message is the reason shown by `pad-fast env`."""
 
@@ -92,6 +97,26 @@ def sources(suffix: str) -> dict[Path, list[str]]:
         for path in sorted(ROOT.glob(pattern))
         if path.suffix == suffix
     }
+
+
+def require_platform(platform: str) -> None:
+    """Stop where the package would install and then fail at its first import (locks on files are POSIX's)."""
+    if platform == "win32":
+        raise SystemExit("pad_fast runs on Linux and macOS; on Windows, install it inside WSL 2.")
+
+
+def description(readme: str, source: str | None) -> str:
+    """README.md for a package index, where paths of the source tree lead nowhere.
+
+    Args:
+        source: where the source tree is on the web, "https://github.com/OWNER/NAME"; None leaves the links' texts.
+    """
+
+    def absolute(link: re.Match[str]) -> str:
+        picture, text, path = link.groups()
+        return f"{picture}[{text}]({source}/{'raw' if picture else 'blob'}/HEAD/{path})" if source else text
+
+    return RELATIVE_LINK.sub(absolute, readme)
 
 
 def version(tool: list[str], word: str = "") -> str:
@@ -349,7 +374,11 @@ class BuildExtension(build_ext):
 
 
 if __name__ == "__main__":
+    require_platform(sys.platform)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     setup(
+        long_description=description((ROOT / "README.md").read_text(encoding="utf-8"), project["urls"].get("Source")),
+        long_description_content_type="text/markdown",
         packages=packages(),
         package_dir=PACKAGES,
         ext_modules=[Extension("pad_fast._C", sources=[])],

@@ -27,15 +27,13 @@ from typing import Any
 
 import torch
 
-from .launch import OPTIONS, Cost, interpreted
+from .launch import OPTIONS, TARGETS, Cost, interpreted
 
 _TOOLS = ("aot", "calls", "launch", "published")
 MODULES = tuple(
     module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.name not in _TOOLS
 )
 """Every module beside this one that may hold kernels."""
-TARGETS = {80: 163 * 1024, 90: 227 * 1024}
-"""Compute capabilities compiled for (A100; H100 and H200), and the shared memory in bytes that one program may have."""
 
 BANDWIDTH = 4.8e12
 """Bytes per second of an H200's memory (datasheet)."""

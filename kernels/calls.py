@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .launch import Cost, launch
+from .launch import TARGETS, Cost, launch
 
 if TYPE_CHECKING:
     from .aot import Production
@@ -57,7 +57,7 @@ class Call:
             hot, precision: see :class:`pad_fast.kernels.aot.Production`.
             targets: compute capabilities on which this launch is chosen; None for all.
         """
-        from .aot import TARGETS, production_of
+        from .aot import production_of
 
         return production_of(
             name,
@@ -89,6 +89,15 @@ def capability(device: torch.device) -> int:
         return 90
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may have on a device; an H200's where there is no GPU."""
+    if device.type != "cuda":
+        return TARGETS[90]
+    properties = torch.cuda.get_device_properties(device)
+    # What CUDA kernels get on request; torch's annotations leave it out, and AMD's cards have no more than the other.
+    return int(getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block))
 
 
 def with_further(listed: list[Production], sizes: Iterable[Production]) -> list[Production]:

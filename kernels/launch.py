@@ -19,6 +19,9 @@ PRECISIONS = ("tf32", "ieee", "bf16")
 OPTIONS = {"enable_fp_fusion": True}
 """For every kernel: a * b + c rounds once. Triton's own default is about to change."""
 
+TARGETS = {80: 163 * 1024, 90: 227 * 1024}
+"""Compute capabilities compiled for (A100; H100 and H200), and the shared memory in bytes that one program may have."""
+
 
 @dataclass(frozen=True)
 class Cost:

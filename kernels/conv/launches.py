@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..calls import Call
+from ..calls import Call, shared_memory
 from ..launch import Cost
 from .kernels import (
     convolution_dual_kernel,
@@ -60,9 +60,14 @@ def plan_split_sum(layer: Layer, splits: int, maps: int) -> Call:
 
 
 @lru_cache(maxsize=4096)
-def plan_weight_gradient(layer: Layer, *, pairs: int = 1) -> tuple[Call, int]:
-    """The first stage of a weight gradient, and into how many sums it splits the positions."""
-    tile, span = gradient_tile(layer, products=pairs)
+def plan_weight_gradient(layer: Layer, *, pairs: int = 1, shared: int | None = None) -> tuple[Call, int]:
+    """The first stage of a weight gradient, and into how many sums it splits the positions.
+
+    Args:
+        shared: bytes of shared memory that one program may have; None for what the layer's device has.
+    """
+    shared = shared_memory(layer.device) if shared is None else shared
+    tile, span = gradient_tile(layer, products=pairs, shared=shared)
     splits = triton.cdiv(layer.positions, span)
     tiles = gradient_programs(layer, tile) // layer.trajectories
     cost = Cost(layer.bytes(inputs=pairs, outputs=pairs, weights=splits), pairs * layer.flops)

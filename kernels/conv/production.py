@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..calls import Call, distinct
+from ..launch import TARGETS
 from ..published import EVERY, NEWEST, WIDTH
 from .launches import (
     plan_convolution,
@@ -49,9 +50,10 @@ def production() -> list[Production]:
             if splits > 1:
                 add(name, layer, plan_split_sum(layer, splits, 2), "mm", targets)
         for pairs in (1, 2)[:most]:
-            call, splits = plan_weight_gradient(layer, pairs=pairs)
-            add(f"{name}, {pairs} product{'s' * (pairs - 1)}", layer, call, "mmmmm", targets)
-            add(name, layer, plan_weight_gradient_sum(layer, splits, row, 3968, False), "mm", targets)
+            for target in TARGETS if targets is None else targets:
+                call, splits = plan_weight_gradient(layer, pairs=pairs, shared=TARGETS[target])
+                add(f"{name}, {pairs} product{'s' * (pairs - 1)}", layer, call, "mmmmm", (target,))
+                add(name, layer, plan_weight_gradient_sum(layer, splits, row, 3968, False), "mm", (target,))
 
     for batch, block, size in ((10, 2, 16), (10, 3, 8), (100, 2, 16), (100, 3, 8), (1000, 2, 16)):
         add_layer(f"32 px, block {block}, batch {batch}", Layer(1, batch, size, size, 128, 128))

@@ -1,6 +1,6 @@
 """Tiles of the convolutions: the one of least estimated time, from a fixed list.
 
-Functions of the layer alone, so that what is compiled ahead of time is what runs.
+Functions of the layer and of the card's shared memory alone, so that what is compiled ahead of time is what runs.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 import triton
 
 from .layer import TAPS, Layer
@@ -130,11 +131,18 @@ def _clocks(layer: Layer, tile: Tile, splits: int, products: int, loads: int) ->
 
 
 @lru_cache(maxsize=4096)
-def gradient_tile(layer: Layer, *, products: int = 1) -> tuple[Tile, int]:
-    """The tile of a weight gradient, and the positions that one program sums over (a multiple of the tile's)."""
+def gradient_tile(layer: Layer, *, products: int = 1, shared: int) -> tuple[Tile, int]:
+    """The tile of a weight gradient, and the positions that one program sums over (a multiple of the tile's).
+
+    Args:
+        shared: bytes of shared memory that one program may have. Where no tile of the list fits, it is the last one.
+    """
+    tiles = [
+        tile._replace(outputs=_block(layer.outputs, tile.outputs), inputs=_block(layer.inputs, tile.inputs))
+        for tile in _GRADIENT_TILES[layer.kind]
+    ]
     candidates: dict[tuple[Tile, int], None] = {}
-    for tile in _GRADIENT_TILES[layer.kind]:
-        tile = tile._replace(outputs=_block(layer.outputs, tile.outputs), inputs=_block(layer.inputs, tile.inputs))
+    for tile in [tile for tile in tiles if _gradient_bytes(layer, tile) <= shared] or tiles[-1:]:
         programs = gradient_programs(layer, tile)
         for splits in range(1, max(1, min(64, 2 * SMS // programs, layer.positions // tile.positions)) + 1):
             span = triton.cdiv(triton.cdiv(layer.positions, splits), tile.positions) * tile.positions
@@ -145,6 +153,17 @@ def gradient_tile(layer: Layer, *, products: int = 1) -> tuple[Tile, int]:
 def gradient_programs(layer: Layer, tile: Tile) -> int:
     """Programs that do not differ in their positions; each has three taps."""
     return 3 * layer.trajectories * triton.cdiv(layer.outputs, tile.outputs) * triton.cdiv(layer.inputs, tile.inputs)
+
+
+def _gradient_bytes(layer: Layer, tile: Tile) -> int:
+    """Shared memory of the compiled weight gradient: the most that a supported Triton takes (3.6 to 3.8).
+
+    The last stage's operands go straight to registers. Those of the outputs are rounded to bfloat16 once for three
+    products, and the rounded ones lie there too: for sm_90, and since Triton 3.8 also for sm_80.
+    """
+    outputs, inputs = tile.positions * tile.outputs, tile.positions * tile.inputs
+    rounded = outputs * torch.bfloat16.itemsize if layer.kind == "bf16" else 0
+    return (tile.stages - 1) * (3 * inputs + outputs) * layer.dtype.itemsize + rounded
 
 
 def _gradient_clocks(layer: Layer, tile: Tile, span: int, products: int) -> float:

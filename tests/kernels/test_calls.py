@@ -6,13 +6,15 @@ import ast
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from pad_fast.kernels.aot import Production
-from pad_fast.kernels.calls import Call, capability, distinct, moved, run_all, with_further
-from pad_fast.kernels.launch import OPTIONS, Cost, counting, dry_run
+from pad_fast.kernels.calls import Call, capability, distinct, moved, run_all, shared_memory, with_further
+from pad_fast.kernels.launch import OPTIONS, TARGETS, Cost, counting, dry_run
 
 from ..support.paths import ROOT
 
@@ -83,6 +85,15 @@ def test_moved_counts_every_tensor_once() -> None:
 
 def test_without_a_gpu_tiles_are_those_of_the_newest() -> None:
     assert capability(torch.device("cpu")) == capability(torch.device("meta")) == 90
+    assert shared_memory(torch.device("cpu")) == shared_memory(torch.device("meta")) == TARGETS[90]
+
+
+def test_a_card_has_the_shared_memory_that_its_driver_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = SimpleNamespace(shared_memory_per_block=48 * 1024, shared_memory_per_block_optin=99 * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: told)
+    assert shared_memory(torch.device("cuda:0")) == 99 * 1024
+    del told.shared_memory_per_block_optin
+    assert shared_memory(torch.device("cuda:0")) == 48 * 1024
 
 
 def test_equal_programs_are_one_production() -> None:

@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="Triton is not installed, so there are no k
 from pad_fast.errors import InputError
 from pad_fast.kernels import conv
 from pad_fast.kernels.conv import Layer, Weights, launches, operations, tiles
-from pad_fast.kernels.launch import counting, dry_run
+from pad_fast.kernels.launch import TARGETS, counting, dry_run
 
 from ..support.comparison import describe_difference, relative_error
 
@@ -185,8 +185,8 @@ def test_weight_gradients_split_over_positions(span, numbers, kernel_device, mon
     problem, tolerance = problem_of((1, 5, 7, 6, 17, 4), numbers, kernel_device)
     whole = tiles.gradient_tile
 
-    def split(layer: Layer, **_: Any) -> tuple[tiles.Tile, int]:
-        tile = whole(layer)[0]
+    def split(layer: Layer, **options: Any) -> tuple[tiles.Tile, int]:
+        tile = whole(layer, **options)[0]
         return tile, tile.positions * span
 
     monkeypatch.setattr(launches, "gradient_tile", split)
@@ -388,8 +388,24 @@ def test_programs_fill_the_machine(batch, size, least):
 def test_small_layers_get_small_blocks():
     tile, _ = tiles.convolution_tile(Layer(1, 100, 8, 8, 3, 20))
     assert (tile.outputs, tile.inputs) == (32, 16)
-    tile, span = tiles.gradient_tile(Layer(1, 100, 8, 8, 3, 20))
+    tile, span = tiles.gradient_tile(Layer(1, 100, 8, 8, 3, 20), shared=TARGETS[90])
     assert (tile.outputs, tile.inputs) == (32, 16) and span % tile.positions == 0
+
+
+def test_weight_gradients_get_tiles_that_the_card_has_shared_memory_for():
+    layers = {precision: Layer(1, 100, 16, 16, 128, 128, precision) for precision in ("bf16", "tf32")}
+
+    def tile(precision: str, shared: int) -> tiles.Tile:
+        return tiles.gradient_tile(layers[precision], shared=shared)[0]
+
+    # Triton 3.8 gives this one 176 KiB on either card, 3.6 and 3.7 do so on an H100; an A100 has 163.
+    assert tile("bf16", TARGETS[90]) == (64, 128, 64, 8, 3) == tile("bf16", 176 * 1024)
+    assert tile("bf16", TARGETS[80]) == (32, 64, 64, 4, 3) == tile("bf16", 176 * 1024 - 1)
+    assert tile("tf32", TARGETS[80]) == tile("tf32", TARGETS[90])
+    assert tile("bf16", 1024) == (32, 64, 64, 4, 3), "the smallest, where none fits"
+    call, _ = launches.plan_weight_gradient(layers["bf16"], shared=TARGETS[80])
+    assert (call.options["BLOCK_P"], call.options["num_warps"]) == (32, 4)
+    assert launches.plan_weight_gradient(layers["bf16"])[0].options["BLOCK_P"] == 64, "an H200's without a GPU"
 
 
 def test_costs_are_counted_without_running(monkeypatch, fresh_plans):

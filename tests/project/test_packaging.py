@@ -235,6 +235,43 @@ def test_a_required_extension_stops_the_install(unpacked: Path, tmp_path: Path) 
     assert "the extension cannot be built: /nonexistent cannot be run" in done.stdout
 
 
+def test_windows_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    # Read once before, for what it imports: the standard library has other files on Windows.
+    program = f"import runpy, sys; name = {str(ROOT / 'setup.py')!r}; runpy.run_path(name)\n"
+    program += "sys.platform = 'win32'; sys.argv[:] = [name, 'bdist_wheel']; runpy.run_path(name, run_name='__main__')"
+    done = run(sys.executable, "-c", program, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == "pad_fast runs on Linux and macOS; on Windows, install it inside WSL 2.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_links_of_the_description_lead_somewhere_on_a_package_index(build: ModuleType) -> None:
+    text = "[a](docs/a.md#b) ![p](docs/p.png) [w](https://w.org) [h](#here)"
+    source = "https://example.org/owner/name"
+    assert build.description(text, source).split(" ") == [
+        f"[a]({source}/blob/HEAD/docs/a.md#b)",
+        f"![p]({source}/raw/HEAD/docs/p.png)",
+        "[w](https://w.org)",
+        "[h](#here)",
+    ]
+    assert build.description("[a](docs/a.md) ![p](p.png) [w](https://w.org)", None) == "a p [w](https://w.org)"
+
+
+@pytest.mark.slow
+def test_the_wheel_describes_itself(dists: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(dists[1]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        fields, _, description = wheel.read(name).decode().partition("\n\n")
+    lines = fields.splitlines()
+    assert "Description-Content-Type: text/markdown" in lines
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["urls"] and {f"Project-URL: {key}, {url}" for key, url in project["urls"].items()} <= set(lines)
+    links = re.findall(r"\]\(([^)\s]+)\)", description)
+    assert description.startswith("# pad_fast\n") and all(link.startswith("https://") for link in links), links
+    # torch brings the Triton that it works with; another one beside it is what this must not ask for.
+    assert not any(line.startswith("Requires-Dist: triton") and "extra ==" not in line for line in lines)
+
+
 def test_the_version_is_stated_once() -> None:
     assert pad_fast.__version__ == __version__
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)

@@ -10,7 +10,8 @@ import yaml
 
 from ..support.paths import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, TOOLS = SETTINGS["project"], SETTINGS["tool"]
 
 
 def read(name: str) -> dict[str, Any]:
@@ -34,9 +35,20 @@ def test_continuous_integration_calls_the_script_on_every_python_from_the_oldest
     job = read(".github/workflows/ci.yml")["jobs"]["test"]
     assert {"run": "bash .ci/run"} in job["steps"] and (ROOT / ".ci" / "run").is_file()
     versions = job["strategy"]["matrix"]["python"]
-    assert versions[0] == PROJECT["requires-python"].removeprefix(">=") and versions == ["3.11", "3.12", "3.13"]
-    built = read(".github/workflows/wheels.yml")["jobs"]["linux-x86_64"]["steps"][1]["env"]["CIBW_BUILD"]
-    assert built.split() == [f"cp{version.replace('.', '')}-manylinux_x86_64" for version in versions]
+    assert versions[0] == PROJECT["requires-python"].removeprefix(">=") and versions == ["3.11", "3.12", "3.13", "3.14"]
+    listed = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if "Python :: 3." in line]
+    assert listed == versions
+
+
+def test_wheels_are_built_for_every_python_and_tried_with_the_extension() -> None:
+    settings = TOOLS["cibuildwheel"]
+    versions = read(".github/workflows/ci.yml")["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert settings["build"].split() == [f"cp{version.replace('.', '')}-*" for version in versions]
+    assert settings["environment"]["PAD_FAST_REQUIRE_EXTENSION"] == "1"
+    assert any("extension.available()" in command for command in settings["test-command"])
+    job = read(".github/workflows/wheels.yml")["jobs"]["wheels"]
+    assert job["strategy"]["matrix"]["machine"] == ["ubuntu-latest", "ubuntu-24.04-arm", "macos-14"]
+    assert any(step.get("uses", "").startswith("pypa/cibuildwheel@") for step in job["steps"])
 
 
 def test_the_citation_names_every_paper_that_the_readme_names() -> None:
