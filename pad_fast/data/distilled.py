@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -34,6 +32,7 @@ EXPORTS = ("png", "npz", "hf", "ddranking", "trio")
 _WHAT, _WAY_OUT = "distilled set", "repeat the run that wrote it, or bring it back from a copy"
 _SUFFIXES = (".safetensors", ".npz", ".npy", ".pt")
 _NAMED = 5  # of many files or folders, in a message
+_CELL = 48  # pixels that an image is high in a notebook, at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,19 +95,14 @@ class DistilledDataset:
         targets = self.targets[index]
         return self.images[index], targets.softmax(-1) if targets.is_floating_point() else targets
 
-    def _repr_html_(self) -> str:
-        """In notebooks: the images by class, and what :meth:`__repr__` says."""
+    def _repr_png_(self) -> bytes:
+        """In notebooks: the images, a row for each class."""
         silent = self.whitening is None
         shown = to_bytes(self.images if silent else self.pixels(), stretch=silent)
-        names, sheet = sheet_of(shown, self.labels, self._names, columns=10)
-        address = base64.b64encode(pngs.png_files(sheet.permute(2, 0, 1)[None].float() / 255, "the sheet")[0]).decode()
-        height, moved = 48 * len(names), int(self.moved.sum())
-        note = f"; the soft labels of {moved} have moved to another class" if moved else ""
-        return (
-            f"<figure><img alt='images by class' style='height:{height}px;image-rendering:pixelated' "
-            f"src='data:image/png;base64,{address}'><figcaption>{html.escape(repr(self) + note)}<br>"
-            f"rows: {html.escape(', '.join(names))}</figcaption></figure>"
-        )
+        _, sheet = sheet_of(shown, self.labels, self._names, columns=10)
+        times = -(-_CELL // self.images.shape[2])  # every pixel becomes a square
+        large = sheet.repeat_interleave(times, 0).repeat_interleave(times, 1)
+        return pngs.png_files(large.permute(2, 0, 1)[None].float() / 255, "the sheet")[0]
 
     def to(self, device: str | torch.device) -> DistilledDataset:
         """The same set with images and labels on a device."""

@@ -67,7 +67,7 @@ def _soft(labels: Tensor, path: Path, labels_are: str | None) -> Tensor:
     if labels_are is None:
         if _one_hot(labels):
             return _hard(labels, path)
-        warnings.warn(f"the labels of {path} are probabilities, and are read as such, not as logits", stacklevel=6)
+        warnings.warn(f"the labels of {path} are probabilities, and are read as such, not as logits", stacklevel=7)
     return labels.clamp_min(torch.finfo(labels.dtype).tiny).log()
 
 

@@ -215,7 +215,7 @@ def test_on_the_command_line(kind: str, tmp_path: Path, monkeypatch: pytest.Monk
     words = [word for name, value in TINY.items() if name != "eval_baselines" for word in flags({name: value})]
     command("distill", "--dataset", source, "--out", out, "--no-eval-baselines", "--quiet", *words)
     command("evaluate", out, "--eval-networks", 1, "--eval-epochs", 1, "--no-eval-baselines", "--quiet")
-    assert pad_fast.load(out).config["dataset"] == source
+    assert pad_fast.load(out).config["dataset"] == (f"imagefolder:{source}" if kind == "path" else source)
 
 
 def test_a_path_object_is_recorded_in_words(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_one_network_has_no_standard_deviation():
     lines = report.table().splitlines()
     assert "+-" not in report.table() and lines[1].endswith("MLP       30.0  (1 network)")
     assert lines[2].endswith("  8.2  (1 network)") and lines[3].endswith("LRS 0.250  (1 network)")
-    assert "\u00b1" not in str(accuracy_section(rows)) + str(robust_section(report.scores))
+    assert "\u00b1" not in str(accuracy_section(rows, rows[:1])) + str(robust_section(report.scores))
     mixed = EvaluationReport((rows[0], AccuracyRow("random real", "MLP", (8.0, 9.0)))).table().splitlines()
     assert mixed[2].endswith("8.5 +- 0.7  (2 networks)") and len(mixed[1]) == len(mixed[2]) - 1
 

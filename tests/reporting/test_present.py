@@ -403,9 +403,9 @@ def test_a_label_that_has_moved_is_told_by_picture_and_page(run):
     dataclasses.replace(distilled, label_logits=logits).save(run)
     page = page_of(run)
     cells = [e["aria-label"] or "" for e in page.all("span") if e.get("class") == "cell"][:10]
-    moved = [index for index, spoken in enumerate(cells) if "the label has moved to" in spoken]
-    assert moved == [3, 8] and cells[3].endswith("the label has moved to 5")
-    assert "2 soft labels have moved to another class." in page.text
+    moved = [index for index, spoken in enumerate(cells) if "its label now says" in spoken]
+    assert moved == [3, 8] and cells[3].endswith("its label now says 5")
+    assert "The label of 2 of 10 images says another class most, which stands under them." in page.text
     assert Image.open(run / "images.png").size[1] > plain[1], "a line says what the frames mean"
 
 
