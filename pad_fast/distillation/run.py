@@ -11,15 +11,12 @@ from typing import Any
 from ..errors import DistillationStopped, RankLost
 from ..runtime import distributed
 from ..runtime.progress import Progress
-from ..settings.config import Config
 from .back_off import BackOff, Fault
 from .iterations import Iterations
 from .metrics import METRICS, MetricsLog
 from .rate_search import find_rate, has_gradient, is_due, prepare
+from .skipping import PATIENCE, require_update
 from .state import CHECKPOINT, State
-
-PATIENCE = 50
-"""A run whose first this many iterations are all skipped is stopped: nothing would ever be updated."""
 
 
 def run(
@@ -78,7 +75,7 @@ def run(
                 if observe is not None:
                     observe(row)
                 if not config.back_off:
-                    _require_progress(state, config, history)
+                    require_update(state, config, history)
 
         def advance(count: int) -> None:
             """Begin iterations until so many are begun."""
@@ -101,13 +98,14 @@ def run(
 
         try:
             if not config.back_off:
-                _require_progress(state, config, history)
+                require_update(state, config, history)
             for count in pending:
                 advance(count + 1)
             while begun:  # of which one may go wrong, and be followed by others
                 settle(0)
                 advance(config.iterations)
             state.require_same()
+            require_update(state, config, history)
         except DistillationStopped as error:
             save()
             way_out = (
@@ -129,19 +127,6 @@ def run(
     summary = back_off.summary(state)
     if summary is not None:
         progress.say(summary)
-
-
-def _require_progress(state: State, config: Config, history: Sequence[Mapping[str, float]]) -> None:
-    # A run that was stopped here is stopped again when it is repeated, which goes on from its checkpoint.
-    if PATIENCE <= state.iteration == state.skipped and config.threshold is not None:
-        typical = sorted(row["loss"] for row in history)[len(history) // 2]
-        raise DistillationStopped(
-            f"all of the first {PATIENCE} iterations were skipped: the matching loss (median {typical:.3g}) is above "
-            f"the threshold {config.threshold:g}, so nothing would ever be updated. The student moves away from the "
-            f"experts, usually because its learning rate is too large: start it at the experts' (lr_init is "
-            f"{config.lr_init:g}, lr_expert {config.lr_expert:g}), lower syn_steps ({config.syn_steps}), or raise "
-            "threshold"
-        )
 
 
 def _detail(history: Sequence[Mapping[str, float]], state: State) -> str:

@@ -34,6 +34,7 @@ import torch
 
 from ..data import ImageDataset, Normalization, fit_normalization
 from ..data.distilled import DistilledDataset, load
+from ..distillation.skipping import hardly_updated
 from ..distillation.state import State
 from ..engines.triton.engine import chosen_convolutions
 from ..errors import StoreError
@@ -321,6 +322,9 @@ class Pipeline:
         config = self.config
         path = self.out / EVALUATION
         name = config.method.upper()
+        if hardly := hardly_updated(distilled.history):
+            self.progress.say(f"distill: {hardly}")
+            name += ", hardly updated"
         sets = {name: distilled}
         written = [self.out / DISTILLED]
         if config.validation_fraction:

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..distillation.skipping import hardly_updated
 from ..errors import DistillationStopped, PadFastError
 from ..experts import Curriculum, curriculum_of
 from ..runs.folder import (
@@ -145,7 +146,7 @@ def report_data(run: RunFolder) -> ReportData:
         stages=run.stages,
         training_images=sum(map(len, preview.scores)) if preview is not None and preview.scores else None,
         status=status,
-        notes=run.notes,
+        notes=(*run.notes, *filter(None, [hardly_updated(run.history) if run.finished else None])),
     )
 
 

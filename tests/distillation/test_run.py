@@ -17,8 +17,9 @@ from pad_fast.data import DSA
 from pad_fast.distillation import trajectory_matching
 from pad_fast.distillation.iterations import make_mask
 from pad_fast.distillation.metrics import MetricsLog, read_history, read_metrics
-from pad_fast.distillation.run import PATIENCE, run
+from pad_fast.distillation.run import run
 from pad_fast.distillation.schedule import draw_iteration
+from pad_fast.distillation.skipping import PATIENCE
 from pad_fast.distillation.state import State
 from pad_fast.distillation.trajectory_matching import Loop
 from pad_fast.errors import DistillationStopped, InputError, StoreError

@@ -13,7 +13,7 @@ import torch
 import pad_fast
 from pad_fast import DistilledDataset, Progress
 from pad_fast.cli.main import main
-from pad_fast.distillation.run import PATIENCE
+from pad_fast.distillation.skipping import PATIENCE
 from pad_fast.errors import ConfigError, DatasetError, DistillationStopped, StoreError
 from pad_fast.pipeline import pipeline
 from pad_fast.pipeline.sweep import sweep

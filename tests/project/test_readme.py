@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -59,25 +60,38 @@ def test_commands(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_cifar_command_on_a_folder_of_images(tmp_path):
-    """The command of the README, with a small image folder in place of CIFAR-10."""
-    import torch
-    from PIL import Image
+def test_the_command_for_images_of_ones_own(tmp_path):
+    """On discs, squares and triangles of any colour, at any place: PAD is better than as many random images."""
+    import numpy as np
+    from PIL import Image, ImageDraw
 
-    draws = torch.Generator().manual_seed(0)
-    for split, count in (("train", 6), ("test", 2)):
-        for label in ("cat", "dog", "emu"):
+    draws = np.random.default_rng(0)
+    for split, count in (("train", 55), ("test", 40)):
+        for label in ("disc", "square", "triangle"):
             (tmp_path / "data" / split / label).mkdir(parents=True)
             for index in range(count):
-                pixels = torch.randint(0, 256, (32, 32, 3), generator=draws, dtype=torch.uint8)
-                Image.fromarray(pixels.numpy()).save(tmp_path / "data" / split / label / f"{index}.png")
+                colours = [tuple(draws.integers(0, 256, 3).tolist()) for _ in range(2)]
+                image = Image.new("RGB", (32, 32), colours[0])
+                r = int(draws.integers(6, 12))
+                x, y = draws.integers(r, 32 - r, 2).tolist()
+                pen, box = ImageDraw.Draw(image), [x - r, y - r, x + r, y + r]
+                if label == "disc":
+                    pen.ellipse(box, fill=colours[1])
+                elif label == "square":
+                    pen.rectangle(box, fill=colours[1])
+                else:
+                    pen.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=colours[1])
+                image.save(tmp_path / "data" / split / label / f"{index}.png")
     (block,) = [block for block in blocks("text") if "imagefolder:DIR" in block]
     words = shlex.split(block.replace("\\\n", " ").replace("imagefolder:DIR", f"imagefolder:{tmp_path / 'data'}"))
-    command = [sys.executable, "-m", "pad_fast.cli", *words[1:], "--threshold", "none", "--lr-lr", "0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "pad_fast.cli", *words[1:], "--out", "run"],
+        cwd=tmp_path, capture_output=True, text=True, env=environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "PAD" in done.stdout
+    rows = {row["name"]: row for row in json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"]}
+    assert np.mean(rows["PAD"]["accuracies"]) > np.mean(rows["random real"]["accuracies"]), done.stdout
 
 
 def test_links_and_names_exist():

@@ -297,13 +297,13 @@ def test_a_killed_rank_ends_the_run_and_it_can_be_resumed(undisturbed, tmp_path,
     assert time.monotonic() - begun < 20
     status, _, messages = results[1 - victim]
     assert status == 2 and f"pad-fast, rank {1 - victim}: error: rank {1 - victim} of 2 lost another rank" in messages
-    assert "--resume" in messages
+    assert "repeating the command continues" in messages
     iterations = int(json.loads(read_header(out / "checkpoint"))["iteration"])
     if victim == 0:
         assert iterations == 10, "its last checkpoint is what the main rank leaves"
         return
     assert 13 <= iterations < 40, "the main rank saves where it has come to"
-    for status, _, messages in finish(distill_again(undisturbed[0], out, "--resume")):
+    for status, _, messages in finish(distill_again(undisturbed[0], out)):
         assert status == 0, messages
     for name in ("metrics.jsonl", "checkpoint", "distilled.safetensors", "evaluation.json", "images.png"):
         assert (out / name).read_bytes() == (undisturbed[0] / name).read_bytes(), name

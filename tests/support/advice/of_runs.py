@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pad_fast import DistilledDataset, distill, evaluate, load, load_dataset, resume
+from pad_fast.cli.output import print_run
 from pad_fast.pipeline.sweep import sweep
 from pad_fast.runs.film import FILM, read_film
 from pad_fast.runs.folder import read_run
@@ -39,6 +40,14 @@ def run(folder: Path, *, data: Any = DATA, **changes: Any) -> DistilledDataset:
 def matched(folder: Path, **changes: Any) -> DistilledDataset:
     """Distribution matching."""
     return run(folder, method="dm", threshold=None, **changes)
+
+
+def hardly(folder: Path, **changes: Any) -> DistilledDataset:
+    """A run that updates its images once in 60 iterations, by hardly anything."""
+    still = {"iterations": 60, "lr_img": 1e-9, "lr_y": 1e-9, "lr_lr": 1e-15}
+    free = run(folder / "free", threshold=None, **still)
+    first, second, *_ = sorted({row["loss"] for row in free.history})
+    return run(folder, **{**still, "threshold": (first + second) / 2, **changes})
 
 
 def few(size: int) -> Any:
@@ -141,6 +150,15 @@ RUNS = (
         lambda tmp: run(tmp, threshold=1e-6, iterations=60),
         "raise threshold",
         lambda tmp: run(tmp, threshold=5.0, iterations=3, overwrite=True),
+    ),
+    Entry(
+        "a threshold that nearly nothing passes",
+        lambda tmp: print_run(hardly(tmp)),
+        r"raise threshold, or use back_off=True \(--back-off\)",
+        lambda tmp: in_turn(
+            lambda: print_run(hardly(tmp, threshold=5.0, overwrite=True)),
+            lambda: print_run(hardly(tmp, back_off=True, overwrite=True)),
+        ),
     ),
     Entry(
         "dm that diverges",
