@@ -80,6 +80,9 @@ def test_commands_begin_with_the_data(
 ) -> None:
     source = f"imagefolder:{pictures}"
     words = flags({name: SMALL[name] for name in STAGES[stage]})
+    if stage == "distill":
+        # Noise is not learned in a few iterations; a run of which nearly all are skipped ends as an error.
+        words += ["--threshold", "none", "--lr-lr", "0"]
     command(stage, "--dataset", source, "--out", tmp_path / "out", "--zca", *words)
     said = capfd.readouterr().err.splitlines()
     assert said[0].startswith(f"data: {pictures}: 100% 240/240")
