@@ -118,30 +118,29 @@ class Trial:
     def _find_teachers(self, jobs: Sequence[Job]) -> None:
         """Those of the jobs that are still to be done; first, because they are networks of the table themselves."""
         for job in jobs:
-            taught = job.trained_on.teacher
-            key = job.network.spec, taught
-            if taught is not None and key not in self._teachers and self.results.get(self.describe(job)) is None:
-                self._teachers[job.network.spec, taught] = self.teacher(job.network.spec, taught)
+            spec, taught = job.network.spec, job.trained_on.teacher
+            if taught is None or (spec, taught) in self._teachers or self.results.get(self.describe(job)) is not None:
+                continue
+            self._teachers[spec, taught] = self.teacher(spec, taught)
 
     def soft_labels(self, spec: NetworkSpec, full: TrainingSet) -> Tensor:
         """Logits `[N, classes]` of all training images under network 0 of the full set."""
-        described = {**self.describe(self._first(spec, full)), "result": "training logits"}
-        if self.results.get(described) is None:
-            self._teach(spec, full)
-        known = self.results.get(described)
-        assert known is not None
-        return known["logits"].to(self.device)
+        return self._learned(spec, full, "training logits")["logits"].to(self.device)
 
     def teacher(self, spec: NetworkSpec, full: TrainingSet) -> nn.Module:
         """Network 0 of the full set in eval mode."""
-        described = {**self.describe(self._first(spec, full)), "result": "network"}
+        module = spec.build(self.seed, "teacher").module
+        module.load_state_dict(self._learned(spec, full, "network"))
+        return module.to(self.device).eval()
+
+    def _learned(self, spec: NetworkSpec, full: TrainingSet, result: str) -> dict[str, Tensor]:
+        """What :meth:`_teach` keeps under that name; it is trained where it is not there."""
+        described = {**self.describe(self._first(spec, full)), "result": result}
         if self.results.get(described) is None:
             self._teach(spec, full)
         known = self.results.get(described)
         assert known is not None
-        module = spec.build(self.seed, "teacher").module
-        module.load_state_dict(known)
-        return module.to(self.device).eval()
+        return known
 
     def _teach(self, spec: NetworkSpec, full: TrainingSet) -> None:
         """Train and test network 0 of the full set, and keep it with the logits of what it was trained on."""
