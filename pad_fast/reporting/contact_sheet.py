@@ -38,7 +38,7 @@ def image_grid(
     max_classes: int = 100,
     title: str | None = None,
     stretch: bool = False,
-    favoured: Tensor | None = None,
+    moved: Tensor | None = None,
 ) -> Image.Image:
     """Draw images in rows by class, each row labelled with its class name.
 
@@ -60,8 +60,8 @@ def image_grid(
         title: a line above the grid.
         stretch: map each image's 1st to 99th percentile to [0, 1], for images that are not in [0, 1]
             (whitened ones, say); the clamp of the default keeps images comparable.
-        favoured: class that each image's soft label is largest at, int64 [N]: where it is another than its label's, the
-            image has a frame, and a line says what frames mean.
+        moved: whether each image's soft label is largest at another class than its label's, bool [N]: such an image has
+            a frame, and a line says what frames mean.
 
     Returns:
         An RGB `PIL.Image.Image` on white.
@@ -85,7 +85,7 @@ def image_grid(
     shown = [index for row in rows for index in row.shown]
     images = dict(zip(shown, _enlarged(gray_unless_rgb(to_bytes(pixels[shown], stretch=stretch)), cell), strict=True))
     layout = _arrange(rows, *images[shown[0]].shape[:2])
-    framed = set() if favoured is None else {index for index in shown if favoured[index] != labels[index]}
+    framed = set() if moved is None else {index for index in shown if moved[index]}
     remarks = [f"+{classes_left} more classes"] if classes_left else []
     if framed:
         remarks.append(f"framed ({len(framed)}): the soft label has moved to another class")

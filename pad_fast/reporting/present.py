@@ -174,7 +174,7 @@ def _present(run: RunFolder, page: Path, *, refresh: int | None) -> Path:
             distilled.labels,
             class_names(distilled),
             stretch=distilled.whitening is None,
-            favoured=None if distilled.label_logits is None else distilled.label_logits.argmax(-1),
+            moved=distilled.moved,
         )
         files.write_bytes(page.parent / PICTURE, png_bytes(drawn))
     return files.write_text(page, render_report(report_data(run), refresh=refresh))

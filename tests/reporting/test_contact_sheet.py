@@ -203,8 +203,10 @@ def test_images_whose_label_has_moved_are_framed_in_the_gaps() -> None:
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     plain = image_grid(images, labels, ["a", "b"], cell=64)
-    assert png_bytes(image_grid(images, labels, ["a", "b"], cell=64, favoured=labels)) == png_bytes(plain)
-    sheet = image_grid(images, labels, ["a", "b"], cell=64, favoured=torch.tensor([1, 0, 0, 1, 1, 0]))
+    assert png_bytes(
+        image_grid(images, labels, ["a", "b"], cell=64, moved=torch.zeros(len(labels), dtype=torch.bool))
+    ) == png_bytes(plain)
+    sheet = image_grid(images, labels, ["a", "b"], cell=64, moved=torch.tensor([1, 0, 0, 1, 1, 0]) != labels)
     frame = (214, 96, 0)
     assert area(plain, frame) == 0 and area(sheet, frame) == 2 * (70 * 70 - 64 * 64)
     low, high = plain.size[1] - 20, sheet.size[1] - 20  # a line longer, whose words are below the images
